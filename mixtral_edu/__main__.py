@@ -1,0 +1,66 @@
+"""The command line: `python -m mixtral_edu COMMAND …`; each command has `--help`."""
+
+import argparse
+import json
+from pathlib import Path
+
+import mixtral_edu
+
+
+def _train(arguments: argparse.Namespace) -> None:
+    import torch
+
+    from mixtral_edu.recipes import train_recipe
+
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    train_recipe(arguments.recipe, arguments.out, steps=arguments.steps, tokenizer=arguments.tokenizer,
+                 cache=arguments.cache, device=arguments.device)
+
+
+def _evaluate(arguments: argparse.Namespace) -> None:
+    from mixtral_edu import MixtralForCausalLM, MixtralTokenizer
+    from mixtral_edu.evaluation import evaluate
+    from mixtral_edu.recipes import RECIPES
+
+    model = MixtralForCausalLM.from_pretrained(arguments.model, dtype="float32")
+    tokenizer = MixtralTokenizer.from_pretrained(arguments.model)
+    domains = arguments.domains or list(RECIPES["tiny"].shares)
+    text = json.dumps(evaluate(model, tokenizer, domains, cache=arguments.cache), indent=1)
+    print(text)
+    if arguments.json:
+        arguments.json.write_text(text + "\n", encoding="utf-8")
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Parse the command line and run the command."""
+    parser = argparse.ArgumentParser(prog="python -m mixtral_edu", description=mixtral_edu.__doc__)
+    parser.add_argument("--version", action="version", version=mixtral_edu.__version__)
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+
+    train = commands.add_parser("train", help="train one of the bundled models again")
+    train.add_argument("--recipe", required=True, metavar="NAME", help="tiny (plain text) or tiny-instruct (answers)")
+    train.add_argument("--out", required=True, type=Path, metavar="FOLDER", help="where to write it; an interrupted run goes on")
+    train.add_argument("--steps", type=int, help="instead of the recipe's number")
+    train.add_argument("--tokenizer", metavar="NAME", help="use this one instead of training one: a name, folder or file")
+    train.add_argument("--cache", type=Path, metavar="FOLDER", help="where downloaded sources are kept")
+    train.add_argument("--device", default="cpu")
+    train.add_argument("--threads", type=int, help="processor threads")
+    train.set_defaults(run=_train)
+
+    evaluate = commands.add_parser("evaluate", help="measure a trained model: bits per byte, answers, experts")
+    evaluate.add_argument("model", help="tiny, tiny-instruct, or a checkpoint folder with a tokenizer")
+    evaluate.add_argument("--domains", nargs="+", metavar="DOMAIN", help="held-out texts to read; all by default")
+    evaluate.add_argument("--cache", type=Path, metavar="FOLDER", help="where downloaded sources are kept")
+    evaluate.add_argument("--json", type=Path, metavar="FILE", help="write the figures here too")
+    evaluate.set_defaults(run=_evaluate)
+
+    arguments = parser.parse_args(argv)
+    try:
+        arguments.run(arguments)
+    except (ValueError, OSError) as error:
+        parser.exit(1, f"{parser.prog}: {error}\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,142 @@
+"""Grouped-query attention, and the interchangeable backends that compute it.
+
+    weights = softmax(q kᵀ / √Dh + mask)          out = weights v
+
+Hq query heads share Hkv key-value heads: query heads h·G … h·G + G - 1 (G = Hq / Hkv) look at key-value head h. Keys and
+values are never copied per query head; the G query heads of a group become more rows of one product instead.
+
+Source: Ainslie et al. 2023, arXiv 2305.13245 (grouped queries); Mistral 7B, arXiv 2310.06825 (sliding window).
+"""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mixtral_edu.cache import CacheStep
+from mixtral_edu.config import MixtralConfig
+from mixtral_edu.masks import Visibility
+from mixtral_edu.rope import apply_rotary
+
+# Queries a block when a window is shorter than the text: small enough to skip most keys that no query of the block
+# sees, large enough for efficient products.
+_BLOCK = 64
+
+
+def eager_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float = 0.0) -> tuple[Tensor, Tensor]:
+    """Attention as its formula says, each step in the open.
+
+    Args:
+        q: (B, Hq, T, Dh).
+        k: (B, Hkv, S, Dh).
+        v: (B, Hkv, S, Dh).
+        mask: (B or 1, 1, T, S), True where a query may attend; None if everywhere.
+        dropout: share of weights that is dropped.
+
+    Returns:
+        The output (B, Hq, T, Dh) and the weights (B, Hq, T, S), zero in rows that may attend nowhere.
+    """
+    B, Hq, T, Dh = q.shape
+    Hkv, S = k.shape[1:3]
+    q = q.reshape(B, Hkv, -1, Dh)  # (B, Hkv, G*T, Dh)
+    scores = (q @ k.transpose(2, 3) * Dh**-0.5).view(B, Hq, T, S)
+    if mask is not None:
+        scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)  # not -inf: a row without keys stays finite
+    weights = scores.softmax(dim=-1, dtype=torch.float32).to(q.dtype)
+    if mask is not None:
+        weights = weights.masked_fill(~mask, 0)
+    dropped = F.dropout(weights, dropout)
+    out = dropped.view(B, Hkv, -1, S) @ v  # (B, Hkv, G*T, Dh)
+    return out.view(B, Hq, T, Dh), weights
+
+
+def sdpa_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float = 0.0,
+                   is_causal: bool = False) -> Tensor:
+    """The same through PyTorch's fused kernel, which never holds all scores at once; shapes as in `eager_attention`."""
+    B, Hq, T, Dh = q.shape
+    if T == 1:  # the queries of a group see the same keys: rows of one query, and nothing to repeat
+        out = F.scaled_dot_product_attention(q.reshape(B, k.shape[1], -1, Dh), k, v, mask, dropout)
+        return out.reshape(B, Hq, T, Dh)
+    return F.scaled_dot_product_attention(q, k, v, mask, dropout, is_causal, enable_gqa=True)
+
+
+def attend_eager(q: Tensor, k: Tensor, v: Tensor, visibility: Visibility, dropout: float = 0.0) -> Tensor:
+    """Backend "eager": `eager_attention`, in blocks where a window makes that cheaper."""
+    if _window_cuts(visibility):
+        return _in_blocks(lambda *block: eager_attention(*block, dropout)[0], q, k, v, visibility)
+    return eager_attention(q, k, v, None if visibility.all_visible else visibility.mask, dropout)[0]
+
+
+def attend_sdpa(q: Tensor, k: Tensor, v: Tensor, visibility: Visibility, dropout: float = 0.0) -> Tensor:
+    """Backend "sdpa": `sdpa_attention`, in blocks where a window makes that cheaper, without a mask where none is needed."""
+    if _window_cuts(visibility):
+        return _in_blocks(lambda *block: sdpa_attention(*block, dropout), q, k, v, visibility)
+    if visibility.all_visible:
+        return sdpa_attention(q, k, v, None, dropout)
+    if visibility.plain_causal:
+        return sdpa_attention(q, k, v, None, dropout, is_causal=True)
+    return sdpa_attention(q, k, v, visibility.mask, dropout)
+
+
+ATTENTION_BACKENDS: dict[str, Callable[..., Tensor]] = {"eager": attend_eager, "sdpa": attend_sdpa}
+
+
+def _window_cuts(visibility: Visibility) -> bool:
+    T, S = visibility.query_positions.shape[1], visibility.key_positions.shape[1]
+    return visibility.window is not None and T > 1 and S > visibility.window + _BLOCK
+
+
+def _in_blocks(attend: Callable[..., Tensor], q: Tensor, k: Tensor, v: Tensor, visibility: Visibility) -> Tensor:
+    """Blocks of queries against only the keys that their windows reach: O(T·W) time and memory."""
+    outs = [attend(q[:, :, queries], k[:, :, keys], v[:, :, keys], mask)
+            for queries, keys, mask in visibility.blocks(_BLOCK)]
+    return torch.cat(outs, dim=2)
+
+
+class GroupedQueryAttention(nn.Module):
+    """Self-attention of one layer: project, rotate, attend, project back.
+
+    Raises:
+        ValueError: `config.attn_implementation` names no backend.
+    """
+
+    def __init__(self, config: MixtralConfig, layer: int):
+        super().__init__()
+        if config.attn_implementation not in ATTENTION_BACKENDS:
+            raise ValueError(f"attn_implementation={config.attn_implementation!r}: one of {sorted(ATTENTION_BACKENDS)} is wanted")
+        self.config, self.layer = config, layer
+        D, Dh = config.hidden_size, config.head_dim
+        self.q_proj = nn.Linear(D, config.num_attention_heads * Dh, bias=False)
+        self.k_proj = nn.Linear(D, config.num_key_value_heads * Dh, bias=False)
+        self.v_proj = nn.Linear(D, config.num_key_value_heads * Dh, bias=False)
+        self.o_proj = nn.Linear(config.num_attention_heads * Dh, D, bias=False)
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, visibility: Visibility, cache_step: CacheStep | None = None,
+                output_attentions: bool = False) -> tuple[Tensor, Tensor | None]:
+        """Let each token gather from those it may see.
+
+        Args:
+            x: (B, T, D), normalised.
+            cos, sin: rotary tables (B or 1, T, Dh) of the tokens' positions.
+            visibility: between the T queries and the S keys.
+            cache_step: stores the new keys and values and brings the older ones.
+            output_attentions: return the weights too, which the eager backend alone has.
+
+        Returns:
+            (B, T, D), and the weights (B, Hq, T, S) or None.
+        """
+        B, T, _ = x.shape
+        Dh = self.config.head_dim
+        q = self.q_proj(x).view(B, T, -1, Dh).transpose(1, 2)  # (B, Hq, T, Dh)
+        k = self.k_proj(x).view(B, T, -1, Dh).transpose(1, 2)  # (B, Hkv, T, Dh)
+        v = self.v_proj(x).view(B, T, -1, Dh).transpose(1, 2)  # (B, Hkv, T, Dh)
+        q, k = apply_rotary(q, cos, sin), apply_rotary(k, cos, sin)
+        if cache_step is not None:
+            k, v = cache_step.update(self.layer, k, v)  # (B, Hkv, S, Dh)
+        dropout = self.config.attention_dropout if self.training else 0.0
+        if output_attentions:
+            out, weights = eager_attention(q, k, v, visibility.mask, dropout)
+        else:
+            out, weights = ATTENTION_BACKENDS[self.config.attn_implementation](q, k, v, visibility, dropout), None
+        return self.o_proj(out.transpose(1, 2).reshape(B, T, -1)), weights

@@ -1,0 +1,45 @@
+"""Training of a byte-fallback BPE vocabulary, with the settings of Mixtral's own."""
+
+import io
+from collections.abc import Iterable
+
+import sentencepiece
+
+SETTINGS = dict(
+    model_type="bpe",
+    unk_id=0,
+    bos_id=1,
+    eos_id=2,
+    pad_id=-1,
+    byte_fallback=True,
+    split_digits=True,
+    normalization_rule_name="identity",
+    remove_extra_whitespaces=False,
+    add_dummy_prefix=True,
+    allow_whitespace_only_pieces=True,
+    character_coverage=0.9995,
+    max_sentence_length=1_000_000,  # bytes; a longer line would be left out in silence
+    num_threads=1,  # the number is written into the model file, so it must not depend on the machine
+    minloglevel=2,
+)
+
+
+def train_bpe(texts: Iterable[str], vocab_size: int) -> bytes:
+    """Train on the lines of `texts` and return the content of a SentencePiece model file.
+
+    Ids 0, 1, 2 are `<unk>`, `<s>`, `</s>`, and 3 to 258 the 256 bytes. Each digit is a token, runs of spaces may be
+    one, and a line break is always its byte piece. The same texts in the same order give the same bytes.
+
+    Raises:
+        ValueError: the texts are too small for `vocab_size` pieces, or hold too many different characters.
+    """
+    model = io.BytesIO()
+    lines = (line for text in texts for line in text.split("\n") if line)
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=lines, model_writer=model, vocab_size=vocab_size, **SETTINGS
+        )
+    except RuntimeError as error:
+        reason = str(error).rpartition("] ")[2] or "there is no text"
+        raise ValueError(f"vocab_size={vocab_size} does not suit these texts: {reason}") from error
+    return model.getvalue()

@@ -1,0 +1,195 @@
+"""Checkpoints in the Hugging Face layout: a `config.json` beside safetensors files under the published names."""
+
+import warnings
+from dataclasses import replace
+from math import prod
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.overrides import TorchFunctionMode
+
+from mixtral_edu.config import MixtralConfig
+from mixtral_edu.files import find_folder, replace_folder
+from mixtral_edu.placement import FLOATS, choose_device, choose_dtype, dtype_name, require_memory
+from mixtral_edu.shards import WEIGHT_FILES, StoredTensor, parse_size, stored_tensors, summary, write_shards
+
+PREFIX = "model."  # of everything but the head, in models that have one
+HEADS = ("lm_head.", "score.", "qa_outputs.")  # of all Mixtral models: a checkpoint may hold another model's
+
+
+def load_pretrained(
+    model_class: type[nn.Module],
+    name_or_folder: str | Path,
+    *,
+    dtype: torch.dtype | str | None = None,
+    device: torch.device | str | None = None,
+    attn_implementation: str | None = None,
+    experts_implementation: str | None = None,
+    num_labels: int | None = None,
+    problem_type: str | None = None,
+    torch_dtype: torch.dtype | str | None = None,
+    device_map: torch.device | str | None = None,
+) -> nn.Module:
+    """Build `model_class` from a checkpoint, with no more than one tensor in memory beside the model.
+
+    Whatever can be checked is checked before memory is taken. The checkpoint has to hold exactly the model's tensors,
+    with three exceptions: the prefix `model.` is optional, the heads of other models are left out, and where the class
+    says `optional_head` its own head may be missing: it is initialised, with one warning.
+
+    Args:
+        model_class: has `head_keys` and `optional_head`, and is built as `model_class(config)`.
+        name_or_folder: "tiny", "tiny-instruct", or a folder; nothing is ever fetched.
+        dtype: a floating-point type ("bfloat16") to convert to, or None or "auto" for the checkpoint's own.
+        device: None for the CPU.
+        attn_implementation, experts_implementation, num_labels, problem_type: None for the config's value.
+        torch_dtype, device_map: older names of `dtype` and `device`; `device_map="auto"` takes a CUDA device if any.
+
+    Returns:
+        the model in eval mode, every parameter trainable.
+
+    Raises:
+        FileNotFoundError: the folder, its `config.json` or a safetensors file is missing.
+        ValueError: a damaged file, an index that contradicts its shards, tensors that are missing, unexpected or
+            wrongly shaped (by name), or an argument without meaning.
+        MemoryError: the model needs more memory than the device has free.
+    """
+    folder = find_folder(name_or_folder)
+    device = choose_device(device, device_map)
+    dtype = choose_dtype(dtype, torch_dtype)
+    changes = {
+        "attn_implementation": attn_implementation,
+        "experts_implementation": experts_implementation,
+        "num_labels": num_labels,
+        "problem_type": problem_type,
+    }
+    config = replace(_read_config(folder), **{name: value for name, value in changes.items() if value is not None})
+    dtype = dtype or choose_dtype(config.dtype)
+    config.dtype = dtype_name(dtype) if dtype else None
+
+    with torch.device("meta"), _WithoutDrawing():
+        model = model_class(config)
+    sources = _match(model, stored_tensors(folder), folder)
+    _check_memory(model, sources, dtype, device, folder)
+
+    for name, source in sources.items():
+        # copy=True: the parameter gets memory of its own, where the tensor just read may be a view of the mapped file
+        _place(model, name, source.read().to(device=device, dtype=dtype, copy=True))
+    _initialise_head(model, folder)
+    return model.eval()
+
+
+def save_pretrained(
+    model: nn.Module, folder: str | Path, max_shard_size: int | str = "5GB", overwrite: bool = False
+) -> None:
+    """Write a checkpoint that this package and transformers load.
+
+    It grows in a new folder beside `folder`, and is swapped in at the end: `folder` never holds half a checkpoint.
+
+    Args:
+        folder: missing or empty; or, with `overwrite`, one with content: an older checkpoint in it is replaced, files
+            that a save does not write (a tokenizer, a README) are kept.
+        max_shard_size: bytes, as a number or as text ("5GB", "200MiB"); a larger checkpoint is split into shards, and
+            gets an index. A single tensor is never split.
+        overwrite: whether content may be replaced.
+
+    Raises:
+        FileExistsError: the folder has content, and `overwrite` is False.
+        ValueError: `max_shard_size` is no size.
+    """
+    limit = parse_size(max_shard_size)
+    tensors = model.state_dict()
+    dtypes = {tensor.dtype for tensor in tensors.values()}
+    config = replace(
+        model.config,
+        dtype=dtype_name(dtypes.pop()) if len(dtypes) == 1 else None,  # None: each tensor keeps its own
+        extra=model.config.extra | {"architectures": [type(model).__name__]},
+    )
+    with replace_folder(folder, overwrite, written=("config.json", *WEIGHT_FILES)) as new:
+        config.save_pretrained(new)
+        write_shards(new, tensors, limit)
+
+
+class _WithoutDrawing(TorchFunctionMode):
+    """Skips random initial values: the first draw on the meta device would import a second's worth of torch."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func in (torch.Tensor.normal_, nn.init.normal_, nn.init.kaiming_uniform_):
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **(kwargs or {}))
+
+
+def _read_config(folder: Path) -> MixtralConfig:
+    if (folder / "params.json").is_file() and not (folder / "config.json").is_file():
+        raise ValueError(
+            f"{folder} holds a raw Mistral checkpoint (params.json, no config.json): it has to be converted to the "
+            "Hugging Face layout first"
+        )
+    return MixtralConfig.from_pretrained(folder)
+
+
+def _match(model: nn.Module, stored: list[StoredTensor], folder: Path) -> dict[str, StoredTensor]:
+    """Return where each of the model's parameters comes from; raise, naming all that does not fit."""
+    wanted = {name.removeprefix(PREFIX): (name, tuple(p.shape)) for name, p in model.named_parameters()}
+    sources, unexpected, misfits = {}, [], []
+    for tensor in stored:
+        bare = tensor.name.removeprefix(PREFIX)
+        place = f"{tensor.name} in {tensor.file.name}"
+        if bare not in wanted:
+            anothers_head = bare.startswith(HEADS) and not bare.startswith(model.head_keys)
+            derived = bare.endswith("rotary_emb.inv_freq")  # old versions of transformers stored this table
+            if not anothers_head and not derived:
+                unexpected.append(place)
+            continue
+        name, shape = wanted[bare]
+        if name in sources:
+            unexpected.append(f"{place}, beside {sources[name].name} in {sources[name].file.name}")
+        elif tensor.shape != shape:
+            misfits.append(f"{place} is {tensor.shape}, the config wants {shape}")
+        elif tensor.dtype not in FLOATS:
+            misfits.append(f"{place} is stored as {tensor.dtype}, one of {', '.join(FLOATS)} is wanted")
+        sources[name] = tensor
+
+    missing = [name for name, _ in wanted.values() if name not in sources]
+    if model.optional_head:
+        missing = [name for name in missing if not name.startswith(model.head_keys)]
+    kinds = {"missing": missing, "unexpected": unexpected, "wrong shape or type": misfits}
+    problems = [f"{kind} ({len(items)}): {summary(items)}" for kind, items in kinds.items() if items]
+    if problems:
+        raise ValueError("\n  ".join([f"{folder} does not fit {type(model).__name__}:", *problems]))
+    return sources
+
+
+def _check_memory(
+    model: nn.Module, sources: dict[str, StoredTensor], dtype: torch.dtype | None, device: torch.device, folder: Path
+) -> None:
+    in_model = 0
+    for name, parameter in model.named_parameters():
+        own = FLOATS[sources[name].dtype] if name in sources else parameter.dtype
+        in_model += parameter.numel() * (dtype or own).itemsize
+    on_the_way = max(prod(source.shape) * FLOATS[source.dtype].itemsize for source in sources.values())
+    if device.type == "cpu":
+        require_memory(in_model + on_the_way, device, str(folder))
+    else:
+        require_memory(in_model, device, str(folder))
+        require_memory(2 * on_the_way, torch.device("cpu"), f"loading {folder}")  # as stored, and as converted
+
+
+def _place(model: nn.Module, name: str, tensor: torch.Tensor) -> None:
+    module_name, _, parameter_name = name.rpartition(".")
+    setattr(model.get_submodule(module_name), parameter_name, nn.Parameter(tensor))
+
+
+def _initialise_head(model: nn.Module, folder: Path) -> None:
+    """Give values to the parameters that the checkpoint does not hold: by now, only those of an optional head."""
+    parameters = dict(model.named_parameters())
+    new = {name: p for name, p in parameters.items() if p.is_meta}
+    if not new:
+        return
+    loaded = next(p for p in parameters.values() if not p.is_meta)
+    for name, p in new.items():
+        tensor = torch.zeros(p.shape, dtype=loaded.dtype, device=loaded.device)
+        if tensor.dim() > 1:
+            nn.init.normal_(tensor, std=model.config.initializer_range)
+        _place(model, name, tensor)
+    warnings.warn(f"{folder} has no {summary(list(new))}: initialised at random, train before use", stacklevel=4)

@@ -1,0 +1,240 @@
+"""The sizes and settings of a Mixtral model, under the names of transformers' `config.json`."""
+
+import json
+import warnings
+from dataclasses import InitVar, dataclass, field, fields
+from pathlib import Path
+from typing import Any, NamedTuple
+
+# Written by transformers into each config.json, without a meaning for this model: neither kept nor warned about.
+_SILENT_KEYS = frozenset(
+    "_attn_implementation_autoset _name_or_path architectures auto_map chunk_size_feed_forward is_encoder_decoder "
+    "label2id model_type output_past return_dict rope_parameters rope_scaling torch_dtype transformers_version".split()
+)
+# Chosen when a model is loaded, never part of a saved checkpoint.
+_RUNTIME_FIELDS = ("attn_implementation", "experts_implementation", "extra")
+
+
+class ParameterCounts(NamedTuple):
+    """How many numbers a model holds, and how many of them one token meets.
+
+    `per_part` maps "embedding", "attention", "router", "experts", "norms", "lm_head" to the parameters of all layers
+    together; `active` counts K instead of E experts a layer.
+    """
+
+    total: int
+    active: int
+    per_part: dict[str, int]
+
+
+@dataclass
+class MixtralConfig:
+    """Sizes and settings of a Mixtral; field names and defaults are those of transformers.
+
+    The defaults describe a Mixtral-8x7B without the two values in which the released file differs;
+    `MixtralConfig.mixtral_8x7b()` has those too. Shape letters: D `hidden_size`, F `intermediate_size`,
+    L `num_hidden_layers`, Hq `num_attention_heads`, Hkv `num_key_value_heads`, Dh `head_dim`, V `vocab_size`,
+    W `sliding_window` (the number of keys that a query may see, itself included; None for no window),
+    E `num_local_experts`, K `num_experts_per_tok`.
+
+    `attn_implementation` ("eager", "sdpa") and `experts_implementation` ("reference", "sorted") choose among equal
+    forms of the computation and are not saved. `extra` keeps what a `config.json` held beyond the known fields.
+
+    Raises:
+        ValueError: a size or a combination of sizes that no Mixtral can have; the message names the field.
+    """
+
+    vocab_size: int = 32000
+    hidden_size: int = 4096
+    intermediate_size: int = 14336
+    num_hidden_layers: int = 32
+    num_attention_heads: int = 32
+    num_key_value_heads: int = 8
+    head_dim: int | None = None
+    hidden_act: str = "silu"
+    max_position_embeddings: int = 4096 * 32
+    initializer_range: float = 0.02
+    rms_norm_eps: float = 1e-5
+    use_cache: bool = True
+    pad_token_id: int | None = None
+    bos_token_id: int | None = 1
+    eos_token_id: int | list[int] | None = 2
+    tie_word_embeddings: bool = False
+    rope_theta: float = 1e6
+    sliding_window: int | None = None
+    attention_dropout: float = 0.0
+    num_experts_per_tok: int = 2
+    num_local_experts: int = 8
+    output_router_logits: bool = False
+    output_hidden_states: bool = False
+    output_attentions: bool = False
+    router_aux_loss_coef: float = 0.001
+    router_jitter_noise: float = 0.0
+    num_labels: int | None = None
+    id2label: dict[int, str] | None = None
+    problem_type: str | None = None
+    dtype: str | None = None
+    attn_implementation: str = "sdpa"
+    experts_implementation: str = "sorted"
+    extra: dict[str, Any] = field(default_factory=dict)
+    rope_parameters: InitVar[dict | None] = None  # transformers v5 keeps rope_theta in here
+
+    def __post_init__(self, rope_parameters: dict | None):
+        if rope_parameters is not None:
+            self.rope_theta = _theta_of(rope_parameters, default=self.rope_theta)
+        for name in ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+                     "num_key_value_heads", "num_experts_per_tok", "num_local_experts", "max_position_embeddings"):
+            _require(_is_int(getattr(self, name)) and getattr(self, name) >= 1, self, name, "a whole number of at least 1")
+        if self.head_dim is None:
+            _require(self.hidden_size % self.num_attention_heads == 0, self, "hidden_size",
+                     f"a multiple of num_attention_heads={self.num_attention_heads}, or head_dim has to be given")
+            self.head_dim = self.hidden_size // self.num_attention_heads
+        _require(_is_int(self.head_dim) and self.head_dim >= 2 and self.head_dim % 2 == 0, self, "head_dim",
+                 "an even number: the rotary embedding turns pairs of numbers")
+        _require(self.num_attention_heads % self.num_key_value_heads == 0, self, "num_key_value_heads",
+                 f"a divisor of num_attention_heads={self.num_attention_heads}: equal groups of query heads share a key head")
+        _require(self.num_experts_per_tok <= self.num_local_experts, self, "num_experts_per_tok",
+                 f"at most num_local_experts={self.num_local_experts}")
+        _require(self.sliding_window is None or (_is_int(self.sliding_window) and self.sliding_window >= 1), self,
+                 "sliding_window", "None, or at least 1 (a query always sees its own position)")
+        _require(self.hidden_act == "silu", self, "hidden_act", "'silu', the gate of Mixtral's experts")
+        _require(not self.tie_word_embeddings, self, "tie_word_embeddings", "False: lm_head has weights of its own")
+        _require(self.rope_theta > 0, self, "rope_theta", "positive")
+        _require(self.rms_norm_eps > 0, self, "rms_norm_eps", "positive")
+        _require(0 <= self.attention_dropout < 1, self, "attention_dropout", "at least 0 and below 1")
+        _require(0 <= self.router_jitter_noise < 1, self, "router_jitter_noise", "at least 0 and below 1")
+        eos_ids = self.eos_token_id if isinstance(self.eos_token_id, list) else [self.eos_token_id]
+        for name, ids in (("pad_token_id", [self.pad_token_id]), ("bos_token_id", [self.bos_token_id]), ("eos_token_id", eos_ids)):
+            _require(all(i is None or (_is_int(i) and 0 <= i < self.vocab_size) for i in ids), self, name,
+                     f"None or below vocab_size={self.vocab_size}")
+        self._settle_labels()
+
+    def _settle_labels(self) -> None:
+        if self.id2label is not None:
+            self.id2label = {int(index): label for index, label in self.id2label.items()}
+        if self.num_labels is None:
+            self.num_labels = len(self.id2label) if self.id2label else 2
+        _require(_is_int(self.num_labels) and self.num_labels >= 1, self, "num_labels", "a whole number of at least 1")
+        kinds = (None, "regression", "single_label_classification", "multi_label_classification")
+        _require(self.problem_type in kinds, self, "problem_type", f"one of {kinds}")
+        if self.id2label is None or len(self.id2label) != self.num_labels:
+            self.id2label = {index: f"LABEL_{index}" for index in range(self.num_labels)}
+
+    @classmethod
+    def mixtral_8x7b(cls, **changes) -> "MixtralConfig":
+        """The released Mixtral-8x7B-v0.1: dense attention over 32,768 positions, no sliding window."""
+        return cls(**{"max_position_embeddings": 32768, "router_aux_loss_coef": 0.02, "dtype": "bfloat16"} | changes)
+
+    @classmethod
+    def mixtral_8x22b(cls, **changes) -> "MixtralConfig":
+        """The released Mixtral-8x22B-v0.1."""
+        sizes = {"hidden_size": 6144, "intermediate_size": 16384, "num_hidden_layers": 56, "num_attention_heads": 48,
+                 "max_position_embeddings": 65536, "dtype": "bfloat16"}
+        return cls(**sizes | changes)
+
+    @classmethod
+    def tiny(cls, **changes) -> "MixtralConfig":
+        """The bundled base model's sizes: all of Mixtral's parts at 8 million parameters, with a window of 128."""
+        sizes = {"vocab_size": 2048, "hidden_size": 256, "intermediate_size": 256, "num_hidden_layers": 4,
+                 "num_attention_heads": 8, "num_key_value_heads": 2, "max_position_embeddings": 32768, "rope_theta": 1e4,
+                 "sliding_window": 128, "router_aux_loss_coef": 0.02}
+        return cls(**sizes | changes)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "MixtralConfig":
+        """Read the dictionary of a `config.json` that transformers (v4 or v5) or this package wrote.
+
+        Keys that transformers writes for its own use are dropped in silence. Really unknown ones are kept in `extra`,
+        saved again, and named in one warning.
+
+        Raises:
+            ValueError: another model type, a rotary embedding other than the default one, or an invalid field.
+        """
+        model_type = values.get("model_type", "mixtral")
+        if model_type != "mixtral":
+            raise ValueError(f"model_type={model_type!r}: only 'mixtral' can be read")
+        known = {f.name for f in fields(cls)} - set(_RUNTIME_FIELDS)
+        arguments = {name: value for name, value in values.items() if name in known}
+        if "dtype" not in arguments and "torch_dtype" in values:  # the name before transformers 4.56
+            arguments["dtype"] = values["torch_dtype"]
+        for name in ("rope_scaling", "rope_parameters"):
+            if values.get(name) is not None:
+                theta = _theta_of(values[name], default=values.get("rope_theta"), name=name)
+                if "rope_theta" in values and theta != values["rope_theta"]:
+                    raise ValueError(f"rope_theta={values['rope_theta']} and {name}['rope_theta']={theta} disagree")
+                if theta is not None:
+                    arguments["rope_theta"] = theta
+        unknown = {name: value for name, value in values.items() if name not in known | _SILENT_KEYS}
+        if unknown:
+            warnings.warn(f"unknown config fields are kept but have no effect: {sorted(unknown)}", stacklevel=2)
+        return cls(**arguments, extra=unknown)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what a `config.json` holds; transformers v4 reads `rope_theta` from it, v5 `rope_parameters`."""
+        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in _RUNTIME_FIELDS}
+        del values["num_labels"]  # the length of id2label
+        values["label2id"] = {label: index for index, label in self.id2label.items()}
+        rope_parameters = {"rope_type": "default", "rope_theta": self.rope_theta}
+        return values | {"model_type": "mixtral", "rope_parameters": rope_parameters} | self.extra
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path) -> "MixtralConfig":
+        """Read `folder/config.json`.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: it holds no JSON object, or no Mixtral.
+        """
+        path = Path(folder) / "config.json"
+        if not path.is_file():
+            raise FileNotFoundError(f"{path} not found: a checkpoint folder in the Hugging Face layout has one")
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ValueError(f"{path} is no valid JSON: {error}") from error
+        if not isinstance(values, dict):
+            raise ValueError(f"{path} holds a {type(values).__name__}, a JSON object is wanted")
+        return cls.from_dict(values)
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write `folder/config.json`; the folder is made if it is missing."""
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        text = json.dumps(self.to_dict(), indent=2, sort_keys=True)
+        (Path(folder) / "config.json").write_text(text + "\n", encoding="utf-8")
+
+    def parameter_counts(self) -> ParameterCounts:
+        """Derive the parameters in all, and those that one token meets, from the sizes alone.
+
+        >>> counts = MixtralConfig.mixtral_8x7b().parameter_counts()
+        >>> f"{counts.total:,} parameters, {counts.active:,} active"
+        '46,702,792,704 parameters, 12,879,925,248 active'
+        """
+        D, L, F = self.hidden_size, self.num_hidden_layers, self.intermediate_size
+        expert = 3 * D * F  # w1, w2, w3
+        per_part = {
+            "embedding": self.vocab_size * D,
+            "attention": L * 2 * D * self.head_dim * (self.num_attention_heads + self.num_key_value_heads),
+            "router": L * self.num_local_experts * D,
+            "experts": L * self.num_local_experts * expert,
+            "norms": (2 * L + 1) * D,
+            "lm_head": self.vocab_size * D,
+        }
+        total = sum(per_part.values())
+        idle = L * (self.num_local_experts - self.num_experts_per_tok) * expert
+        return ParameterCounts(total, total - idle, per_part)
+
+
+def _theta_of(rope: dict, default: float | None, name: str = "rope_parameters") -> float | None:
+    rope_type = rope.get("rope_type", rope.get("type", "default"))
+    if rope_type != "default":
+        raise ValueError(f"{name}: rope_type={rope_type!r} is not built in; Mixtral uses 'default'")
+    return rope.get("rope_theta", default)
+
+
+def _is_int(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _require(condition: bool, config: MixtralConfig, name: str, wanted: str) -> None:
+    if not condition:
+        raise ValueError(f"{name}={getattr(config, name)!r}: it has to be {wanted}")

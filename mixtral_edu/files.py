@@ -1,0 +1,154 @@
+"""Folders on disk: find a checkpoint's, and replace one so that an interruption loses nothing."""
+
+import os
+import re
+import shutil
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from fnmatch import fnmatch
+from pathlib import Path
+
+from mixtral_edu.data import BUNDLED, bundled_folder
+
+
+def find_folder(name_or_folder: str | Path) -> Path:
+    """Return the folder that a bundled name ("tiny", "tiny-instruct") or a path stands for.
+
+    Raises:
+        FileNotFoundError: no such folder; the message tells what to do with the name of a model on the hub, and where
+            an interrupted save left its files.
+        NotADirectoryError: the path leads to a file.
+    """
+    if not isinstance(name_or_folder, str | os.PathLike):
+        raise TypeError(f"name_or_folder is a {type(name_or_folder).__name__}: a bundled name or a folder is wanted")
+    name = os.fspath(name_or_folder)
+    bundled = bundled_folder(name)
+    if bundled is not None:
+        return bundled
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return folder
+    if folder.exists():
+        raise NotADirectoryError(f"{name!r} is a file: give the folder that holds it")
+    leftovers = [str(path) for path in _places_beside(folder.resolve()) if path.exists()]
+    if leftovers:
+        raise FileNotFoundError(f"{name!r} is missing, but an interrupted save left {' and '.join(leftovers)}")
+    if re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name):
+        raise FileNotFoundError(
+            f"{name!r} is no folder here, and nothing is fetched from the hub. Download it first:\n"
+            f"    hf download {name} --exclude 'consolidated*' --local-dir {folder.name}\n"
+            f"then load {folder.name!r}"
+        )
+    raise FileNotFoundError(f"{name!r} is neither a folder nor a bundled checkpoint ({', '.join(BUNDLED)})")
+
+
+@contextmanager
+def replace_folder(target: str | Path, overwrite: bool = False, written: Sequence[str] = ("*",)) -> Iterator[Path]:
+    """Let the `with` block fill a new folder beside `target`, and swap it in when the block ends without an exception.
+
+    The old folder is renamed away, the new one renamed in, the old one deleted: whenever the run is interrupted, either
+    the old or the new files are whole. What an interrupted run left is found and dealt with by the next call.
+
+    Args:
+        target: missing or empty, or, with `overwrite`, a folder with content.
+        overwrite: whether content may be replaced.
+        written: patterns of the names that belong to the writer. Other old files (a tokenizer, a README) are carried
+            over, unless the block writes a file of that name.
+
+    Yields:
+        the new, empty folder.
+
+    Raises:
+        FileExistsError: the target has content, and `overwrite` is False.
+        NotADirectoryError: the target is a file.
+        ValueError: the target is the current working folder or holds it.
+    """
+    target = Path(target).expanduser().resolve()
+    if target.exists() and not target.is_dir():
+        raise NotADirectoryError(f"folder={str(target)!r} is a file: name a folder")
+    if target == Path.cwd() or target in Path.cwd().parents:
+        raise ValueError(f"folder={str(target)!r} holds the current working folder: name a folder inside it")
+    new, old = _places_beside(target)
+    _settle_interrupted(target, new, old)
+    if target.exists() and any(target.iterdir()) and not overwrite:
+        raise FileExistsError(
+            f"folder={str(target)!r} has content already: give overwrite=True to replace a checkpoint in it "
+            "(files that a save does not write are kept)"
+        )
+
+    new.mkdir(parents=True)
+    try:
+        yield new
+        if target.exists():
+            _carry_over(target, new, written)
+            shutil.copymode(target, new)
+        _flush_to_disk(new)
+        _swap(target, new, old)
+    except BaseException:
+        shutil.rmtree(new, ignore_errors=True)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _places_beside(target: Path) -> tuple[Path, Path]:
+    """Where the new folder grows, and where the old one waits during the swap: names nobody else would choose."""
+    return (target.with_name(f".{target.name}.mixtral-edu-new"), target.with_name(f".{target.name}.mixtral-edu-old"))
+
+
+def _settle_interrupted(target: Path, new: Path, old: Path) -> None:
+    """Finish or undo what an interrupted run left, and say so in a warning."""
+    if not target.exists() and old.exists():
+        # Between the two renames: the new folder was complete, so it belongs in place.
+        found = f"{new} (complete) and {old}" if new.exists() else str(old)
+        kept = new if new.exists() else old
+        os.rename(kept, target)
+        done = f"{kept} is {target} now"
+    elif new.exists():
+        # While writing, or before the first rename: the target was not touched.
+        found, done = str(new), "this unfinished copy was deleted"
+    elif old.exists():
+        found, done = str(old), f"these replaced files were deleted: {target} is complete"
+    else:
+        return
+    shutil.rmtree(new, ignore_errors=True)
+    shutil.rmtree(old, ignore_errors=True)
+    warnings.warn(f"an interrupted save left {found}; {done}", stacklevel=4)
+
+
+def _carry_over(target: Path, new: Path, written: Sequence[str]) -> None:
+    for entry in target.iterdir():
+        copy = new / entry.name
+        if copy.exists() or any(fnmatch(entry.name, pattern) for pattern in written):
+            continue
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.copytree(entry, copy, symlinks=True, copy_function=_link_or_copy)
+        else:
+            _link_or_copy(entry, copy)
+
+
+def _link_or_copy(source: Path, copy: Path) -> None:
+    """A hard link costs no space, and outlives the old folder's name; some file systems have none."""
+    try:
+        os.link(source, copy, follow_symlinks=False)
+    except (OSError, NotImplementedError):
+        shutil.copy2(source, copy, follow_symlinks=False)
+
+
+def _flush_to_disk(folder: Path) -> None:
+    """Without this a power cut soon after the swap could find renamed but empty files."""
+    for path in folder.iterdir():
+        if path.is_file():
+            with open(path, "rb") as file:
+                os.fsync(file.fileno())
+
+
+def _swap(target: Path, new: Path, old: Path) -> None:
+    try:
+        if target.exists():
+            os.rename(target, old)
+        os.rename(new, target)
+    except BaseException:
+        if old.exists() and not target.exists():
+            os.rename(old, target)
+        raise

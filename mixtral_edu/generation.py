@@ -1,0 +1,216 @@
+"""Generation over any causal model: prefill the prompt once, then one forward pass a token.
+
+The model is called as `model(input_ids, attention_mask=..., past_key_values=..., use_cache=True, logits_to_keep=1)`,
+with the new tokens alone, and returns `.logits` (B, 1, V) and `.past_key_values`.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from mixtral_edu.sampling import (
+    FROM_CONFIG,
+    GenerationOptions,
+    apply_repetition_penalty,
+    apply_temperature,
+    keep_min_p,
+    keep_top_k,
+    keep_top_p,
+    next_token,
+)
+from mixtral_edu.streaming import IncrementalDecoder, TextStreamer
+from mixtral_edu.tokenizer import MixtralTokenizer
+
+__all__ = [
+    "IncrementalDecoder",
+    "TextStreamer",
+    "apply_repetition_penalty",
+    "apply_temperature",
+    "generate",
+    "keep_min_p",
+    "keep_top_k",
+    "keep_top_p",
+    "next_token",
+    "stream",
+]
+
+
+class Streamer(Protocol):
+    """What `generate` hands ids to as they come: the prompt (1, T), then each new id (1,), then `end`."""
+
+    def put(self, value: Tensor) -> None: ...
+
+    def end(self) -> None: ...
+
+
+def generate(
+    model: nn.Module,
+    input_ids: Tensor,
+    attention_mask: Tensor | None = None,
+    *,
+    max_new_tokens: int,
+    do_sample: bool = False,
+    temperature: float | None = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    min_p: float | None = None,
+    repetition_penalty: float | None = None,
+    eos_token_id: int | Sequence[int] | None = FROM_CONFIG,
+    pad_token_id: int | None = FROM_CONFIG,
+    seed: int | None = None,
+    streamer: Streamer | None = None,
+    progress: bool = False,
+) -> Tensor:
+    """Continue each row, up to `max_new_tokens` ids or a stop id, and return prompt and new ids, (B, T + new).
+
+    Rows stop one by one; one that has stopped is filled up with the pad id, and the call ends when all have.
+
+    Args:
+        model: a causal language model with a `config`; used in evaluation mode, and left in the mode it was in.
+        input_ids: (B, T) prompts.
+        attention_mask: (B, T), 0 for padding, which must be on the left. None means that there is none.
+        max_new_tokens: at most so many new ids a row.
+        do_sample: draw from the distribution; otherwise take the most likely id, and ignore the next four.
+        temperature, top_k, top_p, min_p: shape the distribution, in this order; None leaves it as it is.
+        repetition_penalty: before them, for all ids of the row so far, pads left out.
+        eos_token_id: the id or ids that stop a row; None: nothing stops it.
+        pad_token_id: fills up rows that have stopped; None: the first stop id.
+        seed: makes sampling repeat for the same batch on the same device; None uses torch's global generator.
+        streamer: gets the ids as they come, for a batch of one; such as `TextStreamer`.
+        progress: show a bar on stderr.
+
+    Raises:
+        TypeError, ValueError: an argument is not what is wanted; the message names it.
+    """
+    options = GenerationOptions(max_new_tokens, do_sample, temperature, top_k, top_p, min_p, repetition_penalty,
+                                eos_token_id, pad_token_id, seed)  # fmt: skip
+    attention_mask = _checked_prompt(model, input_ids, attention_mask)
+    if streamer is not None:
+        _check_single(input_ids, "a streamer")
+        streamer.put(input_ids.cpu())
+    ids = [input_ids]
+    with _progress_bar(max_new_tokens) if progress else nullcontext() as bar:
+        for token in _new_tokens(model, input_ids, attention_mask, options):
+            ids.append(token[:, None])
+            if streamer is not None:
+                streamer.put(token.cpu())
+            if bar is not None:
+                bar.update()
+    if streamer is not None:
+        streamer.end()
+    return torch.cat(ids, dim=1)
+
+
+def stream(
+    model: nn.Module,
+    input_ids: Tensor,
+    attention_mask: Tensor | None = None,
+    *,
+    tokenizer: MixtralTokenizer,
+    skip_prompt: bool = True,
+    skip_special_tokens: bool = True,
+    **options: Any,
+) -> Iterator[str]:
+    """Continue one text and yield it as it grows, each character as soon as it is whole.
+
+    The pieces joined are `tokenizer.decode` of the new ids (of all, with `skip_prompt=False`). The options are those of
+    `generate`, but for `streamer` and `progress`; arguments are checked here, at once.
+    """
+    options = GenerationOptions(**options)
+    attention_mask = _checked_prompt(model, input_ids, attention_mask)
+    _check_single(input_ids, "stream")
+
+    def texts() -> Iterator[str]:
+        decoder = IncrementalDecoder(tokenizer, skip_special_tokens)
+        if not skip_prompt:
+            yield decoder.push(input_ids[0])
+        for token in _new_tokens(model, input_ids, attention_mask, options):
+            yield decoder.push(token)
+        yield decoder.flush()
+
+    return filter(None, texts())
+
+
+@torch.no_grad()  # torch leaves this mode at each yield; inference mode's tensors could not be trained on later
+def _new_tokens(model: nn.Module, ids: Tensor, mask: Tensor | None, options: GenerationOptions) -> Iterator[Tensor]:
+    """Yield the new ids (B,) step by step, until all rows have stopped."""
+    stop_ids, pad_id = options.stop_and_pad_ids(model.config)
+    stop_ids = torch.tensor(stop_ids, device=ids.device)
+    generator = None if options.seed is None else torch.Generator(ids.device).manual_seed(options.seed)
+    seen, seen_mask = ids, torch.ones_like(ids) if mask is None else mask  # what the repetition penalty looks at
+    stopped, num_stopped = torch.zeros(len(ids), dtype=torch.bool, device=ids.device), 0
+    cache = None
+    with _evaluation_mode(model):
+        for _ in range(options.max_new_tokens):
+            out = model(ids, attention_mask=mask, past_key_values=cache, use_cache=True, logits_to_keep=1)
+            cache = out.past_key_values
+            token = options.choose(out.logits[:, -1].float(), seen, seen_mask, generator)  # (B,)
+            if num_stopped:
+                token = token.masked_fill(stopped, pad_id)
+            if len(stop_ids):
+                stopped = stopped | torch.isin(token, stop_ids)
+                num_stopped = int(stopped.sum())  # the one wait for the device in a step
+            yield token
+            if num_stopped == len(stopped):
+                return
+            ids = token[:, None]  # (B, 1)
+            mask = (~stopped).long()[:, None] if num_stopped else None  # a row that has stopped stores nothing more
+            if options.repetition_penalty is not None:
+                seen, seen_mask = torch.cat((seen, ids), 1), torch.cat((seen_mask, torch.ones_like(ids)), 1)
+
+
+def _checked_prompt(model: nn.Module, input_ids: Tensor, attention_mask: Tensor | None) -> Tensor | None:
+    """Check the prompt; return its mask, or None where nothing is padding."""
+    if not isinstance(input_ids, Tensor):
+        raise TypeError(f"input_ids is a {type(input_ids).__name__}: an int64 tensor (batch, tokens) is wanted")
+    if input_ids.ndim != 2 or input_ids.numel() == 0:
+        raise ValueError(f"input_ids has shape {tuple(input_ids.shape)}: (batch, tokens), both at least 1, is wanted")
+    if input_ids.dtype not in (torch.int64, torch.int32):
+        raise TypeError(f"input_ids has dtype {input_ids.dtype}: torch.int64 is wanted")
+    device = getattr(model, "device", input_ids.device)
+    if input_ids.device != device:
+        raise ValueError(f"input_ids is on {input_ids.device} and the model on {device}: call .to(model.device)")
+    low, high, last = int(input_ids.min()), int(input_ids.max()), model.config.vocab_size - 1
+    if low < 0 or high > last:
+        raise ValueError(f"input_ids reach from {low} to {high}: ids from 0 to vocab_size - 1 = {last} are wanted")
+    if attention_mask is None:
+        return None
+    if not isinstance(attention_mask, Tensor) or attention_mask.shape != input_ids.shape:
+        found = tuple(getattr(attention_mask, "shape", ())) or type(attention_mask).__name__
+        raise ValueError(f"attention_mask is {found}: a tensor of shape {tuple(input_ids.shape)} is wanted")
+    mask = attention_mask.to(input_ids.device)
+    if not bool(((mask == 0) | (mask == 1)).all()):
+        raise ValueError("attention_mask holds other values than 0 (padding) and 1")
+    mask = mask.long()
+    if bool((mask.diff(dim=1) < 0).any()):
+        raise ValueError("attention_mask has a 0 after a 1: generation needs left padding, without holes")
+    if not bool(mask.any(dim=1).all()):
+        row = int(mask.sum(dim=1).argmin())
+        raise ValueError(f"attention_mask is all 0 in row {row}: each row needs at least one token")
+    return None if bool(mask.all()) else mask
+
+
+def _check_single(input_ids: Tensor, user: str) -> None:
+    if len(input_ids) != 1:
+        raise ValueError(f"input_ids has {len(input_ids)} rows: {user} takes a batch of one")
+
+
+@contextmanager
+def _evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Switch dropout and jitter off, and afterwards on again exactly where they were on."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+def _progress_bar(total: int):
+    from tqdm.auto import tqdm  # not at the top: in a notebook it loads widgets
+
+    return tqdm(total=total, unit="token")

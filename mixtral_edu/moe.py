@@ -1,0 +1,155 @@
+"""The sparse mixture of experts: a router sends each token to K of E feed-forward networks.
+
+    y = Σ_{e ∈ Top-K} softmax(Top-K(x·W_g))_e · expert_e(x)        expert(x) = w2(silu(w1 x) · w3 x)
+
+Source: Mixtral of Experts, arXiv 2401.04088, section 2.1; SwiGLU: Shazeer 2020, arXiv 2002.05202.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mixtral_edu.config import MixtralConfig
+
+
+class RouterOutput(NamedTuple):
+    """The router's decision for N tokens.
+
+    `logits` (N, E) in the model's dtype; `experts` (N, K), the chosen experts, best first; `weights` (N, K) in float32,
+    positive and of sum 1 for each token.
+    """
+
+    logits: Tensor
+    weights: Tensor
+    experts: Tensor
+
+
+class Router(nn.Linear):
+    """A linear layer that scores experts, and the choice of the K best."""
+
+    def __init__(self, config: MixtralConfig):
+        super().__init__(config.hidden_size, config.num_local_experts, bias=False)
+        self.top_k = config.num_experts_per_tok
+
+    def forward(self, x: Tensor) -> RouterOutput:
+        """Score and choose experts for x (N, D).
+
+        The softmax runs over the K chosen scores only, in float32. (A softmax over all E that is cut to K and rescaled
+        to sum 1 gives the same numbers: the terms left out cancel.)
+        """
+        logits = super().forward(x)  # (N, E)
+        best, experts = logits.float().topk(self.top_k, dim=-1)  # (N, K) each
+        return RouterOutput(logits, best.softmax(dim=-1), experts)
+
+
+class Expert(nn.Module):
+    """One gated feed-forward network: w1 is the gate, w3 goes up, w2 comes down."""
+
+    def __init__(self, config: MixtralConfig):
+        super().__init__()
+        self.w1 = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.w2 = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+        self.w3 = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map x (N, D) to (N, D)."""
+        return self.w2(F.silu(self.w1(x)) * self.w3(x))
+
+
+def reference_dispatch(x: Tensor, routing: RouterOutput, experts: Sequence[Expert]) -> Tensor:
+    """Token by token, choice by choice: the formula as it stands. x (N, D) to (N, D)."""
+    tokens = []
+    for token_idx in range(x.shape[0]):
+        y = torch.zeros_like(x[0])
+        for weight, expert_idx in zip(routing.weights[token_idx], routing.experts[token_idx].tolist(), strict=True):
+            y = y + (weight * experts[expert_idx](x[token_idx])).to(x.dtype)
+        tokens.append(y)
+    return torch.stack(tokens) if tokens else torch.zeros_like(x)
+
+
+def sorted_dispatch(x: Tensor, routing: RouterOutput, experts: Sequence[Expert]) -> Tensor:
+    """Expert by expert: sort the N·K choices by expert, and run each expert once on all of its tokens.
+
+    Experts without a token do nothing. x (N, D) to (N, D).
+    """
+    K = routing.experts.shape[1]
+    order = routing.experts.flatten().argsort(stable=True)  # (N*K,), the choices grouped by expert
+    counts = routing.experts.flatten().bincount(minlength=len(experts)).tolist()
+    token_idx = (order // K).split(counts)
+    weights = routing.weights.flatten()[order].split(counts)
+    y = torch.zeros_like(x)
+    for expert_idx in range(len(experts)):
+        if counts[expert_idx]:
+            out = experts[expert_idx](x[token_idx[expert_idx]]) * weights[expert_idx][:, None]
+            y.index_add_(0, token_idx[expert_idx], out.to(x.dtype))
+    return y
+
+
+EXPERT_DISPATCH: dict[str, Callable[..., Tensor]] = {"reference": reference_dispatch, "sorted": sorted_dispatch}
+
+
+class SparseMoE(nn.Module):
+    """Router and experts of one layer, in place of a Transformer's single feed-forward network.
+
+    Raises:
+        ValueError: `config.experts_implementation` names no form of dispatch.
+    """
+
+    def __init__(self, config: MixtralConfig):
+        super().__init__()
+        if config.experts_implementation not in EXPERT_DISPATCH:
+            raise ValueError(f"experts_implementation={config.experts_implementation!r}: one of {sorted(EXPERT_DISPATCH)} is wanted")
+        self.config = config
+        self.gate = Router(config)
+        self.experts = nn.ModuleList(Expert(config) for _ in range(config.num_local_experts))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, RouterOutput]:
+        """Send each token of x (B, T, D) through its K experts.
+
+        In training, `router_jitter_noise` multiplies the input by numbers around 1, so that choices near a tie vary.
+
+        Returns:
+            (B, T, D), and the router's decision for the N = B*T tokens.
+        """
+        jitter = self.config.router_jitter_noise
+        if self.training and jitter > 0:
+            x = x * torch.empty_like(x).uniform_(1 - jitter, 1 + jitter)
+        tokens = x.reshape(-1, x.shape[-1])  # (N, D)
+        routing = self.gate(tokens)
+        y = EXPERT_DISPATCH[self.config.experts_implementation](tokens, routing, self.experts)
+        return y.view(x.shape), routing
+
+
+def load_balancing_loss(router_logits: Sequence[Tensor], num_experts: int, top_k: int,
+                        attention_mask: Tensor | None = None, per_layer: bool = False) -> Tensor:
+    """Penalise routers that send most tokens to few experts.
+
+        loss = E · Σ_e f_e · P_e
+
+    with f_e the number of choices of expert e per token (Σ f_e = K) and P_e its mean router probability. Only P carries
+    a gradient. Perfect balance gives K. Collapse onto K experts gives up to E.
+
+    Args:
+        router_logits: one (N, E) tensor a layer.
+        num_experts: E.
+        top_k: K.
+        attention_mask: (B, T) with B*T = N; tokens where it is 0 do not count.
+        per_layer: average each layer's own loss. Otherwise f and P are taken over all layers together, as transformers
+            does, where opposite imbalances of two layers cancel. The minimum is the same.
+
+    Source: Switch Transformer, arXiv 2101.03961, equations 4 to 6, with top-k as transformers counts it.
+    """
+    logits = torch.stack(tuple(router_logits))  # (L, N, E)
+    probabilities = logits.softmax(dim=-1).float()
+    chosen = torch.zeros_like(probabilities).scatter_(-1, logits.topk(top_k, dim=-1).indices, 1.0)  # (L, N, E)
+    if attention_mask is None:
+        f, P = chosen.mean(dim=1), probabilities.mean(dim=1)  # (L, E) each
+    else:
+        real = attention_mask.reshape(-1, 1).to(probabilities)  # (N, 1)
+        f, P = (chosen * real).sum(dim=1) / real.sum(), (probabilities * real).sum(dim=1) / real.sum()
+    if not per_layer:
+        f, P = f.mean(dim=0), P.mean(dim=0)  # (E,) each
+    return num_experts * (f * P).sum(dim=-1).mean()

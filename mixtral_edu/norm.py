@@ -1,0 +1,28 @@
+"""RMSNorm: rescale each vector to length one on average, without centring it."""
+
+import torch
+from torch import Tensor, nn
+
+
+class RMSNorm(nn.Module):
+    """Root-mean-square normalisation over the last dimension.
+
+        y = x / sqrt(mean(x²) + eps) · weight
+
+    The mean square is taken in float32 whatever the dtype of x; the product with `weight` is in the dtype of x.
+    Source: Zhang & Sennrich 2019, arXiv 1910.07467.
+    """
+
+    def __init__(self, size: int, eps: float = 1e-5):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise x (..., D) to the same shape and dtype."""
+        x32 = x.float()
+        x32 = x32 * torch.rsqrt(x32.square().mean(-1, keepdim=True) + self.eps)
+        return self.weight * x32.to(x.dtype)
+
+    def extra_repr(self) -> str:
+        return f"{self.weight.shape[0]}, eps={self.eps}"

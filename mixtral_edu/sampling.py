@@ -1,0 +1,159 @@
+"""From scores to a token: pure functions over logits (B, V), each of which returns new logits.
+
+`generate` applies them in the order in which they stand here. What is ruled out gets the score -inf, so its probability
+is exactly 0. All compute what transformers' processors of the same names compute.
+"""
+
+import math
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from numbers import Integral, Real
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def apply_repetition_penalty(logits: Tensor, ids: Tensor, penalty: float, mask: Tensor | None = None) -> Tensor:
+    """Make tokens that occurred less likely (penalty > 1) or more likely (penalty < 1).
+
+        l_v <- l_v / penalty  if l_v > 0,  l_v * penalty  otherwise,      for every v in the row's ids
+
+    Args:
+        logits: (B, V) scores.
+        ids: (B, S) prompt and generated ids.
+        penalty: above 0; 1 changes nothing.
+        mask: (B, S), 0 for padding, whose ids did not occur; None: all did.
+
+    Source: CTRL, arXiv 1909.05858, section 4.1.
+    """
+    B, V = logits.shape
+    if mask is not None:
+        ids = ids.masked_fill(mask == 0, V)  # one more column takes what does not count
+    occurred = torch.zeros(B, V + 1, dtype=torch.bool, device=logits.device).scatter(1, ids, True)[:, :V]
+    return torch.where(occurred, torch.where(logits < 0, logits * penalty, logits / penalty), logits)
+
+
+def apply_temperature(logits: Tensor, temperature: float) -> Tensor:
+    """Sharpen (below 1) or flatten (above 1) the distribution: softmax(logits / temperature)."""
+    return logits / temperature
+
+
+def keep_top_k(logits: Tensor, k: int) -> Tensor:
+    """Keep the k highest scores of each row, and what ties with the last of them."""
+    last_kept = logits.topk(min(k, logits.shape[-1])).values[:, -1:]  # (B, 1)
+    return logits.masked_fill(logits < last_kept, -torch.inf)
+
+
+def keep_top_p(logits: Tensor, p: float) -> Tensor:
+    """Keep the fewest most likely tokens of each row that together have probability p or more; at least one.
+
+    Source: The Curious Case of Neural Text Degeneration, arXiv 1904.09751, section 3.1.
+    """
+    rising, order = logits.sort()  # both (B, V)
+    tail = rising.softmax(-1).cumsum(-1)  # the probability of a token and of all less likely ones
+    drop = tail <= 1 - p
+    drop[:, -1] = False
+    return logits.masked_fill(drop.scatter(1, order, drop), -torch.inf)
+
+
+def keep_min_p(logits: Tensor, p: float) -> Tensor:
+    """Keep the tokens that are at least p times as likely as the row's most likely one.
+
+    Source: Turning Up the Heat, arXiv 2407.01082, section 3.
+    """
+    probabilities = logits.softmax(-1)
+    return logits.masked_fill(probabilities < p * probabilities.amax(-1, keepdim=True), -torch.inf)
+
+
+def next_token(logits: Tensor, do_sample: bool, generator: torch.Generator | None = None) -> Tensor:
+    """Return one id a row, (B,): drawn from softmax(logits), or the most likely one."""
+    if do_sample:
+        return torch.multinomial(logits.softmax(-1), 1, generator=generator)[:, 0]
+    return logits.argmax(-1)
+
+
+class _FromConfig:
+    """Stands for the config's value where None has a meaning of its own."""
+
+    def __repr__(self) -> str:
+        return "<the config's>"
+
+
+FROM_CONFIG: Any = _FromConfig()
+
+
+@dataclass(frozen=True)
+class GenerationOptions:
+    """How the next token is chosen and when to stop; `generate` tells what each field means.
+
+    Raises:
+        TypeError, ValueError: a field is not what is wanted; the message names it.
+    """
+
+    max_new_tokens: int
+    do_sample: bool = False
+    temperature: float | None = 1.0
+    top_k: int | None = None
+    top_p: float | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+    eos_token_id: int | Sequence[int] | None = FROM_CONFIG
+    pad_token_id: int | None = FROM_CONFIG
+    seed: int | None = None
+
+    def __post_init__(self):
+        if self.max_new_tokens is None:
+            raise TypeError("max_new_tokens=None: an int of at least 1 is wanted")
+        _check("max_new_tokens", self.max_new_tokens, Integral, lambda n: n >= 1, "an int of at least 1")
+        _check("temperature", self.temperature, Real, lambda t: 0 < t < math.inf,
+               "a number above 0 (do_sample=False takes the most likely token)")  # fmt: skip
+        _check("top_k", self.top_k, Integral, lambda k: k >= 1, "an int of at least 1, or None,")
+        _check("top_p", self.top_p, Real, lambda p: 0 < p <= 1, "a number above 0 and up to 1, or None,")
+        _check("min_p", self.min_p, Real, lambda p: 0 <= p <= 1, "a number from 0 to 1, or None,")
+        _check("repetition_penalty", self.repetition_penalty, Real, lambda r: 0 < r < math.inf, "a number above 0")
+        _check("seed", self.seed, Integral, lambda s: True, "an int or None")
+        defaults = {"temperature": (None, 1.0), "top_k": (None,), "top_p": (None,), "min_p": (None,)}
+        unused = [name for name, values in defaults.items() if getattr(self, name) not in values]
+        if unused and not self.do_sample:
+            warnings.warn(f"{', '.join(unused)} only matter with do_sample=True, and are ignored", stacklevel=4)
+
+    def choose(self, logits: Tensor, seen: Tensor, seen_mask: Tensor, generator: torch.Generator | None) -> Tensor:
+        """Return the next ids (B,) for logits (B, V) after the ids `seen` (B, S), those masked 0 left out."""
+        if self.repetition_penalty is not None:
+            logits = apply_repetition_penalty(logits, seen, self.repetition_penalty, seen_mask)
+        if self.do_sample:
+            if self.temperature is not None:
+                logits = apply_temperature(logits, self.temperature)
+            if self.top_k is not None:
+                logits = keep_top_k(logits, self.top_k)
+            if self.top_p is not None:
+                logits = keep_top_p(logits, self.top_p)
+            if self.min_p is not None:
+                logits = keep_min_p(logits, self.min_p)
+        return next_token(logits, self.do_sample, generator)
+
+    def stop_and_pad_ids(self, config: Any) -> tuple[list[int], int]:
+        """Return the ids that stop a row, and the one that fills it up after that.
+
+        Raises:
+            ValueError: one lies outside the vocabulary of `config`.
+        """
+        eos = config.eos_token_id if self.eos_token_id is FROM_CONFIG else self.eos_token_id
+        pad = config.pad_token_id if self.pad_token_id is FROM_CONFIG else self.pad_token_id
+        stop_ids = [] if eos is None else [eos] if isinstance(eos, int) else list(eos)
+        for name, ids in (("eos_token_id", stop_ids), ("pad_token_id", [] if pad is None else [pad])):
+            for i in ids:
+                wanted = f"an id from 0 to vocab_size - 1 = {config.vocab_size - 1}"
+                _check(name, i, Integral, lambda i: 0 <= i < config.vocab_size, wanted)
+        return stop_ids, pad if pad is not None else next(iter(stop_ids), 0)
+
+
+def _check(name: str, value: Any, kind: type, is_fine: Callable[[Any], bool], wanted: str) -> None:
+    if value is None:
+        return
+    if not isinstance(value, kind) or isinstance(value, bool):
+        raise TypeError(f"{name}={value!r}: {wanted} is wanted")
+    if not is_fine(value):
+        raise ValueError(f"{name}={value!r}: {wanted} is wanted")

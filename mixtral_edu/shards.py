@@ -1,0 +1,150 @@
+"""The safetensors files of a checkpoint folder: `model.safetensors`, or shards `model-0000i-of-0000n` with an index."""
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+SINGLE_FILE = "model.safetensors"
+INDEX_FILE = "model.safetensors.index.json"
+WEIGHT_FILES = (SINGLE_FILE, INDEX_FILE, "model-*-of-*.safetensors")  # patterns of all that `write_shards` may write
+
+
+class StoredTensor(NamedTuple):
+    """What the header of a safetensors file says of one tensor; `dtype` is in safetensors' words ("BF16")."""
+
+    name: str
+    file: Path
+    shape: tuple[int, ...]
+    dtype: str
+
+    def read(self) -> torch.Tensor:
+        """Return the tensor on the CPU; it may be a view of the mapped file, so copy what is to be kept.
+
+        The file is opened anew for each tensor: pages that were read stay in memory until the mapping is closed.
+        """
+        with safe_open(self.file, framework="pt") as file:
+            return file.get_tensor(self.name)
+
+
+def stored_tensors(folder: Path) -> list[StoredTensor]:
+    """Read the headers of all the folder's safetensors files, and nothing more.
+
+    Raises:
+        FileNotFoundError: there are no safetensors files, or a shard that the index names is missing.
+        ValueError: a file is truncated or corrupted, or index and shards contradict each other.
+    """
+    single, index = folder / SINGLE_FILE, folder / INDEX_FILE
+    if single.is_file() and index.is_file():
+        raise ValueError(f"{folder} holds both {SINGLE_FILE} and {INDEX_FILE}: remove the one that is out of date")
+    if single.is_file():
+        return _read_header(single)
+    if not index.is_file():
+        others = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth") for path in folder.glob(pattern))
+        hint = f"; {others[0]} is not read: save the model as safetensors first" if others else ""
+        raise FileNotFoundError(f"{folder} holds neither {SINGLE_FILE} nor {INDEX_FILE}{hint}")
+
+    weight_map = _read_index(index)
+    missing = sorted({name for name in weight_map.values() if not (folder / name).is_file()})
+    if missing:
+        raise FileNotFoundError(f"{index} names {summary(missing)}, missing in {folder}")
+    tensors = [tensor for name in sorted(set(weight_map.values())) for tensor in _read_header(folder / name)]
+    places = {(tensor.name, tensor.file.name) for tensor in tensors}
+    for key, file in weight_map.items():
+        if (key, file) not in places:
+            raise ValueError(f"{index} places {key} in {file}, which does not hold it")
+    for key, file in places:
+        if weight_map.get(key) != file:
+            raise ValueError(f"{folder / file} holds {key}, which {index.name} does not place there")
+    return tensors
+
+
+def _read_index(index: Path) -> dict[str, str]:
+    try:
+        content: Any = json.loads(index.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{index} is no valid JSON: {error}") from error
+    weight_map = content.get("weight_map") if isinstance(content, dict) else None
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise ValueError(f"{index} has no 'weight_map' from tensor names to files")
+    for key, file in weight_map.items():
+        if not isinstance(file, str) or not re.fullmatch(r"[^/\\:]+\.safetensors", file):
+            raise ValueError(f"{index} places {key} in {file!r}: a safetensors file in the same folder is wanted")
+    return weight_map
+
+
+def _read_header(path: Path) -> list[StoredTensor]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            slices = {name: file.get_slice(name) for name in file.keys()}
+            return [StoredTensor(name, path, tuple(s.get_shape()), s.get_dtype()) for name, s in slices.items()]
+    except SafetensorError as error:
+        with open(path, "rb") as file:
+            pointer = file.read(24).startswith(b"version https://git-lfs")
+        reason = "holds a Git LFS pointer instead of weights: run `git lfs pull`" if pointer else str(error)
+        raise ValueError(f"{path} is truncated or corrupted: {reason}") from error
+
+
+def write_shards(folder: Path, tensors: Mapping[str, torch.Tensor], max_shard_size: int) -> None:
+    """Write `tensors` as one safetensors file, or as several with an index where they exceed `max_shard_size` bytes."""
+    sizes = {name: tensor.numel() * tensor.element_size() for name, tensor in tensors.items()}
+    shards = list(_split(sizes, max_shard_size))
+    weight_map = {}
+    for number, names in enumerate(shards, start=1):
+        file = SINGLE_FILE if len(shards) == 1 else f"model-{number:05}-of-{len(shards):05}.safetensors"
+        _write_shard(folder / file, {name: tensors[name] for name in names})
+        weight_map |= dict.fromkeys(names, file)
+    if len(shards) > 1:
+        index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": weight_map}
+        (folder / INDEX_FILE).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+
+
+def _split(sizes: Mapping[str, int], limit: int) -> Iterator[list[str]]:
+    """Fill one shard after the other, in the given order; a tensor above the limit gets a shard of its own."""
+    names, filled = [], 0
+    for name, size in sizes.items():
+        if names and filled + size > limit:
+            yield names
+            names, filled = [], 0
+        names.append(name)
+        filled += size
+    yield names
+
+
+def _write_shard(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
+    ready, storages = {}, set()
+    for name, tensor in tensors.items():
+        tensor = tensor.detach().cpu().contiguous()
+        if tensor.untyped_storage().data_ptr() in storages:  # safetensors refuses tensors that share memory
+            tensor = tensor.clone()
+        storages.add(tensor.untyped_storage().data_ptr())
+        ready[name] = tensor
+    path.touch()
+    mode = path.stat().st_mode
+    save_file(ready, path, metadata={"format": "pt"})
+    path.chmod(mode)  # save_file makes a file that only its owner may read
+
+
+def parse_size(size: int | str) -> int:
+    """Return the bytes that `max_shard_size` means: a number, or text such as "5GB" or "200MiB".
+
+    Raises:
+        ValueError: it is neither, or less than one byte.
+    """
+    value = size if isinstance(size, int) and not isinstance(size, bool) else 0
+    if isinstance(size, str) and (match := re.fullmatch(r"(\d+(?:\.\d+)?) ?([KMGT])(i?)B", size, re.IGNORECASE)):
+        value = int(float(match[1]) * (1024 if match[3] else 1000) ** (1 + "KMGT".index(match[2].upper())))
+    if value < 1:
+        raise ValueError(f"max_shard_size={size!r}: a number of bytes is wanted, or text such as '5GB' or '200MiB'")
+    return value
+
+
+def summary(items: list[str], limit: int = 4) -> str:
+    """Join the first few items, and count the others."""
+    rest = f" and {len(items) - limit} more" if len(items) > limit else ""
+    return ", ".join(items[:limit]) + rest

@@ -1,0 +1,98 @@
+"""One look for all figures: fonts, greys, and one fixed colour for each expert."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+
+import matplotlib as mpl
+from matplotlib import pyplot as plt
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties, findfont, get_font
+
+# Near the Okabe-Ito set, moved so that every pair stays apart for normal, protan, deutan and tritan sight.
+EXPERT_COLOURS = ("#E5A100", "#6AC0FF", "#07A37A", "#F0E442", "#006EAF", "#D55E00", "#9B87CA", "#5B2A6B")
+
+INK = "#1F2933"  # text and lines
+MUTED = "#52606D"  # secondary text: 6.4 to 1 on white
+FAINT = "#CBD2D9"  # frames and grids
+PAPER = "#F5F7FA"  # fill of boxes that are not an expert
+ACCENT = "#2B6CB0"  # the one emphasis that is not an expert
+
+DPI = 96
+MONO = "DejaVu Sans Mono"  # ships with matplotlib, so widths are the same on every machine
+MONO_ADVANCE = 0.60205  # width of one character, in font sizes
+
+STYLE = {
+    "figure.dpi": DPI,
+    "savefig.dpi": DPI,
+    "figure.facecolor": "white",
+    "font.family": "DejaVu Sans",
+    "font.size": 11,
+    "text.color": INK,
+    "axes.edgecolor": MUTED,
+    "axes.labelcolor": INK,
+    "axes.titlesize": 13,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.titlepad": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "grid.color": FAINT,
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+    "xtick.labelsize": 10.5,
+    "ytick.labelsize": 10.5,
+    "legend.frameon": False,
+    "legend.fontsize": 10.5,
+    "hatch.linewidth": 0.8,
+}
+
+
+@contextmanager
+def use_style() -> Iterator[None]:
+    """Apply the style inside a `with` block, and leave the caller's settings as they were."""
+    with mpl.rc_context(STYLE):
+        yield
+
+
+def new_figure(width: float, height: float, figure: Figure | None = None) -> Figure:
+    """A figure of `width` x `height` inches: a new pyplot one, or `figure` cleared and resized, as widgets do."""
+    if figure is None:
+        return plt.figure(figsize=(width, height), dpi=DPI)
+    figure.clear()
+    figure.set_dpi(DPI)
+    figure.set_size_inches(width, height)
+    return figure
+
+
+def expert_colour(expert: int) -> str:
+    """Colour of expert `expert`; beyond the eighth they repeat, so a number always stands beside the colour."""
+    return EXPERT_COLOURS[int(expert) % len(EXPERT_COLOURS)]
+
+
+def contrast_ratio(first: str, second: str) -> float:
+    """Contrast of two colours as WCAG 2 defines it: (L1 + 0.05) / (L2 + 0.05) of the relative luminances, 1 to 21."""
+    lighter, darker = sorted((_luminance(first), _luminance(second)), reverse=True)
+    return (lighter + 0.05) / (darker + 0.05)
+
+
+def text_colour(background: str) -> str:
+    """Black or white, whichever reads better on `background` (one of the two always reaches 4.5 to 1)."""
+    return max(("black", "white"), key=lambda ink: contrast_ratio(ink, background))
+
+
+def printable(text: str) -> str:
+    """`text` with every character that the figures' monospaced font cannot draw replaced by its code, as `U+4E2D`."""
+    return "".join(char if _has_glyph(char) else f"U+{ord(char):04X}" for char in text)
+
+
+def _luminance(colour: str) -> float:
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in to_rgb(colour)]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+@cache
+def _has_glyph(char: str) -> bool:
+    return char.isprintable() and get_font(findfont(FontProperties(family=MONO))).get_char_index(ord(char)) != 0

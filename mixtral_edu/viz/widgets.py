@@ -1,0 +1,148 @@
+"""Figures with controls: a picture that is redrawn in place, and a static face for pages without a kernel."""
+
+from base64 import b64encode
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from io import BytesIO
+from typing import Any
+
+import numpy as np
+import PIL.Image
+import torch
+from ipywidgets import Dropdown, HBox, Image, IntSlider, Layout, Text, VBox, Widget
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from mixtral_edu.viz.router import coloured_tokens
+
+
+class FigureView(VBox):
+    """Controls above a picture of one reused figure, which is redrawn whenever a control changes.
+
+    States must be hashable: pictures of the latest ones are kept, so that moving a slider back is instant.
+
+    A subclass makes its controls, calls `super().__init__(controls)`, and defines
+
+    * `state()`: what the controls say now, as keyword arguments of `draw`,
+    * `draw(figure, **state)`: draws a state into `figure`,
+    * `telling_states()`: the states that a page without a kernel shows, one above the other,
+    * `summary()`: the numbers behind them, as text.
+    """
+
+    def __init__(self, controls: Sequence[Widget]):
+        self.figure = Figure()
+        self._frame = lru_cache(maxsize=64)(lambda **state: _png(self._pixels(state)))
+        self.picture = Image(format="png", layout=Layout(max_width="100%"))
+        super().__init__([HBox(list(controls), layout=Layout(flex_flow="row wrap")), self.picture])
+        for control in controls:
+            control.observe(self.redraw, names="value")
+        self.redraw()
+
+    def state(self) -> dict[str, Any]:
+        raise NotImplementedError
+
+    def draw(self, figure: Figure, **state) -> None:
+        raise NotImplementedError
+
+    def telling_states(self) -> list[dict[str, Any]]:
+        raise NotImplementedError
+
+    def summary(self) -> str:
+        raise NotImplementedError
+
+    def redraw(self, change: object = None) -> None:
+        """Draw the present state and show it."""
+        self.picture.value = self._frame(**self.state())
+
+    def filmstrip(self) -> bytes:
+        """The telling states as one PNG, each below the one before."""
+        frames = [self._pixels(state) for state in self.telling_states()]
+        width = max(frame.shape[1] for frame in frames)
+        padded = [np.pad(f, ((0, 0), (0, width - f.shape[1]), (0, 0)), constant_values=255) for f in frames]
+        return _png(np.concatenate(padded))
+
+    def _pixels(self, state: dict[str, Any]) -> np.ndarray:
+        self.draw(self.figure, **state)
+        canvas = FigureCanvasAgg(self.figure)
+        canvas.draw()
+        return np.array(canvas.buffer_rgba())[:, :, :3]
+
+    def _repr_mimebundle_(self, **kwargs) -> dict[str, Any]:
+        bundle = super()._repr_mimebundle_(**kwargs) or {}
+        return bundle | {"image/png": b64encode(self.filmstrip()).decode("ascii"), "text/plain": self.summary()}
+
+
+class RouterView(FigureView):
+    """Choose a text and a layer, and see which experts every token went to.
+
+    Its static face shows the beginning of the first text in every layer.
+
+    Args:
+        model: a `MixtralForCausalLM` or `MixtralModel`.
+        tokenizer: its `MixtralTokenizer`.
+        texts: texts to choose from, by name; what is typed into the field "own text" goes before them.
+        max_tokens: longer texts are cut to this number of tokens.
+        film_tokens: the same for the static face.
+
+    Raises:
+        ValueError: `texts` is empty.
+    """
+
+    def __init__(self, model, tokenizer, texts: Mapping[str, str], max_tokens: int = 150, film_tokens: int = 60):
+        if not texts:
+            raise ValueError("texts is empty: give at least one name and its text")
+        self.model, self.tokenizer, self.texts = model, tokenizer, dict(texts)
+        self.max_tokens, self.film_tokens = max_tokens, film_tokens
+        self.num_layers = model.config.num_hidden_layers
+        self._routed_text, self._routed = None, None
+        self.text = Dropdown(options=list(texts), description="text")
+        self.layer = IntSlider(value=0, min=0, max=self.num_layers - 1, description="layer")
+        self.own_text = Text(placeholder="type here, then Enter", description="own text", continuous_update=False)
+        super().__init__([self.text, self.layer, self.own_text])
+
+    def state(self) -> dict[str, Any]:
+        text = self.own_text.value or self.texts[self.text.value]
+        return {"text": text, "layer": self.layer.value, "max_tokens": self.max_tokens}
+
+    def draw(self, figure: Figure, text: str, layer: int, max_tokens: int) -> None:
+        pieces, experts, weights = self.routing(text)
+        coloured_tokens(
+            pieces[:max_tokens], experts[layer, :max_tokens], weights[layer, :max_tokens], layer=layer,
+            num_experts=self.model.config.num_local_experts, figure=figure,
+        )
+
+    def telling_states(self) -> list[dict[str, Any]]:
+        text = next(iter(self.texts.values()))
+        return [{"text": text, "layer": layer, "max_tokens": self.film_tokens} for layer in range(self.num_layers)]
+
+    def summary(self) -> str:
+        """Each expert's share of first choices in every layer, for the first text (no more than `max_tokens` of it)."""
+        name, text = next(iter(self.texts.items()))
+        pieces, experts, _ = self.routing(text)
+        num_experts = self.model.config.num_local_experts
+        lines = [f"first expert of {len(pieces)} tokens of {name!r}, in percent"]
+        lines.append("expert  " + "".join(f"{expert:5d}" for expert in range(num_experts)))
+        for layer, chosen in enumerate(experts[:, :, 0]):
+            shares = 100 * np.bincount(chosen, minlength=num_experts) / len(chosen)
+            lines.append(f"layer {layer:<2d}" + "".join(f"{share:5.0f}" for share in shares))
+        return "\n".join(lines)
+
+    def routing(self, text: str) -> tuple[list[str], np.ndarray, np.ndarray]:
+        """The pieces of `text` (N, with `<s>`), and every layer's experts and router weights, each (L, N, K)."""
+        if text != self._routed_text:
+            ids = self.tokenizer.encode(text)[: self.max_tokens]
+            with torch.inference_mode():
+                input_ids = torch.tensor([ids], device=self.model.device)
+                logits = torch.stack(self.model(input_ids, output_router_logits=True).router_logits)  # (L, N, E)
+            top = logits.float().topk(self.model.config.num_experts_per_tok)
+            pieces = [piece.piece for piece in self.tokenizer.pieces(ids)]
+            self._routed = pieces, top.indices.cpu().numpy(), top.values.softmax(-1).cpu().numpy()  # (L, N, K) each
+            self._routed_text = text
+        return self._routed
+
+
+def _png(pixels: np.ndarray) -> bytes:
+    """(height, width, 3) pixels as a PNG of 128 colours, which flat figures need no more of."""
+    file = BytesIO()
+    PIL.Image.fromarray(pixels).quantize(128).save(file, format="png")
+    return file.getvalue()

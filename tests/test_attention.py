@@ -1,0 +1,227 @@
+"""Attention backends against a plain loop and against each other; what they cost; what the layer does with them."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.testing import assert_close
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from mixtral_edu.attention import (
+    ATTENTION_BACKENDS,
+    GroupedQueryAttention,
+    attend_eager,
+    attend_sdpa,
+    eager_attention,
+    sdpa_attention,
+)
+from mixtral_edu.masks import NO_POSITION, Visibility
+from mixtral_edu.rope import rotary_tables
+
+B, DH = 2, 14
+HEADS = [(4, 4), (4, 2), (4, 1), (6, 2)]
+
+
+def random_qkv(T: int, S: int, Hq: int = 4, Hkv: int = 2, dtype: torch.dtype = torch.float32) -> list[Tensor]:
+    shapes = (B, Hq, T, DH), (B, Hkv, S, DH), (B, Hkv, S, DH)
+    return [torch.randn(shape).to(dtype).requires_grad_() for shape in shapes]
+
+
+def visibility_of(T: int, S: int, window: int | None, padding: str = "none") -> Visibility:
+    """The last T of S positions look back at all S; the second row is padded."""
+    keys = torch.arange(S).repeat(B, 1)
+    if padding == "left":
+        keys[1] -= S // 3
+    if padding == "holes":
+        keys[1, 1::3] = NO_POSITION
+    keys = keys.clamp(min=NO_POSITION)
+    return Visibility(keys[:, S - T :], keys, window, padded=padding != "none")
+
+
+def attention_by_loop(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """One query at a time, in float64: softmax(q·k / sqrt(Dh)) over the keys it may see."""
+    q, k, v = q.double(), k.double(), v.double()
+    mask = mask.expand(B, 1, *mask.shape[2:])
+    group = q.shape[1] // k.shape[1]
+    out, weights = torch.zeros_like(q), q.new_zeros(*q.shape[:3], k.shape[2])
+    for b, h, t in torch.cartesian_prod(*map(torch.arange, q.shape[:3])).tolist():
+        seen = mask[b, 0, t].nonzero()[:, 0]
+        if len(seen):
+            weights[b, h, t, seen] = (k[b, h // group, seen] @ q[b, h, t] / math.sqrt(DH)).softmax(0)
+            out[b, h, t] = weights[b, h, t] @ v[b, h // group]
+    return out, weights
+
+
+@pytest.mark.parametrize("padding", ["none", "left", "holes"])
+@pytest.mark.parametrize(("Hq", "Hkv"), HEADS)
+@pytest.mark.parametrize("window", [None, 3])
+def test_both_forms_are_the_formula_for_every_group_of_heads(Hq, Hkv, window, padding):
+    q, k, v = random_qkv(5, 11, Hq, Hkv)
+    mask = visibility_of(5, 11, window, padding).mask
+    expected, expected_weights = attention_by_loop(q, k, v, mask)
+    out, weights = eager_attention(q, k, v, mask)
+    assert_close(weights.double(), expected_weights, rtol=0, atol=1e-6)
+    assert_close(out.double(), expected, rtol=0, atol=2e-6)
+    assert_close(sdpa_attention(q, k, v, mask).double(), expected, rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize("padding", ["none", "left", "holes"])
+@pytest.mark.parametrize(("Hq", "Hkv"), HEADS[:3])
+@pytest.mark.parametrize(("T", "S", "window"), [
+    pytest.param(19, 19, None, id="prefill"),
+    pytest.param(19, 19, 19, id="prefill, window as long as the text"),
+    pytest.param(19, 19, 4, id="prefill, window"),
+    pytest.param(200, 200, 7, id="prefill, window, in blocks"),
+    pytest.param(130, 130, 1, id="prefill, window of one, in blocks"),
+    pytest.param(5, 23, None, id="chunk"),
+    pytest.param(5, 11, 7, id="chunk, window"),
+    pytest.param(100, 106, 7, id="chunk, window, in blocks"),
+    pytest.param(1, 23, None, id="decode"),
+    pytest.param(1, 7, 7, id="decode, window"),
+    pytest.param(1, 1, None, id="single token"),
+])
+def test_backends_agree_forward_and_backward(T, S, window, Hq, Hkv, padding):
+    visibility = visibility_of(T, S, window, padding)
+    q, k, v = random_qkv(T, S, Hq, Hkv)
+    direction = torch.randn(B, Hq, T, DH)
+    results = []
+    for attend in (lambda: eager_attention(q, k, v, visibility.mask)[0],
+                   lambda: attend_eager(q, k, v, visibility), lambda: attend_sdpa(q, k, v, visibility)):
+        out = attend()
+        results.append((out, *torch.autograd.grad(out, (q, k, v), direction)))
+    for other in results[1:]:
+        for expected, value in zip(results[0], other, strict=True):
+            assert_close(value, expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("attend", ATTENTION_BACKENDS.values(), ids=ATTENTION_BACKENDS)
+@pytest.mark.parametrize(("T", "S", "window"), [(9, 9, None), (100, 100, 3), (1, 5, 5)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_convention_padding_gives_no_nan_forward_or_backward(attend, T, S, window, dtype):
+    visibility = visibility_of(T, S, window)
+    nothing = torch.full_like(visibility.key_positions[:1], NO_POSITION)
+    keys = torch.cat((nothing, visibility.key_positions[1:]))  # the first row is all padding
+    q, k, v = random_qkv(T, S, dtype=dtype)
+    out = attend(q, k, v, Visibility(keys[:, S - T :], keys, window, padded=True))
+    gradients = torch.autograd.grad(out.float().sum(), (q, k, v))
+    assert out.isfinite().all() and all(gradient.isfinite().all() for gradient in gradients)
+    assert not out[0].any(), "who sees nothing gathers nothing"
+    assert all(not gradient[0].any() for gradient in gradients)
+
+
+@pytest.mark.parametrize("padding", ["none", "left", "holes"])
+def test_weights_sum_to_one_and_are_zero_outside_the_mask(padding):
+    q, k, v = random_qkv(6, 13)
+    mask = visibility_of(6, 13, 4, padding).mask
+    weights = eager_attention(q, k, v, mask)[1]
+    sees_something = mask.any(-1).expand(B, 4, 6)
+    assert_close(weights.sum(-1), sees_something.float())
+    assert not weights[~mask.expand_as(weights)].any()
+    assert (weights[mask.expand_as(weights)] > 0).all()
+
+
+def test_documented_shapes():
+    Hq, Hkv, T, S, Dh = 6, 2, 3, 5, 7
+    q, k, v = torch.randn(B, Hq, T, Dh), torch.randn(B, Hkv, S, Dh), torch.randn(B, Hkv, S, Dh)
+    for mask in (None, torch.ones(B, 1, T, S, dtype=torch.bool), torch.ones(1, 1, T, S, dtype=torch.bool)):
+        out, weights = eager_attention(q, k, v, mask)
+        assert out.shape == (B, Hq, T, Dh) and weights.shape == (B, Hq, T, S)
+        assert sdpa_attention(q, k, v, mask).shape == (B, Hq, T, Dh)
+
+
+def test_convention_precision_softmax_is_in_float32():
+    q, k, v = random_qkv(3, 300, dtype=torch.bfloat16)
+    scores = (q @ k.repeat_interleave(2, dim=1).mT * DH**-0.5).float()
+    weights = eager_attention(q, k, v, None)[1]
+    assert weights.dtype == torch.bfloat16
+    assert_close(weights, scores.softmax(-1).bfloat16(), rtol=0.01, atol=0)
+
+
+class Largest(TorchDispatchMode):
+    """Remembers the most elements that any tensor made inside has."""
+
+    numel = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **kwargs or {})
+        for tensor in result if isinstance(result, tuple | list) else (result,):
+            self.numel = max(self.numel, tensor.numel() if isinstance(tensor, Tensor) else 0)
+        return result
+
+
+@pytest.mark.parametrize("attend", ATTENTION_BACKENDS.values(), ids=ATTENTION_BACKENDS)
+@pytest.mark.parametrize("padding", ["none", "left"])
+def test_memory_of_a_windowed_prefill_grows_with_t_not_its_square(attend, padding):
+    largest = {}
+    for T in (512, 1024):
+        with Largest() as mode:
+            attend(*random_qkv(T, T), visibility_of(T, T, 8, padding)).sum().backward()
+        largest[T] = mode.numel
+    assert largest[1024] < 1024 * 1024 / 4, "nothing as large as a score matrix"
+    assert largest[1024] <= 2 * largest[512]
+
+
+@pytest.mark.parametrize("attend", ATTENTION_BACKENDS.values(), ids=ATTENTION_BACKENDS)
+@pytest.mark.parametrize("window", [1, 8, 100])
+def test_work_of_a_windowed_prefill_is_o_of_t_times_w(attend, window, monkeypatch):
+    """Each query meets at most its window and the rest of its block."""
+    pairs = 0
+
+    def count(q, k):
+        nonlocal pairs
+        pairs += q.shape[2] * k.shape[2]
+
+    real_eager, real_sdpa = eager_attention, F.scaled_dot_product_attention
+    monkeypatch.setattr("mixtral_edu.attention.eager_attention", lambda q, k, *rest: count(q, k) or real_eager(q, k, *rest))
+    monkeypatch.setattr(F, "scaled_dot_product_attention",
+                        lambda q, k, *rest, **options: count(q, k) or real_sdpa(q, k, *rest, **options))
+    T = 1000
+    attend(*random_qkv(T, T), visibility_of(T, T, window))
+    assert T * window / 2 < pairs <= T * (window + 64)
+
+
+@pytest.mark.parametrize("attend", ATTENTION_BACKENDS.values(), ids=ATTENTION_BACKENDS)
+@pytest.mark.parametrize("padding", ["none", "left"])
+def test_decoding_copies_no_keys_for_the_heads_of_a_group(attend, padding):
+    S = 211
+    q, k, v = random_qkv(1, S, Hq=8, Hkv=2)
+    with torch.no_grad(), Largest() as mode:
+        attend(q, k, v, visibility_of(1, S, None, padding))
+    assert mode.numel <= k.numel()
+
+
+def layer_and_input(config, T: int):
+    layer = GroupedQueryAttention(config, layer=0)
+    cos, sin = rotary_tables(torch.arange(T)[None], config.head_dim, config.rope_theta, torch.float32)
+    return layer, (torch.randn(B, T, config.hidden_size), cos, sin, visibility_of(T, T, config.sliding_window))
+
+
+def test_layer_shapes_and_heads_whose_sizes_do_not_multiply_to_d(make_config):
+    config = make_config(attn_implementation="eager")
+    layer, inputs = layer_and_input(config, T=5)
+    assert layer.q_proj.weight.shape == (4 * 14, 44) and layer.k_proj.weight.shape == (2 * 14, 44)
+    assert layer.v_proj.weight.shape == (2 * 14, 44) and layer.o_proj.weight.shape == (44, 4 * 14)
+    out, weights = layer(*inputs, output_attentions=True)
+    assert out.shape == (B, 5, 44) and weights.shape == (B, 4, 5, 5)
+    assert layer(*inputs)[1] is None
+
+
+@pytest.mark.parametrize("backend", ATTENTION_BACKENDS)
+@pytest.mark.parametrize("T", [6, 100])
+def test_dropout_acts_in_training_only(make_config, backend, T):
+    plain, inputs = layer_and_input(make_config(attn_implementation=backend), T)
+    layer, _ = layer_and_input(make_config(attn_implementation=backend, attention_dropout=0.5), T)
+    layer.load_state_dict(plain.state_dict())
+    expected = plain(*inputs)[0]
+    assert_close(layer.eval()(*inputs)[0], expected)
+    layer.train()
+    assert not torch.allclose(layer(*inputs)[0], expected)
+    average = torch.stack([layer(*inputs)[0] for _ in range(100)]).mean(0)
+    assert (average - expected).norm() < 0.25 * expected.norm(), "kept weights are scaled up: unbiased"
+
+
+def test_an_unknown_backend_is_refused_by_name(make_config):
+    with pytest.raises(ValueError, match="attn_implementation='flash'.*eager.*sdpa"):
+        GroupedQueryAttention(make_config(attn_implementation="flash"), layer=0)

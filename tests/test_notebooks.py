@@ -1,0 +1,218 @@
+"""Every stored notebook is what a fresh run of it gives, in a form in which that can be checked.
+
+nbval runs the cells and compares texts. The rules here close its holes: cells that it would not compare, figures, which
+it never does, and whatever a machine or an editor leaves in a file.
+"""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbformat import NotebookNode
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+
+from refresh_notebooks import IGNORED, METADATA, as_text, code_cells, find_notebooks, normalised, read, tags
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+NOTEBOOKS = find_notebooks([REPOSITORY / "notebooks"])
+RAISES = "raises-exception"
+UNWANTED_TAGS = ("nbval-skip", "nbval-raises-exception")
+
+
+def was_run_from_top_to_bottom(notebook: NotebookNode) -> list[str]:
+    counts = [cell.execution_count for cell in code_cells(notebook)]  # a cell without code has none
+    return [] if counts == list(range(1, len(counts) + 1)) else [f"execution counts are {counts}"]
+
+
+def stores_its_outputs(notebook: NotebookNode) -> list[str]:
+    return [] if any(cell.outputs for cell in code_cells(notebook)) else ["no cell has an output"]
+
+
+def tags_the_cells_that_raise(notebook: NotebookNode) -> list[str]:
+    problems = []
+    for number, cell in enumerate(code_cells(notebook)):
+        raised = any(output.output_type == "error" for output in cell.outputs)
+        if raised and RAISES not in tags(cell):
+            problems.append(f"code cell {number} raised and is not tagged {RAISES}")
+        if RAISES in tags(cell) and not raised:
+            problems.append(f"code cell {number} is tagged {RAISES} and did not raise")
+    return problems
+
+
+def compares_most_cells(notebook: NotebookNode) -> list[str]:
+    cells = code_cells(notebook)
+    ignored = sum(IGNORED in tags(cell) for cell in cells)
+    problems = [f"{ignored} of {len(cells)} code cells are not compared"] if 5 * ignored > len(cells) else []
+    for number, cell in enumerate(cells):
+        problems += [f"code cell {number} is tagged {tag}" for tag in tags(cell) if tag in UNWANTED_TAGS]
+        if re.search(r"^\s*#+\s*(NBVAL|PYTEST_VALIDATE)_", cell.source, re.MULTILINE):
+            problems.append(f"code cell {number} speaks to nbval in a comment; a tag is wanted")
+    return problems
+
+
+def says_figures_in_numbers(notebook: NotebookNode) -> list[str]:
+    problems = []
+    cells = code_cells(notebook)
+    for number, cell in enumerate(cells):
+        if not any(is_figure(output) for output in cell.outputs):
+            continue
+        if cell.source.rstrip().splitlines()[-1].strip() != "plt.show()":
+            problems.append(f"code cell {number} draws a figure and does not end in plt.show()")
+        nearby = [output for near in cells[number : number + 2] if IGNORED not in tags(near) for output in near.outputs]
+        if not any(output.output_type == "stream" and re.search(r"\d", output.text) for output in nearby):
+            problems.append(f"code cell {number} draws a figure, and no numbers are printed there or in the next cell")
+    return problems
+
+
+def is_figure(output: NotebookNode) -> bool:
+    data = output.get("data", {})
+    return "image/png" in data and data.get("text/plain", "").startswith("<Figure size")
+
+
+def is_in_the_refresh_tools_form(notebook: NotebookNode) -> list[str]:
+    return [] if notebook == normalised(notebook) else ["metadata, ids or outputs differ from what the tool stores"]
+
+
+RULES = [
+    was_run_from_top_to_bottom,
+    stores_its_outputs,
+    tags_the_cells_that_raise,
+    compares_most_cells,
+    says_figures_in_numbers,
+    is_in_the_refresh_tools_form,
+]
+
+
+def name_of(thing: Path | Callable) -> str:
+    return thing.stem if isinstance(thing, Path) else thing.__name__
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=name_of)
+@pytest.mark.parametrize("rule", RULES, ids=name_of)
+def test_a_notebook(rule: Callable, path: Path):
+    assert rule(read(path)) == [], f"mend the cell, then run: python tools/refresh_notebooks.py {path}"
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=name_of)
+def test_a_notebooks_file(path: Path):
+    text = path.read_text(encoding="utf-8")
+    nbformat.validate(nbformat.reads(text, as_version=4))
+    assert text == as_text(read(path)), f"another program wrote it; run: python tools/refresh_notebooks.py {path}"
+    assert len(text.encode()) < 1_000_000, "smaller figures, or fewer; 300 KB is a good size"
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=name_of)
+def test_the_readme_lists(path: Path):
+    assert path.relative_to(REPOSITORY).as_posix() in (REPOSITORY / "README.md").read_text(encoding="utf-8")
+
+
+def good_notebook() -> NotebookNode:
+    data = {"image/png": "iVBORw0KGgo=", "text/plain": "<Figure size 600x400 with 1 Axes>"}
+    figure = new_output("display_data", data)
+    cells = [
+        new_markdown_cell("# A title", id="title"),
+        new_code_cell("print(1)", execution_count=1, outputs=[new_output("stream", text="1\n")], id="one"),
+        new_code_cell("ax.plot(x)\nplt.show()", execution_count=2, outputs=[figure], id="two"),
+        new_code_cell("print(0.5)", execution_count=3, outputs=[new_output("stream", text="0.5\n")], id="three"),
+        new_code_cell("x = 4", execution_count=4, id="four"),
+        new_code_cell("import time", execution_count=5, metadata={"tags": [IGNORED]}, id="five"),
+    ]
+    return new_notebook(cells=cells, metadata=METADATA)
+
+
+def never_run(cells: list[NotebookNode]) -> None:
+    cells[3].execution_count = None
+
+
+def run_twice(cells: list[NotebookNode]) -> None:
+    cells[3].execution_count = 6
+
+
+def stripped(cells: list[NotebookNode]) -> None:
+    for cell in cells[1:]:
+        cell.outputs = []
+
+
+def raised(cells: list[NotebookNode]) -> None:
+    cells[4].outputs = [new_output("error", ename="ValueError", evalue="no", traceback=["ValueError: no"])]
+
+
+def raises_no_more(cells: list[NotebookNode]) -> None:
+    cells[4].metadata.tags = [RAISES]
+
+
+def ignored_too_often(cells: list[NotebookNode]) -> None:
+    cells[4].metadata.tags = [IGNORED]
+
+
+def skipped(cells: list[NotebookNode]) -> None:
+    cells[4].metadata.tags = ["nbval-skip"]
+
+
+def ignored_by_a_comment(cells: list[NotebookNode]) -> None:
+    cells[4].source = "# NBVAL_IGNORE_OUTPUT\nx = 4"
+
+
+def ends_in_the_plot(cells: list[NotebookNode]) -> None:
+    cells[2].source = "plt.show()\nax.plot(x)"
+
+
+def figure_without_numbers(cells: list[NotebookNode]) -> None:
+    cells[3].outputs[0].text = "done\n"
+
+
+def figure_with_ignored_numbers(cells: list[NotebookNode]) -> None:
+    cells[3].metadata.tags = cells[5].metadata.pop("tags")
+
+
+def collapsed_by_an_editor(cells: list[NotebookNode]) -> None:
+    cells[1].metadata.collapsed = True
+
+
+def live_widget(cells: list[NotebookNode]) -> None:
+    cells[4].outputs = [new_output("display_data", {"application/vnd.jupyter.widget-view+json": {"model_id": "8a"}})]
+
+
+def long_traceback(cells: list[NotebookNode]) -> None:
+    cells[4].metadata.tags = [RAISES]
+    cells[4].outputs = [new_output("error", ename="ValueError", evalue="no", traceback=["line 1", "ValueError: no"])]
+
+
+@pytest.mark.parametrize("rule", RULES, ids=name_of)
+def test_a_good_notebook_passes(rule: Callable):
+    assert rule(good_notebook()) == []
+
+
+@pytest.mark.parametrize(
+    ("rule", "fault"),
+    [
+        (was_run_from_top_to_bottom, never_run),
+        (was_run_from_top_to_bottom, run_twice),
+        (stores_its_outputs, stripped),
+        (tags_the_cells_that_raise, raised),
+        (tags_the_cells_that_raise, raises_no_more),
+        (compares_most_cells, ignored_too_often),
+        (compares_most_cells, skipped),
+        (compares_most_cells, ignored_by_a_comment),
+        (says_figures_in_numbers, ends_in_the_plot),
+        (says_figures_in_numbers, figure_without_numbers),
+        (says_figures_in_numbers, figure_with_ignored_numbers),
+        (is_in_the_refresh_tools_form, collapsed_by_an_editor),
+        (is_in_the_refresh_tools_form, live_widget),
+        (is_in_the_refresh_tools_form, long_traceback),
+    ],
+    ids=name_of,
+)
+def test_a_rule_finds_its_fault_and_no_other_rule_does(rule: Callable, fault: Callable):
+    notebook = good_notebook()
+    fault(notebook.cells)
+    assert [other.__name__ for other in RULES if other(notebook)] == [rule.__name__]
+
+
+@pytest.mark.parametrize("key", ["widgets", "celltoolbar", "vscode"])
+def test_metadata_of_a_notebook_may_not_hold(key: str):
+    notebook = good_notebook()
+    notebook.metadata[key] = {}
+    assert is_in_the_refresh_tools_form(notebook)

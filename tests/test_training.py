@@ -1,0 +1,168 @@
+"""The trainer, its data and its measures, on models of a few thousand parameters and without a network."""
+
+import json
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from mixtral_edu import MixtralForCausalLM, MixtralTokenizer, recipes
+from mixtral_edu.__main__ import main
+from mixtral_edu.recipes import RECIPES, Mixture, train_recipe
+from mixtral_edu.training import IGNORED, Trainer, TrainingConfig, bits_per_byte, token_bits
+
+OFFLINE = {"chat": 0.7, "stories": 0.3}  # domains that need no download
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return MixtralTokenizer.from_pretrained("tiny")
+
+
+@pytest.fixture
+def small_recipe(tokenizer):
+    config = replace(RECIPES["tiny"].config, hidden_size=16, head_dim=4, num_attention_heads=4, intermediate_size=8,
+                     num_hidden_layers=2, sliding_window=16)
+    return replace(RECIPES["tiny-instruct"], config=config, shares=OFFLINE, batch_size=3, sequence_length=40,
+                   training=TrainingConfig(steps=8, warmup_steps=2))
+
+
+def trainer_for(recipe, tokenizer):
+    torch.manual_seed(0)
+    return Trainer(MixtralForCausalLM(recipe.config), Mixture(tokenizer, recipe), recipe.training)
+
+
+def test_learning_rate_warms_up_then_falls_to_a_tenth():
+    config = TrainingConfig(steps=110, learning_rate=1.0, warmup_steps=10)
+    rates = [config.learning_rate_at(step) for step in range(111)]
+    assert rates[0] == pytest.approx(0.1) and rates[9] == rates[10] == 1.0
+    assert rates[60] == pytest.approx(0.55) and rates[110] == pytest.approx(0.1)
+    assert all(a >= b for a, b in zip(rates[10:], rates[11:], strict=False))
+
+
+@pytest.mark.parametrize("field", ["steps", "learning_rate", "clip_norm", "warmup_steps", "aux_loss_coef"])
+def test_invalid_settings_are_named(field):
+    with pytest.raises(ValueError, match=field):
+        TrainingConfig(**{"steps": 5, field: -1})
+
+
+def test_weight_decay_spares_the_norms(small_recipe, tokenizer):
+    trainer = trainer_for(small_recipe, tokenizer)
+    decayed, spared = (group["params"] for group in trainer.optimizer.param_groups)
+    names = {id(p): name for name, p in trainer.model.named_parameters()}
+    assert {names[id(p)].split(".")[-2] for p in spared} == {"input_layernorm", "post_attention_layernorm", "norm"}
+    assert len(decayed) + len(spared) == len(names)
+
+
+def test_a_resumed_run_equals_an_uninterrupted_one(small_recipe, tokenizer, tmp_path):
+    whole = trainer_for(small_recipe, tokenizer)
+    whole.train(progress=False)
+    first = trainer_for(small_recipe, tokenizer)
+    first.train(until=3, progress=False)
+    first.save(tmp_path / "training.pt")
+    torch.manual_seed(99)
+    second = Trainer(MixtralForCausalLM(small_recipe.config), Mixture(tokenizer, small_recipe), small_recipe.training)
+    second.load(tmp_path / "training.pt")
+    assert second.step == 3
+    second.train(progress=False)
+    assert [entry["loss"] for entry in second.history] == [entry["loss"] for entry in whole.history]
+    for a, b in zip(whole.model.parameters(), second.model.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_resuming_under_other_settings_is_refused(small_recipe, tokenizer, tmp_path):
+    trainer = trainer_for(small_recipe, tokenizer)
+    trainer.save(tmp_path / "training.pt")
+    other = replace(small_recipe, training=replace(small_recipe.training, learning_rate=1.0))
+    with pytest.raises(ValueError, match="learning_rate"):
+        trainer_for(other, tokenizer).load(tmp_path / "training.pt")
+
+
+def test_training_learns_a_repeated_batch(small_recipe, tokenizer):
+    recipe = replace(small_recipe, training=TrainingConfig(steps=60, learning_rate=1e-2, warmup_steps=5))
+    batch = Mixture(tokenizer, recipe)(0)
+    torch.manual_seed(0)
+    trainer = Trainer(MixtralForCausalLM(recipe.config), lambda step: batch, recipe.training)
+    history = trainer.train(progress=False)
+    assert history[0]["loss"] == pytest.approx(math.log(2048), abs=0.3)  # at first all tokens are equally likely
+    assert history[-1]["loss"] < 0.7 * history[0]["loss"]
+
+
+def test_the_balancing_loss_spreads_the_load(small_recipe, tokenizer):
+    """Without it a router that starts lopsided stays so; with it the auxiliary loss falls towards its minimum K = 2."""
+    last = {}
+    for coefficient in (0.0, 0.1):
+        recipe = replace(small_recipe, training=TrainingConfig(steps=60, warmup_steps=1, aux_loss_coef=coefficient))
+        trainer = trainer_for(recipe, tokenizer)
+        with torch.no_grad():
+            for layer in trainer.model.model.layers:
+                layer.block_sparse_moe.gate.weight[0] += 1.0
+        last[coefficient] = trainer.train(progress=False)[-1]["aux_loss"]
+    assert last[0.1] < last[0.0] - 0.2
+    assert last[0.1] >= 2.0 - 1e-3
+
+
+def test_rows_are_full_begin_with_bos_and_repeat_for_the_step(small_recipe, tokenizer):
+    mixture = Mixture(tokenizer, replace(small_recipe, batch_size=20))
+    ids, labels = mixture(5)
+    assert ids.shape == labels.shape == (20, 40)
+    assert (ids[:, 0] == tokenizer.bos_token_id).all()
+    assert torch.equal(ids, mixture(5)[0]) and not torch.equal(ids, mixture(6)[0])
+    learned = labels != IGNORED
+    assert torch.equal(labels[learned], ids[learned])
+
+
+def test_only_answers_are_learned_in_instruct_rows(small_recipe, tokenizer):
+    recipe = replace(small_recipe, shares={"chat": 1.0}, batch_size=30, sequence_length=120)
+    ids, labels = Mixture(tokenizer, recipe)(0)
+    for row, learned in zip(ids.tolist(), (labels != IGNORED).tolist(), strict=True):
+        for group in _runs(row, learned):
+            assert "[INST]" not in tokenizer.decode(group) and "[/INST]" not in tokenizer.decode(group)
+        questions = tokenizer.decode([i for i, is_answer in zip(row, learned, strict=True) if not is_answer])
+        assert questions.startswith("<s> [INST]")
+    plain = Mixture(tokenizer, replace(recipe, answers_only=False))(0)
+    assert torch.equal(plain[0], ids) and torch.equal(plain[1], ids)
+
+
+def _runs(row, learned):
+    run = []
+    for i, flag in zip(row, learned, strict=True):
+        if flag:
+            run.append(i)
+        elif run:
+            yield run
+            run = []
+
+
+def test_bits_per_byte_is_the_loss_in_other_units(small_recipe, tokenizer):
+    model = MixtralForCausalLM(small_recipe.config).eval()
+    text = "A text of two lines,\nwith an emoji 🙂 that takes four bytes."
+    ids = torch.tensor([tokenizer.encode(text)])
+    nats = F.cross_entropy(model(ids).logits[0, :-1], ids[0, 1:], reduction="sum").item()
+    assert bits_per_byte(model, tokenizer, [text]) == pytest.approx(nats / math.log(2) / len(text.encode()), rel=1e-5)
+    assert token_bits(model, ids[0].tolist()).shape == (ids.shape[1] - 1,)
+    assert token_bits(model, ids[0].tolist()).sum().item() == pytest.approx(nats / math.log(2), rel=1e-5)
+
+
+def test_the_train_command_writes_a_checkpoint_and_goes_on(small_recipe, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(recipes.RECIPES, "small", small_recipe)
+    command = ["train", "--recipe", "small", "--out", str(tmp_path / "out"), "--tokenizer", "tiny"]
+    main([*command, "--steps", "2"])
+    log = json.loads((tmp_path / "out" / "training.json").read_text())
+    assert (log["recipe"], log["steps"], log["tokens"]) == ("small", 2, 2 * 3 * 40)
+    model = MixtralForCausalLM.from_pretrained(tmp_path / "out")
+    assert model.dtype == torch.bfloat16
+    assert len(MixtralTokenizer.from_pretrained(tmp_path / "out")) == 2048
+    main([*command, "--steps", "2"])
+    assert "going on from step 2 of 2" in capsys.readouterr().out
+
+
+def test_an_unknown_recipe_is_refused_and_nothing_is_written(tmp_path):
+    with pytest.raises(ValueError, match="recipe='huge'.*tiny"):
+        train_recipe("huge", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(SystemExit) as stop:
+        main(["train", "--recipe", "huge", "--out", str(tmp_path / "out")])
+    assert stop.value.code == 1

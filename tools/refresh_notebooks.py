@@ -1,0 +1,186 @@
+"""Run notebooks in a fresh kernel and store their outputs, always in the same form.
+
+    python tools/refresh_notebooks.py                    every notebook
+    python tools/refresh_notebooks.py notebooks/05*.ipynb
+    python tools/refresh_notebooks.py --check            change nothing; say which notebooks would change
+
+The only writer of stored outputs. Two runs write the same bytes, but for cells tagged `nbval-ignore-output`. A notebook
+in which a cell fails is left as it was.
+"""
+
+import argparse
+import copy
+import os
+import re
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+from jupyter_client.manager import AsyncKernelManager
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError
+from nbformat import NotebookNode
+from nbval.kernel import CURRENT_ENV_KERNEL_NAME, NbvalKernelspecManager
+from nbval.plugin import get_sanitize_patterns
+
+NOTEBOOKS = Path(__file__).resolve().parents[1] / "notebooks"
+SANITIZE_RULES = get_sanitize_patterns((NOTEBOOKS / "nbval_sanitize.cfg").read_text(encoding="utf-8"))
+METADATA = {
+    "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+    "language_info": {"name": "python"},
+}
+IGNORED = "nbval-ignore-output"
+WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"  # names a model that lives in the kernel alone
+
+
+def main(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("paths", nargs="*", type=Path, default=[NOTEBOOKS], help="notebooks, or folders of notebooks")
+    parser.add_argument("--check", action="store_true", help="change nothing; exit 1 if a notebook would change")
+    parser.add_argument("--timeout", type=int, default=120, metavar="SECONDS", help="limit for one cell (120)")
+    options = parser.parse_args(argv)
+
+    unwell = 0
+    for path in find_notebooks(options.paths):
+        start = time.monotonic()
+        print(path, end="  ", flush=True)
+        try:
+            verdict, well = refresh(path, check=options.check, timeout=options.timeout)
+        except (CellExecutionError, TimeoutError, ValueError) as error:
+            verdict, well = f"failed, left as it was\n{error}", False
+        print(f"{time.monotonic() - start:.1f} s  {verdict}", flush=True)
+        unwell += not well
+    return 1 if unwell else 0
+
+
+def find_notebooks(paths: list[Path]) -> list[Path]:
+    """The notebooks that `paths` name or, where one is a folder, contain.
+
+    Raises:
+        FileNotFoundError: a path does not exist.
+    """
+    found = []
+    for path in paths:
+        if not path.exists():
+            raise FileNotFoundError(f"{path}: no such notebook or folder")
+        inside = sorted(p for p in path.rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts)
+        found += inside if path.is_dir() else [path]
+    return found
+
+
+def refresh(path: Path, check: bool, timeout: int) -> tuple[str, bool]:
+    """Run one notebook and store what came out; return a verdict in words and whether all is well."""
+    stored = read(path)
+    fresh = normalised(execute(stored, path.parent, timeout))
+    nbformat.validate(fresh)
+    if check:
+        same = as_text(without_ignored_outputs(fresh)) == as_text(without_ignored_outputs(stored))
+        return ("up to date", True) if same else ("differs from a fresh run", False)
+    if as_text(fresh) == path.read_text(encoding="utf-8"):
+        return "unchanged", True
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(as_text(fresh), encoding="utf-8", newline="\n")
+    os.replace(partial, path)
+    return "written", True
+
+
+def read(path: Path) -> NotebookNode:
+    """Read a notebook of format 4 as it stands, valid or not."""
+    notebook = nbformat.v4.reads(path.read_text(encoding="utf-8"))
+    if notebook.get("nbformat") != 4:
+        raise ValueError(f"{path} has notebook format {notebook.get('nbformat')}; 4 is wanted")
+    return notebook
+
+
+def as_text(notebook: NotebookNode) -> str:
+    return nbformat.v4.writes(notebook) + "\n"
+
+
+def execute(notebook: NotebookNode, folder: Path, timeout: int) -> NotebookNode:
+    """Run a copy of `notebook` in a fresh kernel of this Python, as nbval does, with `folder` as its working folder."""
+    notebook = copy.deepcopy(notebook)
+    for cell in code_cells(notebook):
+        cell.outputs, cell.execution_count = [], None
+    kernel = AsyncKernelManager(kernel_name=CURRENT_ENV_KERNEL_NAME, kernel_spec_manager=NbvalKernelspecManager())
+    NotebookClient(
+        notebook, km=kernel, timeout=timeout, store_widget_state=False, record_timing=False,
+        resources={"metadata": {"path": str(folder)}},
+    ).execute()
+    return notebook
+
+
+def code_cells(notebook: NotebookNode) -> list[NotebookNode]:
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def tags(cell: NotebookNode) -> list[str]:
+    return cell.metadata.get("tags", [])
+
+
+def normalised(notebook: NotebookNode) -> NotebookNode:
+    """A copy of `notebook` in which nothing depends on the machine, the editor or the moment."""
+    notebook = copy.deepcopy(notebook)
+    notebook.metadata = nbformat.from_dict(METADATA)
+    notebook.nbformat_minor = 5
+    taken = {cell.get("id") for cell in notebook.cells}
+    for index, cell in enumerate(notebook.cells):
+        if not cell.get("id"):
+            cell.id = next(name for name in (f"cell-{n}" for n in range(index, 10**6)) if name not in taken)
+            taken.add(cell.id)
+        cell.metadata = normalised_metadata(cell.metadata)
+        if cell.cell_type == "code":
+            cell.outputs = normalised_outputs(cell.outputs)
+    return notebook
+
+
+def normalised_metadata(metadata: NotebookNode) -> NotebookNode:
+    kept = {key: metadata[key] for key in ("tags", "nbgrader") if metadata.get(key)}
+    if metadata.get("jupyter", {}).get("source_hidden"):
+        kept["jupyter"] = {"source_hidden": True}
+    return nbformat.from_dict(kept)
+
+
+def normalised_outputs(outputs: list[NotebookNode]) -> list[NotebookNode]:
+    """Join what a stream wrote in pieces, drop views of widgets, cut tracebacks, and replace addresses and the like."""
+    result: list[NotebookNode] = []
+    for output in copy.deepcopy(outputs):
+        if output.output_type == "stream":
+            if result and result[-1].output_type == "stream" and result[-1].name == output.name:
+                result[-1].text += output.text
+                continue
+        elif output.output_type == "error":
+            output.traceback = [f"{output.ename}: {output.evalue}"]
+        else:
+            output.data.pop(WIDGET_VIEW, None)
+            if not output.data:
+                continue
+        result.append(output)
+    for output in result:
+        if output.output_type == "stream":
+            output.text = sanitized(re.sub(r".*\r(?=[^\n])", "", output.text))  # what a carriage return overwrote
+        elif output.output_type == "error":
+            output.evalue, output.traceback = sanitized(output.evalue), [sanitized(line) for line in output.traceback]
+        else:
+            output.data = nbformat.from_dict({
+                kind: sanitized(value) if kind.startswith("text/") else value for kind, value in output.data.items()
+            })
+    return result
+
+
+def sanitized(text: str) -> str:
+    for pattern, replacement in SANITIZE_RULES:
+        text = re.sub(pattern, replacement, text)
+    return text
+
+
+def without_ignored_outputs(notebook: NotebookNode) -> NotebookNode:
+    notebook = copy.deepcopy(notebook)
+    for cell in code_cells(notebook):
+        if IGNORED in tags(cell):
+            cell.outputs = []
+    return notebook
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
