@@ -14,8 +14,14 @@ def _train(arguments: argparse.Namespace) -> None:
 
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
-    train_recipe(arguments.recipe, arguments.out, steps=arguments.steps, tokenizer=arguments.tokenizer,
-                 cache=arguments.cache, device=arguments.device)
+    train_recipe(
+        arguments.recipe,
+        arguments.out,
+        steps=arguments.steps,
+        tokenizer=arguments.tokenizer,
+        cache=arguments.cache,
+        device=arguments.device,
+    )
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:
@@ -25,7 +31,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
 
     model = MixtralForCausalLM.from_pretrained(arguments.model, dtype="float32")
     tokenizer = MixtralTokenizer.from_pretrained(arguments.model)
-    domains = arguments.domains or list(RECIPES["tiny"].shares)
+    domains = arguments.domains or list(RECIPES["tiny"].domains)
     text = json.dumps(evaluate(model, tokenizer, domains, cache=arguments.cache), indent=1)
     print(text)
     if arguments.json:
@@ -40,9 +46,13 @@ def main(argv: list[str] | None = None) -> None:
 
     train = commands.add_parser("train", help="train one of the bundled models again")
     train.add_argument("--recipe", required=True, metavar="NAME", help="tiny (plain text) or tiny-instruct (answers)")
-    train.add_argument("--out", required=True, type=Path, metavar="FOLDER", help="where to write it; an interrupted run goes on")
+    train.add_argument(
+        "--out", required=True, type=Path, metavar="FOLDER", help="where to write it; an interrupted run goes on"
+    )
     train.add_argument("--steps", type=int, help="instead of the recipe's number")
-    train.add_argument("--tokenizer", metavar="NAME", help="use this one instead of training one: a name, folder or file")
+    train.add_argument(
+        "--tokenizer", metavar="NAME", help="use this one instead of training one: a name, folder or file"
+    )
     train.add_argument("--cache", type=Path, metavar="FOLDER", help="where downloaded sources are kept")
     train.add_argument("--device", default="cpu")
     train.add_argument("--threads", type=int, help="processor threads")

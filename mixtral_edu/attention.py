@@ -2,8 +2,8 @@
 
     weights = softmax(q kᵀ / √Dh + mask)          out = weights v
 
-Hq query heads share Hkv key-value heads: query heads h·G … h·G + G - 1 (G = Hq / Hkv) look at key-value head h. Keys and
-values are never copied per query head; the G query heads of a group become more rows of one product instead.
+Hq query heads share Hkv key-value heads: query heads h·G … h·G + G - 1 (G = Hq / Hkv) look at key-value head h. Keys
+and values are never copied per query head; the G query heads of a group become more rows of one product instead.
 
 Source: Ainslie et al. 2023, arXiv 2305.13245 (grouped queries); Mistral 7B, arXiv 2310.06825 (sliding window).
 """
@@ -24,7 +24,9 @@ from mixtral_edu.rope import apply_rotary
 _BLOCK = 64
 
 
-def eager_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float = 0.0) -> tuple[Tensor, Tensor]:
+def eager_attention(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float = 0.0
+) -> tuple[Tensor, Tensor]:
     """Attention as its formula says, each step in the open.
 
     Args:
@@ -51,8 +53,9 @@ def eager_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropou
     return out.view(B, Hq, T, Dh), weights
 
 
-def sdpa_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float = 0.0,
-                   is_causal: bool = False) -> Tensor:
+def sdpa_attention(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float = 0.0, is_causal: bool = False
+) -> Tensor:
     """The same through PyTorch's fused kernel, which never holds all scores at once; shapes as in `eager_attention`."""
     B, Hq, T, Dh = q.shape
     if T == 1:  # the queries of a group see the same keys: rows of one query, and nothing to repeat
@@ -69,7 +72,7 @@ def attend_eager(q: Tensor, k: Tensor, v: Tensor, visibility: Visibility, dropou
 
 
 def attend_sdpa(q: Tensor, k: Tensor, v: Tensor, visibility: Visibility, dropout: float = 0.0) -> Tensor:
-    """Backend "sdpa": `sdpa_attention`, in blocks where a window makes that cheaper, without a mask where none is needed."""
+    """Backend "sdpa": `sdpa_attention`, in blocks where a window makes that cheaper, masked only where needed."""
     if _window_cuts(visibility):
         return _in_blocks(lambda *block: sdpa_attention(*block, dropout), q, k, v, visibility)
     if visibility.all_visible:
@@ -89,8 +92,10 @@ def _window_cuts(visibility: Visibility) -> bool:
 
 def _in_blocks(attend: Callable[..., Tensor], q: Tensor, k: Tensor, v: Tensor, visibility: Visibility) -> Tensor:
     """Blocks of queries against only the keys that their windows reach: O(T·W) time and memory."""
-    outs = [attend(q[:, :, queries], k[:, :, keys], v[:, :, keys], mask)
-            for queries, keys, mask in visibility.blocks(_BLOCK)]
+    outs = [
+        attend(q[:, :, queries], k[:, :, keys], v[:, :, keys], mask)
+        for queries, keys, mask in visibility.blocks(_BLOCK)
+    ]
     return torch.cat(outs, dim=2)
 
 
@@ -104,7 +109,9 @@ class GroupedQueryAttention(nn.Module):
     def __init__(self, config: MixtralConfig, layer: int):
         super().__init__()
         if config.attn_implementation not in ATTENTION_BACKENDS:
-            raise ValueError(f"attn_implementation={config.attn_implementation!r}: one of {sorted(ATTENTION_BACKENDS)} is wanted")
+            raise ValueError(
+                f"attn_implementation={config.attn_implementation!r}: one of {sorted(ATTENTION_BACKENDS)} is wanted"
+            )
         self.config, self.layer = config, layer
         D, Dh = config.hidden_size, config.head_dim
         self.q_proj = nn.Linear(D, config.num_attention_heads * Dh, bias=False)
@@ -112,8 +119,15 @@ class GroupedQueryAttention(nn.Module):
         self.v_proj = nn.Linear(D, config.num_key_value_heads * Dh, bias=False)
         self.o_proj = nn.Linear(config.num_attention_heads * Dh, D, bias=False)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, visibility: Visibility, cache_step: CacheStep | None = None,
-                output_attentions: bool = False) -> tuple[Tensor, Tensor | None]:
+    def forward(
+        self,
+        x: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        visibility: Visibility,
+        cache_step: CacheStep | None = None,
+        output_attentions: bool = False,
+    ) -> tuple[Tensor, Tensor | None]:
         """Let each token gather from those it may see.
 
         Args:

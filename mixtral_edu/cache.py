@@ -56,8 +56,14 @@ class RollingKVCache:
     Source: Mistral 7B, arXiv 2310.06825, section 2 (rolling buffer cache, pre-fill and chunking).
     """
 
-    def __init__(self, config: MixtralConfig, batch_size: int, max_length: int | None = None,
-                 device: torch.device | str | None = None, dtype: torch.dtype | None = None):
+    def __init__(
+        self,
+        config: MixtralConfig,
+        batch_size: int,
+        max_length: int | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ):
         for name, size in (("batch_size", batch_size), ("max_length", max_length)):
             if size is not None and size < 1:
                 raise ValueError(f"{name}={size}: at least 1 is wanted")

@@ -6,6 +6,8 @@ from dataclasses import InitVar, dataclass, field, fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from mixtral_edu.config_checks import check
+
 # Written by transformers into each config.json, without a meaning for this model: neither kept nor warned about.
 _SILENT_KEYS = frozenset(
     "_attn_implementation_autoset _name_or_path architectures auto_map chunk_size_feed_forward is_encoder_decoder "
@@ -82,41 +84,13 @@ class MixtralConfig:
     def __post_init__(self, rope_parameters: dict | None):
         if rope_parameters is not None:
             self.rope_theta = _theta_of(rope_parameters, default=self.rope_theta)
-        for name in ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
-                     "num_key_value_heads", "num_experts_per_tok", "num_local_experts", "max_position_embeddings"):
-            _require(_is_int(getattr(self, name)) and getattr(self, name) >= 1, self, name, "a whole number of at least 1")
+        check(self)
         if self.head_dim is None:
-            _require(self.hidden_size % self.num_attention_heads == 0, self, "hidden_size",
-                     f"a multiple of num_attention_heads={self.num_attention_heads}, or head_dim has to be given")
             self.head_dim = self.hidden_size // self.num_attention_heads
-        _require(_is_int(self.head_dim) and self.head_dim >= 2 and self.head_dim % 2 == 0, self, "head_dim",
-                 "an even number: the rotary embedding turns pairs of numbers")
-        _require(self.num_attention_heads % self.num_key_value_heads == 0, self, "num_key_value_heads",
-                 f"a divisor of num_attention_heads={self.num_attention_heads}: equal groups of query heads share a key head")
-        _require(self.num_experts_per_tok <= self.num_local_experts, self, "num_experts_per_tok",
-                 f"at most num_local_experts={self.num_local_experts}")
-        _require(self.sliding_window is None or (_is_int(self.sliding_window) and self.sliding_window >= 1), self,
-                 "sliding_window", "None, or at least 1 (a query always sees its own position)")
-        _require(self.hidden_act == "silu", self, "hidden_act", "'silu', the gate of Mixtral's experts")
-        _require(not self.tie_word_embeddings, self, "tie_word_embeddings", "False: lm_head has weights of its own")
-        _require(self.rope_theta > 0, self, "rope_theta", "positive")
-        _require(self.rms_norm_eps > 0, self, "rms_norm_eps", "positive")
-        _require(0 <= self.attention_dropout < 1, self, "attention_dropout", "at least 0 and below 1")
-        _require(0 <= self.router_jitter_noise < 1, self, "router_jitter_noise", "at least 0 and below 1")
-        eos_ids = self.eos_token_id if isinstance(self.eos_token_id, list) else [self.eos_token_id]
-        for name, ids in (("pad_token_id", [self.pad_token_id]), ("bos_token_id", [self.bos_token_id]), ("eos_token_id", eos_ids)):
-            _require(all(i is None or (_is_int(i) and 0 <= i < self.vocab_size) for i in ids), self, name,
-                     f"None or below vocab_size={self.vocab_size}")
-        self._settle_labels()
-
-    def _settle_labels(self) -> None:
         if self.id2label is not None:
             self.id2label = {int(index): label for index, label in self.id2label.items()}
         if self.num_labels is None:
             self.num_labels = len(self.id2label) if self.id2label else 2
-        _require(_is_int(self.num_labels) and self.num_labels >= 1, self, "num_labels", "a whole number of at least 1")
-        kinds = (None, "regression", "single_label_classification", "multi_label_classification")
-        _require(self.problem_type in kinds, self, "problem_type", f"one of {kinds}")
         if self.id2label is None or len(self.id2label) != self.num_labels:
             self.id2label = {index: f"LABEL_{index}" for index in range(self.num_labels)}
 
@@ -128,16 +102,31 @@ class MixtralConfig:
     @classmethod
     def mixtral_8x22b(cls, **changes) -> "MixtralConfig":
         """The released Mixtral-8x22B-v0.1."""
-        sizes = {"hidden_size": 6144, "intermediate_size": 16384, "num_hidden_layers": 56, "num_attention_heads": 48,
-                 "max_position_embeddings": 65536, "dtype": "bfloat16"}
+        sizes = {
+            "hidden_size": 6144,
+            "intermediate_size": 16384,
+            "num_hidden_layers": 56,
+            "num_attention_heads": 48,
+            "max_position_embeddings": 65536,
+            "dtype": "bfloat16",
+        }
         return cls(**sizes | changes)
 
     @classmethod
     def tiny(cls, **changes) -> "MixtralConfig":
         """The bundled base model's sizes: all of Mixtral's parts at 8 million parameters, with a window of 128."""
-        sizes = {"vocab_size": 2048, "hidden_size": 256, "intermediate_size": 256, "num_hidden_layers": 4,
-                 "num_attention_heads": 8, "num_key_value_heads": 2, "max_position_embeddings": 32768, "rope_theta": 1e4,
-                 "sliding_window": 128, "router_aux_loss_coef": 0.02}
+        sizes = {
+            "vocab_size": 2048,
+            "hidden_size": 256,
+            "intermediate_size": 256,
+            "num_hidden_layers": 4,
+            "num_attention_heads": 8,
+            "num_key_value_heads": 2,
+            "max_position_embeddings": 32768,
+            "rope_theta": 1e4,
+            "sliding_window": 128,
+            "router_aux_loss_coef": 0.02,
+        }
         return cls(**sizes | changes)
 
     @classmethod
@@ -229,12 +218,3 @@ def _theta_of(rope: dict, default: float | None, name: str = "rope_parameters") 
     if rope_type != "default":
         raise ValueError(f"{name}: rope_type={rope_type!r} is not built in; Mixtral uses 'default'")
     return rope.get("rope_theta", default)
-
-
-def _is_int(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _require(condition: bool, config: MixtralConfig, name: str, wanted: str) -> None:
-    if not condition:
-        raise ValueError(f"{name}={getattr(config, name)!r}: it has to be {wanted}")

@@ -14,7 +14,9 @@ from mixtral_edu.training import Document, bits_per_byte
 _MOST_TOKENS = 16_384  # read of one document
 
 
-def held_out_documents(domain: str, tokenizer: MixtralTokenizer, tokens: int, cache: Path | None = None) -> list[Document]:
+def held_out_documents(
+    domain: str, tokenizer: MixtralTokenizer, tokens: int, cache: Path | None = None
+) -> list[Document]:
     """Documents of a domain that training never saw, the first ones, as many as about `tokens` tokens need."""
     documents = load_chats("heldout") if domain == "chat" else load_documents(domain, "heldout", cache)
     chosen, room = [], tokens
@@ -27,20 +29,34 @@ def held_out_documents(domain: str, tokenizer: MixtralTokenizer, tokens: int, ca
     return chosen
 
 
-def held_out_bits(model: MixtralForCausalLM, tokenizer: MixtralTokenizer, domains: Iterable[str],
-                  tokens: int = 60_000, cache: Path | None = None) -> dict[str, float]:
+def held_out_bits(
+    model: MixtralForCausalLM,
+    tokenizer: MixtralTokenizer,
+    domains: Iterable[str],
+    tokens: int = 60_000,
+    cache: Path | None = None,
+) -> dict[str, float]:
     """Bits per byte of each domain on documents that training never saw; of each at most the first 16,384 tokens."""
-    return {domain: bits_per_byte(model, tokenizer, held_out_documents(domain, tokenizer, tokens, cache), _MOST_TOKENS)
-            for domain in domains}
+    return {
+        domain: bits_per_byte(model, tokenizer, held_out_documents(domain, tokenizer, tokens, cache), _MOST_TOKENS)
+        for domain in domains
+    }
 
 
-def ask(model: MixtralForCausalLM, tokenizer: MixtralTokenizer, prompts: Sequence[str], max_new_tokens: int = 200,
-        batch_size: int = 25) -> list[str]:
+def ask(
+    model: MixtralForCausalLM,
+    tokenizer: MixtralTokenizer,
+    prompts: Sequence[str],
+    max_new_tokens: int = 200,
+    batch_size: int = 25,
+) -> list[str]:
     """Put each prompt as a chat of one turn, and return the greedy answers."""
     answers = []
     for start in range(0, len(prompts), batch_size):
-        rows = [tokenizer.apply_chat_template([{"role": "user", "content": prompt}])
-                for prompt in prompts[start : start + batch_size]]
+        rows = [
+            tokenizer.apply_chat_template([{"role": "user", "content": prompt}])
+            for prompt in prompts[start : start + batch_size]
+        ]
         longest = max(map(len, rows))
         input_ids = torch.tensor([[tokenizer.pad_token_id] * (longest - len(row)) + row for row in rows])
         mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows])
@@ -89,8 +105,9 @@ def expert_load(model: MixtralForCausalLM, tokenizer: MixtralTokenizer, document
     return counts / counts.sum(dim=1, keepdim=True)
 
 
-def evaluate(model: MixtralForCausalLM, tokenizer: MixtralTokenizer, domains: Sequence[str],
-             cache: Path | None = None) -> dict:
+def evaluate(
+    model: MixtralForCausalLM, tokenizer: MixtralTokenizer, domains: Sequence[str], cache: Path | None = None
+) -> dict:
     """All figures of a model card: bits per byte, behaviour, and the smallest and largest load of an expert.
 
     Args:

@@ -87,13 +87,13 @@ def generate(
     """
     options = GenerationOptions(max_new_tokens, do_sample, temperature, top_k, top_p, min_p, repetition_penalty,
                                 eos_token_id, pad_token_id, seed)  # fmt: skip
-    attention_mask = _checked_prompt(model, input_ids, attention_mask)
+    tokens = _new_tokens(model, input_ids, attention_mask, options)
     if streamer is not None:
         _check_single(input_ids, "a streamer")
         streamer.put(input_ids.cpu())
     ids = [input_ids]
     with _progress_bar(max_new_tokens) if progress else nullcontext() as bar:
-        for token in _new_tokens(model, input_ids, attention_mask, options):
+        for token in tokens:
             ids.append(token[:, None])
             if streamer is not None:
                 streamer.put(token.cpu())
@@ -119,26 +119,31 @@ def stream(
     The pieces joined are `tokenizer.decode` of the new ids (of all, with `skip_prompt=False`). The options are those of
     `generate`, but for `streamer` and `progress`; arguments are checked here, at once.
     """
-    options = GenerationOptions(**options)
-    attention_mask = _checked_prompt(model, input_ids, attention_mask)
+    tokens = _new_tokens(model, input_ids, attention_mask, GenerationOptions(**options))
     _check_single(input_ids, "stream")
 
     def texts() -> Iterator[str]:
         decoder = IncrementalDecoder(tokenizer, skip_special_tokens)
         if not skip_prompt:
             yield decoder.push(input_ids[0])
-        for token in _new_tokens(model, input_ids, attention_mask, options):
+        for token in tokens:
             yield decoder.push(token)
         yield decoder.flush()
 
     return filter(None, texts())
 
 
-@torch.no_grad()  # torch leaves this mode at each yield; inference mode's tensors could not be trained on later
 def _new_tokens(model: nn.Module, ids: Tensor, mask: Tensor | None, options: GenerationOptions) -> Iterator[Tensor]:
-    """Yield the new ids (B,) step by step, until all rows have stopped."""
-    stop_ids, pad_id = options.stop_and_pad_ids(model.config)
-    stop_ids = torch.tensor(stop_ids, device=ids.device)
+    """Check the arguments; return an iterator of the new ids (B,), step by step until all rows have stopped."""
+    mask = _checked_prompt(model, ids, mask)
+    return _steps(model, ids, mask, options, *options.stop_and_pad_ids(model.config))
+
+
+@torch.no_grad()  # left at each yield; in inference mode a model could not train later with tensors that it keeps
+def _steps(
+    model: nn.Module, ids: Tensor, mask: Tensor | None, options: GenerationOptions, stop_ids: list[int], pad_id: int
+) -> Iterator[Tensor]:
+    stops = torch.tensor(stop_ids, dtype=torch.long, device=ids.device)
     generator = None if options.seed is None else torch.Generator(ids.device).manual_seed(options.seed)
     seen, seen_mask = ids, torch.ones_like(ids) if mask is None else mask  # what the repetition penalty looks at
     stopped, num_stopped = torch.zeros(len(ids), dtype=torch.bool, device=ids.device), 0
@@ -150,8 +155,8 @@ def _new_tokens(model: nn.Module, ids: Tensor, mask: Tensor | None, options: Gen
             token = options.choose(out.logits[:, -1].float(), seen, seen_mask, generator)  # (B,)
             if num_stopped:
                 token = token.masked_fill(stopped, pad_id)
-            if len(stop_ids):
-                stopped = stopped | torch.isin(token, stop_ids)
+            if stop_ids:
+                stopped = stopped | torch.isin(token, stops)
                 num_stopped = int(stopped.sum())  # the one wait for the device in a step
             yield token
             if num_stopped == len(stopped):

@@ -1,107 +1,26 @@
 """The whole model: embedding, L decoder layers, a norm, and a head that scores the next token."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mixtral_edu import checkpoint, generation
+from mixtral_edu import generation
 from mixtral_edu.attention import GroupedQueryAttention
 from mixtral_edu.cache import CacheStep, RollingKVCache
 from mixtral_edu.config import MixtralConfig
 from mixtral_edu.masks import NO_POSITION, Visibility, row_positions
 from mixtral_edu.moe import RouterOutput, SparseMoE, load_balancing_loss
 from mixtral_edu.norm import RMSNorm
+from mixtral_edu.pretrained import MixtralModelOutput, MixtralOutput, PreTrained
 from mixtral_edu.rope import rotary_tables
-
-
-@dataclass
-class MixtralModelOutput:
-    """What `MixtralModel` returns; what was not asked for is None.
-
-    `last_hidden_state` (B, T, D), normalised. `past_key_values`: the cache, ready for the next tokens. `router_logits`:
-    one (B*T, E) tensor a layer. `hidden_states`: L + 1 tensors (B, T, D), the embedding first, the normalised last one
-    at the end. `attentions`: one (B, Hq, T, S) tensor a layer.
-    """
-
-    last_hidden_state: Tensor
-    past_key_values: RollingKVCache | None = None
-    router_logits: tuple[Tensor, ...] | None = None
-    hidden_states: tuple[Tensor, ...] | None = None
-    attentions: tuple[Tensor, ...] | None = None
-
-
-@dataclass
-class MixtralOutput:
-    """What a model with a head returns: the fields of `MixtralModelOutput`, and those of the head.
-
-    `logits` (B, T, V) for a causal model. `loss`: a scalar, if labels were given; with `output_router_logits` it holds
-    `aux_loss`, the load-balancing loss, times `config.router_aux_loss_coef`.
-    """
-
-    loss: Tensor | None = None
-    aux_loss: Tensor | None = None
-    logits: Tensor | None = None
-    past_key_values: RollingKVCache | None = None
-    router_logits: tuple[Tensor, ...] | None = None
-    hidden_states: tuple[Tensor, ...] | None = None
-    attentions: tuple[Tensor, ...] | None = None
-
-
-class PreTrained(nn.Module):
-    """What every model class shares: a config, an initialisation, loading and saving.
-
-    For loading: `head_keys` are the prefixes of the class's own head, and `optional_head` tells whether a checkpoint
-    without them may be loaded.
-    """
-
-    head_keys: tuple[str, ...] = ()
-    optional_head = False
-
-    def __init__(self, config: MixtralConfig):
-        super().__init__()
-        self.config = config
-
-    @property
-    def device(self) -> torch.device:
-        """Where the weights are."""
-        return next(self.parameters()).device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The dtype of the weights."""
-        return next(self.parameters()).dtype
-
-    @torch.no_grad()
-    def init_weights(self) -> None:
-        """Draw every matrix from a normal distribution of deviation `config.initializer_range`; norms become ones."""
-        for module in self.modules():
-            if isinstance(module, nn.Linear | nn.Embedding):
-                module.weight.normal_(0.0, self.config.initializer_range)
-            if isinstance(module, nn.Embedding) and module.padding_idx is not None:
-                module.weight[module.padding_idx].zero_()
-
-    @classmethod
-    def from_pretrained(cls, name_or_folder: str | Path, **options) -> "PreTrained":
-        """Load a checkpoint in evaluation mode: "tiny", "tiny-instruct", or a folder in the Hugging Face layout.
-
-        The options (`dtype`, `device`, `attn_implementation`, `experts_implementation` …), errors and rules are those
-        of `mixtral_edu.checkpoint.load_pretrained`.
-        """
-        return checkpoint.load_pretrained(cls, name_or_folder, **options)
-
-    def save_pretrained(self, folder: str | Path, max_shard_size: int | str = "5GB", overwrite: bool = False) -> None:
-        """Write `config.json` and safetensors files; see `mixtral_edu.checkpoint.save_pretrained`."""
-        checkpoint.save_pretrained(self, folder, max_shard_size=max_shard_size, overwrite=overwrite)
 
 
 class MixtralDecoderLayer(nn.Module):
     """Attention lets tokens exchange, experts work on each token alone; both add to a stream that flows past them.
 
-        h = x + attention(norm(x))        y = h + experts(norm(h))
+    h = x + attention(norm(x))        y = h + experts(norm(h))
     """
 
     def __init__(self, config: MixtralConfig, layer: int):
@@ -111,8 +30,15 @@ class MixtralDecoderLayer(nn.Module):
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, visibility: Visibility, cache_step: CacheStep | None = None,
-                output_attentions: bool = False) -> tuple[Tensor, Tensor | None, RouterOutput]:
+    def forward(
+        self,
+        x: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        visibility: Visibility,
+        cache_step: CacheStep | None = None,
+        output_attentions: bool = False,
+    ) -> tuple[Tensor, Tensor | None, RouterOutput]:
         """Map x (B, T, D) to (B, T, D), with the attention weights (or None) and the router's decision."""
         attended, weights = self.self_attn(self.input_layernorm(x), cos, sin, visibility, cache_step, output_attentions)
         x = x + attended
@@ -130,11 +56,18 @@ class MixtralModel(PreTrained):
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.init_weights()
 
-    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None,
-                position_ids: Tensor | None = None, past_key_values: RollingKVCache | None = None,
-                inputs_embeds: Tensor | None = None, use_cache: bool | None = None,
-                output_router_logits: bool | None = None, output_hidden_states: bool | None = None,
-                output_attentions: bool | None = None) -> MixtralModelOutput:
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: RollingKVCache | None = None,
+        inputs_embeds: Tensor | None = None,
+        use_cache: bool | None = None,
+        output_router_logits: bool | None = None,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+    ) -> MixtralModelOutput:
         """Run the decoder on T new tokens of B texts.
 
         Args:
@@ -159,8 +92,10 @@ class MixtralModel(PreTrained):
         output_hidden_states = config.output_hidden_states if output_hidden_states is None else output_hidden_states
         output_attentions = config.output_attentions if output_attentions is None else output_attentions
         if output_attentions and config.attn_implementation != "eager":
-            raise ValueError(f"output_attentions=True: the {config.attn_implementation!r} backend never holds the weights; "
-                             "load the model with attn_implementation='eager'")
+            raise ValueError(
+                f"output_attentions=True: the {config.attn_implementation!r} backend never holds the weights; "
+                "load the model with attn_implementation='eager'"
+            )
         if past_key_values is None and (config.use_cache if use_cache is None else use_cache):
             past_key_values = RollingKVCache(config, B, device=x.device, dtype=x.dtype)
 
@@ -172,6 +107,8 @@ class MixtralModel(PreTrained):
             visibility = _visibility_of_new(B, T, real, config.sliding_window, x.device)
         if position_ids is None:
             position_ids = visibility.query_positions.clamp(min=0)
+        elif tuple(position_ids.shape) not in ((B, T), (1, T)):
+            raise ValueError(f"position_ids has shape {tuple(position_ids.shape)}: ({B}, {T}) or (1, {T}) is wanted")
         cos, sin = rotary_tables(position_ids, config.head_dim, config.rope_theta, x.dtype)
 
         hidden_states, attentions, router_logits = [x], [], []
@@ -185,26 +122,40 @@ class MixtralModel(PreTrained):
         if cache_step is not None:
             cache_step.commit()
         return MixtralModelOutput(
-            last_hidden_state=x, past_key_values=past_key_values,
+            last_hidden_state=x,
+            past_key_values=past_key_values,
             router_logits=tuple(router_logits) if output_router_logits else None,
             hidden_states=tuple(hidden_states) if output_hidden_states else None,
-            attentions=tuple(attentions) if output_attentions else None)
+            attentions=tuple(attentions) if output_attentions else None,
+        )
 
-    def _checked(self, input_ids: Tensor | None, inputs_embeds: Tensor | None, attention_mask: Tensor | None,
-                 cache: RollingKVCache | None) -> tuple[Tensor, Tensor | None]:
+    def _checked(
+        self,
+        input_ids: Tensor | None,
+        inputs_embeds: Tensor | None,
+        attention_mask: Tensor | None,
+        cache: RollingKVCache | None,
+    ) -> tuple[Tensor, Tensor | None]:
         """The embeddings (B, T, D), and which of the new tokens are real (B, T), or None if all are."""
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("exactly one of input_ids and inputs_embeds is wanted")
-        given, name, ndim = (input_ids, "input_ids", 2) if inputs_embeds is None else (inputs_embeds, "inputs_embeds", 3)
+        given, name, ndim = (
+            (input_ids, "input_ids", 2) if inputs_embeds is None else (inputs_embeds, "inputs_embeds", 3)
+        )
         if given.ndim != ndim or given.shape[1] == 0:
-            raise ValueError(f"{name} has shape {tuple(given.shape)}: "
-                             + ("(batch, tokens)" if ndim == 2 else "(batch, tokens, hidden size)") + ", not empty, is wanted")
+            raise ValueError(
+                f"{name} has shape {tuple(given.shape)}: "
+                + ("(batch, tokens)" if ndim == 2 else "(batch, tokens, hidden size)")
+                + ", not empty, is wanted"
+            )
         B, T = given.shape[:2]
         look_at_values = given.device.type == "cpu" and not torch.compiler.is_compiling()  # elsewhere it would wait
         if inputs_embeds is None:
             if look_at_values and not 0 <= int(input_ids.min()) <= int(input_ids.max()) < self.config.vocab_size:
-                raise ValueError(f"input_ids reach from {int(input_ids.min())} to {int(input_ids.max())}: "
-                                 f"ids from 0 to vocab_size - 1 = {self.config.vocab_size - 1} are wanted")
+                raise ValueError(
+                    f"input_ids reach from {int(input_ids.min())} to {int(input_ids.max())}: "
+                    f"ids from 0 to vocab_size - 1 = {self.config.vocab_size - 1} are wanted"
+                )
             inputs_embeds = self.embed_tokens(input_ids)
         past = 0 if cache is None else cache.get_seq_length()
         if cache is not None and cache.positions.shape[0] != B:
@@ -239,11 +190,20 @@ class MixtralForCausalLM(PreTrained):
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.init_weights()
 
-    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None,
-                position_ids: Tensor | None = None, past_key_values: RollingKVCache | None = None,
-                inputs_embeds: Tensor | None = None, labels: Tensor | None = None, use_cache: bool | None = None,
-                output_router_logits: bool | None = None, output_hidden_states: bool | None = None,
-                output_attentions: bool | None = None, logits_to_keep: int | Tensor = 0) -> MixtralOutput:
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: RollingKVCache | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        use_cache: bool | None = None,
+        output_router_logits: bool | None = None,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+        logits_to_keep: int | Tensor = 0,
+    ) -> MixtralOutput:
         """Score the next token after each of T new tokens of B texts.
 
         Args (beyond those of `MixtralModel.forward`):
@@ -252,26 +212,39 @@ class MixtralForCausalLM(PreTrained):
         """
         if output_router_logits is None:
             output_router_logits = self.config.output_router_logits
-        out = self.model(input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, use_cache,
-                         output_router_logits, output_hidden_states, output_attentions)
+        out = self.model(
+            input_ids,
+            attention_mask,
+            position_ids,
+            past_key_values,
+            inputs_embeds,
+            use_cache,
+            output_router_logits,
+            output_hidden_states,
+            output_attentions,
+        )
         B, T = out.last_hidden_state.shape[:2]
-        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) and logits_to_keep else (
-            slice(None) if isinstance(logits_to_keep, int) else logits_to_keep)
+        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep  # -0 is 0: all
         logits = self.lm_head(out.last_hidden_state[:, kept])  # (B, T or kept, V)
 
         loss = aux_loss = None
         if labels is not None:
             if tuple(labels.shape) != (B, T) or logits.shape[1] != T:
-                raise ValueError(f"labels have shape {tuple(labels.shape)} and logits {tuple(logits.shape[:2])}: "
-                                 f"both have to be ({B}, {T}), with logits_to_keep=0")
+                raise ValueError(
+                    f"labels have shape {tuple(labels.shape)} and logits {tuple(logits.shape[:2])}: "
+                    f"both have to be ({B}, {T}), with logits_to_keep=0"
+                )
             loss = F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten(), ignore_index=-100)
         if output_router_logits:
             new_mask = None if attention_mask is None else attention_mask[:, -T:]
-            aux_loss = load_balancing_loss(out.router_logits, self.config.num_local_experts,
-                                           self.config.num_experts_per_tok, new_mask)
+            aux_loss = load_balancing_loss(
+                out.router_logits, self.config.num_local_experts, self.config.num_experts_per_tok, new_mask
+            )
             if loss is not None:
                 loss = loss + self.config.router_aux_loss_coef * aux_loss
-        return MixtralOutput(loss, aux_loss, logits, out.past_key_values, out.router_logits, out.hidden_states, out.attentions)
+        return MixtralOutput(
+            loss, aux_loss, logits, out.past_key_values, out.router_logits, out.hidden_states, out.attentions
+        )
 
     def generate(self, input_ids: Tensor, attention_mask: Tensor | None = None, **options) -> Tensor:
         """Continue each row of `input_ids`; returns prompt and new ids. See `mixtral_edu.generation.generate`."""

@@ -101,7 +101,9 @@ class SparseMoE(nn.Module):
     def __init__(self, config: MixtralConfig):
         super().__init__()
         if config.experts_implementation not in EXPERT_DISPATCH:
-            raise ValueError(f"experts_implementation={config.experts_implementation!r}: one of {sorted(EXPERT_DISPATCH)} is wanted")
+            raise ValueError(
+                f"experts_implementation={config.experts_implementation!r}: one of {sorted(EXPERT_DISPATCH)} is wanted"
+            )
         self.config = config
         self.gate = Router(config)
         self.experts = nn.ModuleList(Expert(config) for _ in range(config.num_local_experts))
@@ -123,8 +125,13 @@ class SparseMoE(nn.Module):
         return y.view(x.shape), routing
 
 
-def load_balancing_loss(router_logits: Sequence[Tensor], num_experts: int, top_k: int,
-                        attention_mask: Tensor | None = None, per_layer: bool = False) -> Tensor:
+def load_balancing_loss(
+    router_logits: Sequence[Tensor],
+    num_experts: int,
+    top_k: int,
+    attention_mask: Tensor | None = None,
+    per_layer: bool = False,
+) -> Tensor:
     """Penalise routers that send most tokens to few experts.
 
         loss = E · Σ_e f_e · P_e

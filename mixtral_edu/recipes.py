@@ -25,30 +25,69 @@ _TOKENIZER_BYTES = 1_000_000  # of each domain
 class Recipe:
     """A model and its training.
 
-    `shares`: how often a row comes from each domain. `answers_only`: in chats, only the assistant's words are learned.
+    `stages`: from which step on, how often a row comes from each domain. `answers_only`: in chats, only the assistant's
+    words are learned.
     """
 
     config: MixtralConfig
-    shares: dict[str, float]
+    stages: dict[int, dict[str, float]]
     training: TrainingConfig
     batch_size: int = 16
     sequence_length: int = 256
     answers_only: bool = False
     seed: int = 0
 
+    @property
+    def domains(self) -> tuple[str, ...]:
+        """All domains of all stages."""
+        return tuple(dict.fromkeys(domain for shares in self.stages.values() for domain in shares))
 
-# Plain products in bfloat16 train faster on a CPU than a fused kernel with a mask.
+    def shares_at(self, step: int) -> dict[str, float]:
+        """How often a row of this step comes from each domain."""
+        return self.stages[max(first for first in self.stages if first <= step)]
+
+
+# Plain products in bfloat16 train faster on a CPU than a fused kernel with a mask. A model learns to copy (a hero's
+# name, say) from texts that repeat what they named, so those become more frequent in the later stages of "tiny".
 RECIPES = {
     "tiny": Recipe(
         config=MixtralConfig.tiny(attn_implementation="eager"),
-        shares={"shakespeare": 0.2, "python": 0.17, "spanish": 0.12, "jargon": 0.15, "arithmetic": 0.08, "stories": 0.18,
-                "chat": 0.1},
-        training=TrainingConfig(steps=3000),
+        stages={
+            0: {
+                "shakespeare": 0.2,
+                "python": 0.17,
+                "spanish": 0.12,
+                "jargon": 0.15,
+                "arithmetic": 0.08,
+                "stories": 0.18,
+                "chat": 0.1,
+            },
+            1800: {
+                "shakespeare": 0.1,
+                "python": 0.09,
+                "spanish": 0.06,
+                "jargon": 0.07,
+                "arithmetic": 0.04,
+                "stories": 0.44,
+                "chat": 0.2,
+            },
+            3000: {
+                "shakespeare": 0.08,
+                "python": 0.07,
+                "spanish": 0.05,
+                "jargon": 0.06,
+                "arithmetic": 0.04,
+                "stories": 0.5,
+                "chat": 0.2,
+            },
+        },
+        training=TrainingConfig(steps=4400, restarts=(3000,)),
     ),
     "tiny-instruct": Recipe(
-        config=MixtralConfig.tiny(hidden_size=128, intermediate_size=192, num_attention_heads=4,
-                                  attn_implementation="eager"),
-        shares={"chat": 0.85, "stories": 0.15},
+        config=MixtralConfig.tiny(
+            hidden_size=128, intermediate_size=192, num_attention_heads=4, attn_implementation="eager"
+        ),
+        stages={0: {"chat": 0.85, "stories": 0.15}},
         training=TrainingConfig(steps=3000),
         answers_only=True,
     ),
@@ -63,21 +102,25 @@ class Mixture:
 
     Args:
         tokenizer: turns documents into ids.
-        recipe: shares, sizes and seed.
+        recipe: domains, sizes and seed.
         cache: where downloaded sources are kept; None means the default of `mixtral_edu.corpus`.
     """
 
     def __init__(self, tokenizer: MixtralTokenizer, recipe: Recipe, cache: Path | None = None):
         self.tokenizer, self.recipe = tokenizer, recipe
-        self._texts = {domain: self._joined(load_documents(domain, "train", cache))
-                       for domain in recipe.shares if domain not in GENERATORS}
+        self._texts = {
+            domain: self._joined(load_documents(domain, "train", cache))
+            for domain in recipe.domains
+            if domain not in GENERATORS
+        }
 
     def _joined(self, documents: list[str]) -> Tensor:
         return torch.cat([torch.tensor(self.tokenizer.encode(text)) for text in documents])
 
     def __call__(self, step: int) -> tuple[Tensor, Tensor]:
         recipe, rng = self.recipe, random.Random(f"{self.recipe.seed}/{step}")
-        domains = rng.choices(list(recipe.shares), list(recipe.shares.values()), k=recipe.batch_size)
+        shares = recipe.shares_at(step)
+        domains = rng.choices(list(shares), list(shares.values()), k=recipe.batch_size)
         rows = [self._from_source(d, rng) if d in self._texts else self._from_generator(d, rng) for d in domains]
         input_ids, labels = zip(*rows, strict=True)
         return torch.stack(input_ids), torch.stack(labels)
@@ -120,8 +163,16 @@ def make_tokenizer(path: Path, vocab_size: int, cache: Path | None = None) -> Mi
     return train_tokenizer(sample, path, vocab_size)
 
 
-def train_recipe(name: str, out: Path, *, steps: int | None = None, tokenizer: str | None = None, cache: Path | None = None,
-                 device: str = "cpu", save_every: int = 100) -> None:
+def train_recipe(
+    name: str,
+    out: Path,
+    *,
+    steps: int | None = None,
+    tokenizer: str | None = None,
+    cache: Path | None = None,
+    device: str = "cpu",
+    save_every: int = 100,
+) -> None:
     """Train a recipe and write a checkpoint folder: weights in bfloat16, tokenizer, `training.json`.
 
     Args:
@@ -163,10 +214,18 @@ def train_recipe(name: str, out: Path, *, steps: int | None = None, tokenizer: s
     trainer.train(after_step=save_now_and_then)
     trainer.save(state)
     model.to(torch.bfloat16).save_pretrained(out, overwrite=True)
-    log = {"recipe": name, "steps": trainer.step, "tokens": trainer.step * recipe.batch_size * recipe.sequence_length,
-           "seconds": round(sum(entry["seconds"] for entry in trainer.history)), "processor": processor_name(),
-           "threads": torch.get_num_threads(), "torch": torch.__version__, "python": platform.python_version(),
-           "date": date.today().isoformat(), "history": trainer.history[::20]}
+    log = {
+        "recipe": name,
+        "steps": trainer.step,
+        "tokens": trainer.step * recipe.batch_size * recipe.sequence_length,
+        "seconds": round(sum(entry["seconds"] for entry in trainer.history)),
+        "processor": processor_name(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "date": date.today().isoformat(),
+        "history": trainer.history[::20],
+    }
     (out / "training.json").write_text(json.dumps(log, indent=1) + "\n", encoding="utf-8")
 
 

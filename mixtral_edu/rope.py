@@ -35,7 +35,7 @@ def rotary_tables(positions: Tensor, head_dim: int, theta: float, dtype: torch.d
 def apply_rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotate each head's vector x (B, H, T, Dh) by tables (B, T, Dh) of its token's position.
 
-        (a, b) -> (a·cos - b·sin, b·cos + a·sin)      for the pair a = x[i], b = x[i + Dh/2]
+    (a, b) -> (a·cos - b·sin, b·cos + a·sin)      for the pair a = x[i], b = x[i + Dh/2]
     """
     cos, sin = cos[:, None].to(x.dtype), sin[:, None].to(x.dtype)  # (B, 1, T, Dh), shared by all heads
     a, b = x.chunk(2, dim=-1)

@@ -37,6 +37,8 @@ class Batches(Protocol):
 class TrainingConfig:
     """How to train: `steps` in all, a linear warm-up to `learning_rate`, then half a cosine down to a tenth of it.
 
+    At each step in `restarts` warm-up and cosine begin anew (warm restarts: arXiv 1608.03983), so that a model can still
+    learn something new from data that changes there.
     `aux_loss_coef` weighs the load-balancing loss, taken layer by layer. `clip_norm` bounds the norm of the gradient.
     Weight decay spares the norms. `mixed_precision` computes matrix products in bfloat16 (weights stay float32).
     """
@@ -46,6 +48,7 @@ class TrainingConfig:
     warmup_steps: int = 100
     weight_decay: float = 0.1
     betas: tuple[float, float] = (0.9, 0.95)
+    restarts: tuple[int, ...] = ()
     clip_norm: float = 1.0
     aux_loss_coef: float = 0.02
     mixed_precision: bool = True
@@ -60,9 +63,12 @@ class TrainingConfig:
 
     def learning_rate_at(self, step: int) -> float:
         """The learning rate of a step, counted from 0."""
+        begin = max(first for first in (0, *self.restarts) if first <= step)
+        end = min((first for first in self.restarts if first > begin), default=self.steps)
+        step, steps = step - begin, end - begin
         if step < self.warmup_steps:
             return self.learning_rate * (step + 1) / self.warmup_steps
-        done = (step - self.warmup_steps) / max(1, self.steps - self.warmup_steps)
+        done = (step - self.warmup_steps) / max(1, steps - self.warmup_steps)
         return self.learning_rate * (0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * min(done, 1.0))))
 
 
@@ -89,8 +95,9 @@ class Trainer:
         self.step = 0
         self.history: list[dict[str, float]] = []
 
-    def train(self, until: int | None = None, progress: bool = True,
-              after_step: Callable[["Trainer"], None] | None = None) -> list[dict[str, float]]:
+    def train(
+        self, until: int | None = None, progress: bool = True, after_step: Callable[["Trainer"], None] | None = None
+    ) -> list[dict[str, float]]:
         """Train up to step `until` (the config's last if None) and return the history.
 
         Args:
@@ -122,21 +129,34 @@ class Trainer:
         with torch.autocast(model.device.type, torch.bfloat16, enabled=config.mixed_precision):
             out = model(input_ids, use_cache=False, output_router_logits=True)
         loss = next_token_loss(out.logits, labels)
-        aux_loss = load_balancing_loss(out.router_logits, model.config.num_local_experts,
-                                       model.config.num_experts_per_tok, per_layer=True)
+        aux_loss = load_balancing_loss(
+            out.router_logits, model.config.num_local_experts, model.config.num_experts_per_tok, per_layer=True
+        )
         (loss + config.aux_loss_coef * aux_loss).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        self.history.append({"step": self.step, "loss": loss.item(), "aux_loss": aux_loss.item(),
-                             "learning_rate": learning_rate, "seconds": time.perf_counter() - started})
+        self.history.append(
+            {
+                "step": self.step,
+                "loss": loss.item(),
+                "aux_loss": aux_loss.item(),
+                "learning_rate": learning_rate,
+                "seconds": time.perf_counter() - started,
+            }
+        )
         self.step += 1
 
     def save(self, path: str | Path) -> None:
         """Write all that a later run needs to go on from here; an interrupted write leaves an older file whole."""
-        state = {"step": self.step, "history": self.history, "config": asdict(self.config),
-                 "model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(),
-                 "rng": torch.get_rng_state()}
+        state = {
+            "step": self.step,
+            "history": self.history,
+            "config": asdict(self.config),
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "rng": torch.get_rng_state(),
+        }
         beside = Path(path).with_name(Path(path).name + ".partial")
         torch.save(state, beside)
         os.replace(beside, path)
@@ -151,8 +171,10 @@ class Trainer:
         ours = asdict(self.config)
         differing = [name for name in ours if state["config"].get(name) != ours[name]]
         if differing:
-            raise ValueError(f"{path} was written with another {', '.join(differing)}: "
-                             f"{ {name: state['config'].get(name) for name in differing} }")
+            raise ValueError(
+                f"{path} was written with another {', '.join(differing)}: "
+                f"{ {name: state['config'].get(name) for name in differing} }"
+            )
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.step, self.history = state["step"], state["history"]
@@ -160,7 +182,7 @@ class Trainer:
 
 
 def next_token_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Mean cross entropy in nats of logits (B, T, V) at predicting labels (B, T) one step ahead; a scalar in float32."""
+    """Mean cross entropy in nats of logits (B, T, V) that predict labels (B, T) one step ahead; a float32 scalar."""
     return F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten(), ignore_index=IGNORED)
 
 
@@ -168,15 +190,16 @@ def next_token_loss(logits: Tensor, labels: Tensor) -> Tensor:
 def token_bits(model: MixtralForCausalLM, ids: Sequence[int]) -> Tensor:
     """Return how many bits each token costs the model, given all before it: (T - 1,) for T ids, in float32.
 
-        bits(x_t) = -log2 p(x_t | x_0 … x_{t-1})
+    bits(x_t) = -log2 p(x_t | x_0 … x_{t-1})
     """
     input_ids = torch.tensor([list(ids)], device=model.device)
     logits = model(input_ids, use_cache=False).logits[0, :-1].float()
     return F.cross_entropy(logits, input_ids[0, 1:], reduction="none") / math.log(2)
 
 
-def bits_per_byte(model: MixtralForCausalLM, tokenizer: MixtralTokenizer, documents: Iterable[Document],
-                  max_tokens: int = 2048) -> float:
+def bits_per_byte(
+    model: MixtralForCausalLM, tokenizer: MixtralTokenizer, documents: Iterable[Document], max_tokens: int = 2048
+) -> float:
     """Return what the model spends per byte of UTF-8 text: comparable between tokenizers, unlike a loss per token.
 
     Args:

@@ -42,8 +42,8 @@ def seeded() -> None:
 def make_config() -> Callable[..., MixtralConfig]:
     """A function that returns the configuration of a small model; keyword arguments replace its fields.
 
-    No two sizes agree, so that a swapped axis shows: V=101, D=44, F=37, L=3, Hq=4, Hkv=2, Dh=14 (Hq*Dh=56 is not D),
-    E=5, K=2, W=7.
+    No two sizes but Hkv and K agree, so a swapped axis shows: V=101, D=44, F=37, L=3, Hq=4, Hkv=2, Dh=14 (Hq*Dh=56 is
+    not D), E=5, K=2, W=7.
     """
 
     def make(**changes) -> MixtralConfig:

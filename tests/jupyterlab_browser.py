@@ -103,7 +103,7 @@ def _server(root: Path, scratch: Path) -> Iterator[str]:
             process.wait()
 
 
-def _await_server(process: subprocess.Popen, url: str, log: Path, timeout: float = 60) -> None:
+def _await_server(process: subprocess.Popen, url: str, log: Path, timeout: float = 120) -> None:
     deadline = time.monotonic() + timeout
     while time.monotonic() < deadline and process.poll() is None:
         try:
@@ -124,8 +124,10 @@ class JupyterLab:
     _workspaces = itertools.count()
 
     @contextmanager
-    def notebook(self, name: str, timeout: float = 60) -> Iterator["NotebookPage"]:
+    def notebook(self, name: str, timeout: float = 120) -> Iterator["NotebookPage"]:
         """Open the notebook `name` (a path below `root`) with a kernel that answers; afterwards, end the kernel."""
+        if not (self.root / name).is_file():
+            raise FileNotFoundError(f"{self.root / name}: no such notebook")
         # So high that a picture fits in at once: a screenshot of a taller one shows what lies over it.
         page = self.browser.new_page(viewport={"width": 1400, "height": 2000})
         page.set_default_timeout(1000 * timeout)
@@ -153,7 +155,7 @@ class NotebookPage:
             new Promise((_, fail) => setTimeout(() => fail(new Error("not done in {timeout} s")), {1000 * timeout})),
         ])""")
 
-    def run_all(self, timeout: float = 120) -> None:
+    def run_all(self, timeout: float = 300) -> None:
         """Run all cells, as the menu does, and wait for the last one."""
         self.evaluate("() => jupyterapp.commands.execute('notebook:run-all-cells')", timeout)
 
@@ -195,7 +197,7 @@ class NotebookPage:
         field.fill(text)
         field.press("Enter")
 
-    def picture_change(self, action: Callable[[], None], index: int = 0, timeout: float = 20) -> tuple[bytes, bytes]:
+    def picture_change(self, action: Callable[[], None], index: int = 0, timeout: float = 60) -> tuple[bytes, bytes]:
         """Do something, wait until the picture is another one, and return screenshots of it from before and after.
 
         Raises:

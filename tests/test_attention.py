@@ -163,6 +163,15 @@ def test_memory_of_a_windowed_prefill_grows_with_t_not_its_square(attend, paddin
     assert largest[1024] <= 2 * largest[512]
 
 
+@pytest.mark.parametrize("padding", ["none", "left"])
+def test_sdpa_never_holds_the_scores_of_all_heads(padding):
+    """Without a window too: a mask for all heads together is the most it makes, and keys are not repeated."""
+    T = 256
+    with Largest() as mode:
+        attend_sdpa(*random_qkv(T, T, Hq=8, Hkv=2), visibility_of(T, T, None, padding))
+    assert mode.numel <= B * T * T
+
+
 @pytest.mark.parametrize("attend", ATTENTION_BACKENDS.values(), ids=ATTENTION_BACKENDS)
 @pytest.mark.parametrize("window", [1, 8, 100])
 def test_work_of_a_windowed_prefill_is_o_of_t_times_w(attend, window, monkeypatch):
@@ -174,7 +183,8 @@ def test_work_of_a_windowed_prefill_is_o_of_t_times_w(attend, window, monkeypatc
         pairs += q.shape[2] * k.shape[2]
 
     real_eager, real_sdpa = eager_attention, F.scaled_dot_product_attention
-    monkeypatch.setattr("mixtral_edu.attention.eager_attention", lambda q, k, *rest: count(q, k) or real_eager(q, k, *rest))
+    monkeypatch.setattr("mixtral_edu.attention.eager_attention",
+                        lambda q, k, *rest: count(q, k) or real_eager(q, k, *rest))
     monkeypatch.setattr(F, "scaled_dot_product_attention",
                         lambda q, k, *rest, **options: count(q, k) or real_sdpa(q, k, *rest, **options))
     T = 1000

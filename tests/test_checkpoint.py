@@ -145,6 +145,8 @@ def test_settings_reach_the_config(folder):
     for option in ("attn_implementation", "experts_implementation", "problem_type"):
         with pytest.raises(ValueError, match=f"{option}='fastest'"):
             MixtralForCausalLM.from_pretrained(folder, **{option: "fastest"})
+    with pytest.raises(ValueError, match="num_labels=0"):
+        MixtralForCausalLM.from_pretrained(folder, num_labels=0)
 
 
 def test_transformers_loads_what_was_saved(tmp_path):

@@ -51,8 +51,9 @@ def test_presets():
     assert released.sliding_window is None and released.rope_theta == 1e6 and released.head_dim == 128
     assert MixtralConfig.from_dict(V4_CONFIG) == released
     large = MixtralConfig.mixtral_8x22b()
-    assert (large.hidden_size, large.num_hidden_layers, large.num_attention_heads, large.head_dim) == (6144, 56, 48, 128)
-    assert (large.intermediate_size, large.max_position_embeddings, large.num_key_value_heads) == (16384, 65536, 8)
+    assert (large.hidden_size, large.intermediate_size, large.num_hidden_layers) == (6144, 16384, 56)
+    assert (large.num_attention_heads, large.num_key_value_heads, large.head_dim) == (48, 8, 128)
+    assert large.max_position_embeddings == 65536
     assert MixtralConfig.tiny(sliding_window=9, vocab_size=50).sliding_window == 9
     assert MixtralConfig.mixtral_8x7b(num_hidden_layers=1).num_hidden_layers == 1
 
@@ -125,8 +126,9 @@ def test_a_dictionary_of_transformers_5_is_read_in_silence():
     import transformers
 
     theirs = transformers.MixtralConfig(
-        hidden_size=48, num_attention_heads=4, num_key_value_heads=2, sliding_window=7, num_local_experts=5, dtype="bfloat16",
-        rope_parameters={"rope_type": "default", "rope_theta": 3e4}, id2label={0: "a", 1: "b", 2: "c"}, eos_token_id=[2, 5])
+        hidden_size=48, num_attention_heads=4, num_key_value_heads=2, sliding_window=7, num_local_experts=5,
+        rope_parameters={"rope_type": "default", "rope_theta": 3e4}, id2label={0: "a", 1: "b", 2: "c"},
+        eos_token_id=[2, 5], dtype="bfloat16")
     ours = MixtralConfig.from_dict(json.loads(json.dumps(theirs.to_dict(), default=str)))
     assert ours.rope_theta == 3e4 and ours.dtype == "bfloat16" and ours.head_dim == 12 and ours.extra == {}
     for name in ("hidden_size", "sliding_window", "num_local_experts", "id2label", "num_labels", "eos_token_id"):
@@ -167,9 +169,12 @@ def test_unknown_keys_are_kept_saved_again_and_warned_about(tmp_path):
         assert MixtralConfig.from_pretrained(tmp_path) == config
 
 
-@pytest.mark.parametrize("changes", [{}, {"sliding_window": None, "head_dim": 12, "eos_token_id": [1, 2], "pad_token_id": 0},
-                                     {"id2label": {0: "yes", 1: "no", 2: "maybe"}, "problem_type": "regression"},
-                                     {"dtype": "bfloat16", "rope_theta": 12345.0, "attention_dropout": 0.25}])
+@pytest.mark.parametrize("changes", [
+    {},
+    {"sliding_window": None, "head_dim": 12, "eos_token_id": [1, 2], "pad_token_id": 0},
+    {"id2label": {0: "yes", 1: "no", 2: "maybe"}, "problem_type": "regression"},
+    {"dtype": "bfloat16", "rope_theta": 12345.0, "attention_dropout": 0.25},
+])
 def test_round_trip_through_a_file_and_into_transformers(make_config, tmp_path, changes):
     import transformers
 

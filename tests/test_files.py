@@ -145,6 +145,19 @@ def test_an_exception_leaves_the_target_as_it_was(folder, interruption):
         assert os.listdir(folder.parent) == ["saved"]
 
 
+def test_new_files_are_on_disk_before_the_swap(folder, monkeypatch):
+    flushed, rename = [], os.rename
+    monkeypatch.setattr(os, "fsync", lambda descriptor: flushed.append(os.fstat(descriptor).st_ino))
+
+    def check(source, destination):
+        assert len(flushed) == 2
+        rename(source, destination)
+
+    monkeypatch.setattr(os, "rename", check)
+    fill(folder, "new", overwrite=True)
+    assert sorted(flushed) == sorted(path.stat().st_ino for path in folder.iterdir())
+
+
 def test_a_failing_swap_puts_the_old_folder_back(folder, monkeypatch):
     rename = os.rename
 

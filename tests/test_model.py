@@ -13,7 +13,7 @@ from mixtral_edu import MixtralForCausalLM, MixtralModel, RollingKVCache
 from mixtral_edu.moe import load_balancing_loss
 
 # In float32 both models round at the order of 1e-6.
-FORWARD = {"rtol": 0, "atol": 2e-5}
+FORWARD = {"rtol": 0, "atol": 3e-5}
 
 MODELS = {
     "E=8 K=2, window": {"num_local_experts": 8, "num_experts_per_tok": 2, "sliding_window": 7},
@@ -21,7 +21,8 @@ MODELS = {
     "E=16 K=4, no window": {"num_local_experts": 16, "num_experts_per_tok": 4, "sliding_window": None},
     "E=16 K=4, Hq = Hkv": {"num_local_experts": 16, "num_experts_per_tok": 4, "num_key_value_heads": 4},
     "one key-value head, window of one": {"num_key_value_heads": 1, "sliding_window": 1, "pad_token_id": 3},
-    "reference experts, wide window": {"num_key_value_heads": 1, "sliding_window": 50, "experts_implementation": "reference"},
+    "wide window, reference experts": {"sliding_window": 50, "num_key_value_heads": 1,
+                                       "experts_implementation": "reference"},
 }
 PADDINGS = ("none", "left", "right", "holes")
 B, T = 3, 23
@@ -65,7 +66,8 @@ def pair(request, make_config, transformers_twin):
     for output in outputs:
         output.loss.backward()
     gradients = [{name: p.grad for name, p in model.named_parameters()} for model in (ours, theirs)]
-    return SimpleNamespace(ours=outputs[0], theirs=outputs[1], gradients=gradients, real=mask.bool())
+    return SimpleNamespace(ours=outputs[0], theirs=outputs[1], gradients=gradients, real=mask.bool(),
+                           window=ours.config.sliding_window)
 
 
 def test_logits_equal_transformers(pair):
@@ -92,20 +94,18 @@ def test_losses_equal_transformers(pair):
 
 
 def test_gradients_equal_transformers(pair, to_transformers):
-    ours, theirs = pair.gradients
-    zeros = {name: torch.zeros_like(next(iter(ours.values()))) for name, g in ours.items() if g is None}
-    assert not zeros, "each expert of these models gets a token"
-    renamed = to_transformers(ours)
-    assert renamed.keys() == theirs.keys()
-    for name, gradient in theirs.items():
-        assert gradient.any(), name
-        assert_close(renamed[name], gradient, rtol=1e-4, atol=5e-6, msg=lambda text, name=name: f"{name}: {text}")
+    ours, theirs = to_transformers(pair.gradients[0]), pair.gradients[1]
+    assert ours.keys() == theirs.keys()
+    for name, expected in theirs.items():
+        # In a window of one the weight of the only key is 1, whatever q and k are.
+        assert expected.any() or (pair.window == 1 and ("q_proj" in name or "k_proj" in name))
+        assert_close(ours[name], expected, rtol=0, atol=1e-5, msg=lambda text, name=name: f"{name}: {text}")
 
 
 @pytest.mark.parametrize("padding", PADDINGS)
-@pytest.mark.parametrize("attn_implementation", ["eager", "sdpa"])
-def test_a_text_much_longer_than_the_window_equals_transformers(make_config, transformers_twin, attn_implementation, padding):
-    ours = random_model(make_config, attn_implementation=attn_implementation, sliding_window=5)
+@pytest.mark.parametrize("backend", ["eager", "sdpa"])
+def test_a_text_much_longer_than_the_window_equals_transformers(make_config, transformers_twin, backend, padding):
+    ours = random_model(make_config, attn_implementation=backend, sliding_window=5)
     ids, mask = torch.randint(0, 101, (B, 150)), mask_of(padding, 150)
     with torch.no_grad():
         logits, expected = (model(ids, attention_mask=mask).logits for model in (ours, transformers_twin(ours)))
@@ -263,7 +263,7 @@ def test_bfloat16_is_close_to_float32_where_the_router_is_sure(make_config):
         undisturbed &= ~flipped.any(1)
     assert undisturbed.sum() >= 16
     error = (rounded.logits - exact.logits)[undisturbed]
-    assert error.abs().max() < 0.1 * exact.logits.std()
+    assert error.norm() < 0.05 * exact.logits[undisturbed].norm()
 
 
 def test_hidden_states_that_nobody_asked_for_are_freed_on_the_way(make_config):
@@ -291,9 +291,9 @@ REFUSED = {
     "embeddings of another size": ({"inputs_embeds": torch.zeros(2, 5, 43)}, r"inputs_embeds.*\(2, 5, 43\).*44"),
     "mask too short": ({"input_ids": IDS, "attention_mask": torch.ones(2, 4)}, r"attention_mask.*\(2, 4\).*\(2, 5\)"),
     "mask too long": ({"input_ids": IDS, "attention_mask": torch.ones(2, 6)}, r"attention_mask.*\(2, 6\).*\(2, 5\)"),
-    "mask of another batch": ({"input_ids": IDS, "attention_mask": torch.ones(1, 5)}, r"attention_mask.*\(1, 5\).*\(2, 5\)"),
+    "mask of another batch": ({"input_ids": IDS, "attention_mask": torch.ones(1, 5)}, r"attention_mask.*\(1, 5\)"),
     "mask of four dimensions": ({"input_ids": IDS, "attention_mask": torch.ones(2, 1, 5, 5)}, "attention_mask"),
-    "positions of another length": ({"input_ids": IDS, "position_ids": torch.arange(4)[None]}, r"position_ids.*\(1, 4\)"),
+    "positions of another length": ({"input_ids": IDS, "position_ids": IDS[:, :4]}, r"position_ids.*\(2, 4\)"),
     "positions of another batch": ({"input_ids": IDS, "position_ids": IDS[:1].expand(3, 5)}, r"position_ids.*\(3, 5\)"),
     "positions without a batch": ({"input_ids": IDS, "position_ids": torch.arange(5)}, r"position_ids.*\(5,\)"),
     "labels of another length": ({"input_ids": IDS, "labels": IDS[:, :4]}, r"labels.*\(2, 4\).*\(2, 5\)"),

@@ -89,7 +89,8 @@ def test_dispatch_is_the_weighted_sum_of_the_chosen_experts(dispatch):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize(("E", "K", "N"), [(5, 2, 13), (8, 2, 1), (16, 4, 29), (16, 4, 2), (3, 3, 7), (5, 1, 13), (1, 1, 4)])
+@pytest.mark.parametrize(("E", "K", "N"),
+                         [(5, 2, 13), (8, 2, 1), (16, 4, 29), (16, 4, 2), (3, 3, 7), (5, 1, 13), (1, 1, 4)])
 def test_reference_and_sorted_agree_forward_and_backward(make_config, E, K, N, dtype):
     """With one token, with experts that get none (16 experts, 2 tokens), with K = E and K = 1."""
     config = make_config(num_local_experts=E, num_experts_per_tok=K)
@@ -215,4 +216,5 @@ def test_aux_loss_leaves_padding_out_per_layer_too():
     mask = torch.tensor([[0, 1, 1], [1, 1, 0]])
     kept = [logits[mask.flatten().bool()] for logits in layers]
     for per_layer in (False, True):
-        assert_close(load_balancing_loss(layers, 5, 2, mask, per_layer), load_balancing_loss(kept, 5, 2, None, per_layer))
+        loss = load_balancing_loss(layers, 5, 2, mask, per_layer)
+        assert_close(loss, load_balancing_loss(kept, 5, 2, None, per_layer))

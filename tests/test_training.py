@@ -23,10 +23,23 @@ def tokenizer():
 
 @pytest.fixture
 def small_recipe(tokenizer):
-    config = replace(RECIPES["tiny"].config, hidden_size=16, head_dim=4, num_attention_heads=4, intermediate_size=8,
-                     num_hidden_layers=2, sliding_window=16)
-    return replace(RECIPES["tiny-instruct"], config=config, shares=OFFLINE, batch_size=3, sequence_length=40,
-                   training=TrainingConfig(steps=8, warmup_steps=2))
+    config = replace(
+        RECIPES["tiny"].config,
+        hidden_size=16,
+        head_dim=4,
+        num_attention_heads=4,
+        intermediate_size=8,
+        num_hidden_layers=2,
+        sliding_window=16,
+    )
+    return replace(
+        RECIPES["tiny-instruct"],
+        config=config,
+        stages={0: OFFLINE},
+        batch_size=3,
+        sequence_length=40,
+        training=TrainingConfig(steps=8, warmup_steps=2),
+    )
 
 
 def trainer_for(recipe, tokenizer):
@@ -40,6 +53,12 @@ def test_learning_rate_warms_up_then_falls_to_a_tenth():
     assert rates[0] == pytest.approx(0.1) and rates[9] == rates[10] == 1.0
     assert rates[60] == pytest.approx(0.55) and rates[110] == pytest.approx(0.1)
     assert all(a >= b for a, b in zip(rates[10:], rates[11:], strict=False))
+
+
+def test_a_restart_begins_the_schedule_anew():
+    whole, half = TrainingConfig(steps=200, warmup_steps=10, restarts=(100,)), TrainingConfig(steps=100, warmup_steps=10)
+    rates = [half.learning_rate_at(step) for step in range(100)]
+    assert [whole.learning_rate_at(step) for step in range(200)] == rates + rates
 
 
 @pytest.mark.parametrize("field", ["steps", "learning_rate", "clip_norm", "warmup_steps", "aux_loss_coef"])
@@ -114,8 +133,16 @@ def test_rows_are_full_begin_with_bos_and_repeat_for_the_step(small_recipe, toke
     assert torch.equal(labels[learned], ids[learned])
 
 
+def test_a_later_stage_changes_where_rows_come_from(small_recipe, tokenizer):
+    recipe = replace(small_recipe, stages={0: {"stories": 1.0}, 4: {"chat": 1.0}})
+    mixture = Mixture(tokenizer, recipe)
+    assert recipe.domains == ("stories", "chat")
+    openings = [tokenizer.decode(mixture(step)[0][0], skip_special_tokens=True).startswith("[INST]") for step in (3, 4)]
+    assert openings == [False, True]
+
+
 def test_only_answers_are_learned_in_instruct_rows(small_recipe, tokenizer):
-    recipe = replace(small_recipe, shares={"chat": 1.0}, batch_size=30, sequence_length=120)
+    recipe = replace(small_recipe, stages={0: {"chat": 1.0}}, batch_size=30, sequence_length=120)
     ids, labels = Mixture(tokenizer, recipe)(0)
     for row, learned in zip(ids.tolist(), (labels != IGNORED).tolist(), strict=True):
         for group in _runs(row, learned):

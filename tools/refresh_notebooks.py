@@ -12,6 +12,7 @@ import argparse
 import copy
 import os
 import re
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -102,12 +103,19 @@ def execute(notebook: NotebookNode, folder: Path, timeout: int) -> NotebookNode:
     notebook = copy.deepcopy(notebook)
     for cell in code_cells(notebook):
         cell.outputs, cell.execution_count = [], None
-    kernel = AsyncKernelManager(kernel_name=CURRENT_ENV_KERNEL_NAME, kernel_spec_manager=NbvalKernelspecManager())
-    NotebookClient(
-        notebook, km=kernel, timeout=timeout, store_widget_state=False, record_timing=False,
-        resources={"metadata": {"path": str(folder)}},
-    ).execute()
+    client = NotebookClient(
+        notebook, kernel_manager_class=ThisPython, kernel_name=CURRENT_ENV_KERNEL_NAME, timeout=timeout,
+        store_widget_state=False, record_timing=False, resources={"metadata": {"path": str(folder)}},
+    )
+    client.execute(stderr=subprocess.DEVNULL)  # the kernel's own log; what a cell writes there is among its outputs
     return notebook
+
+
+class ThisPython(AsyncKernelManager):
+    """Starts kernels of the Python that runs this tool, whatever kernels the user has installed."""
+
+    def _kernel_spec_manager_default(self) -> NbvalKernelspecManager:
+        return NbvalKernelspecManager()
 
 
 def code_cells(notebook: NotebookNode) -> list[NotebookNode]:

@@ -137,8 +137,10 @@ def _layer(axes: Axes, config: MixtralConfig) -> None:
     _write(axes, 41.5, 9.4, "one layer", size=12, weight="bold")
     _write(axes, spine, 12, "x", size=11, style="italic")
     picks = f"router picks {config.num_experts_per_tok} of {config.num_local_experts}"
-    for start, top, name, note in ((13.2, 14, "attention", f"{config.num_attention_heads} query heads"),
-                                   (36.4, 39, "experts", picks)):
+    for start, top, name, note in (
+        (13.2, 14, "attention", f"{config.num_attention_heads} query heads"),
+        (36.4, 39, "experts", picks),
+    ):
         _arrow(axes, (spine, start), (spine, top + 19.2))
         axes.plot((spine, 45), (top + 1.4, top + 1.4), color=INK, linewidth=1.2)
         _arrow(axes, (45, top + 1.4), (45, top + 3))

@@ -215,8 +215,16 @@ def _token(axes: Axes, box: TokenBox, top: float, experts: np.ndarray, weights: 
 
 def _letters(axes: Axes, x: float, y: float, text: str, size: float, background: str) -> None:
     axes.figure.text(  # not axes.text, which would prepare clipping for each of many hundred texts
-        x, y, text, size=size, family=MONO, color=text_colour(background), ha="center", va="center_baseline",
-        transform=axes.transData, parse_math=False,
+        x,
+        y,
+        text,
+        size=size,
+        family=MONO,
+        color=text_colour(background),
+        ha="center",
+        va="center_baseline",
+        transform=axes.transData,
+        parse_math=False,
     )
 
 
@@ -227,8 +235,13 @@ def _legend(axes: Axes, shares: np.ndarray, num_choices: int) -> None:
         left, colour = MARGIN + expert * step, expert_colour(expert)
         axes.add_patch(Rectangle((left, top), step - 3, LEGEND_HEIGHT, facecolor=colour, edgecolor=FAINT))
         axes.text(
-            left + (step - 3) / 2, top + LEGEND_HEIGHT / 2, f"{expert}{separator}{share:.0%}", size=size,
-            color=text_colour(colour), ha="center", va="center",
+            left + (step - 3) / 2,
+            top + LEGEND_HEIGHT / 2,
+            f"{expert}{separator}{share:.0%}",
+            size=size,
+            color=text_colour(colour),
+            ha="center",
+            va="center",
         )
     strip = " · ".join(("first", "second", "third", "fourth")[:num_choices]) if num_choices <= 4 else "all choices"
     note = f"expert: share of first choices\nunder a token: {strip}"

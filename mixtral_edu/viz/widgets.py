@@ -107,8 +107,12 @@ class RouterView(FigureView):
     def draw(self, figure: Figure, text: str, layer: int, max_tokens: int) -> None:
         pieces, experts, weights = self.routing(text)
         coloured_tokens(
-            pieces[:max_tokens], experts[layer, :max_tokens], weights[layer, :max_tokens], layer=layer,
-            num_experts=self.model.config.num_local_experts, figure=figure,
+            pieces[:max_tokens],
+            experts[layer, :max_tokens],
+            weights[layer, :max_tokens],
+            layer=layer,
+            num_experts=self.model.config.num_local_experts,
+            figure=figure,
         )
 
     def telling_states(self) -> list[dict[str, Any]]:

@@ -1,0 +1,59 @@
+"""What no Mixtral can have: each rule names a config's field, whether it is fine, and what would be right."""
+
+from collections.abc import Iterator
+from typing import Any
+
+COUNTS = (
+    "vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads "
+    "num_experts_per_tok num_local_experts max_position_embeddings"
+).split()
+PROBLEM_TYPES = (None, "regression", "single_label_classification", "multi_label_classification")
+
+
+def check(config: Any) -> None:
+    """Raise a ValueError for the first field of `config` that breaks a rule."""
+    for name, is_fine, wanted in _rules(config):
+        if not is_fine:
+            raise ValueError(f"{name}={getattr(config, name)!r}: it has to be {wanted}")
+
+
+def _rules(config: Any) -> Iterator[tuple[str, bool, str]]:
+    """Yield (field, whether it is fine, what is wanted); a rule may rely on those before it."""
+    for name in COUNTS:
+        yield name, _is_count(getattr(config, name)), "a whole number of at least 1"
+
+    heads, key_value_heads = config.num_attention_heads, config.num_key_value_heads
+    if config.head_dim is None:
+        splits = config.hidden_size % heads == 0
+        yield "hidden_size", splits, f"a multiple of num_attention_heads={heads}, or head_dim has to be given"
+    head_dim = config.hidden_size // heads if config.head_dim is None else config.head_dim
+    pairs = _is_count(head_dim) and head_dim % 2 == 0
+    yield "head_dim", pairs, f"an even number, not {head_dim}: the rotary embedding turns pairs of numbers"
+    shares = heads % key_value_heads == 0
+    yield "num_key_value_heads", shares, f"a divisor of num_attention_heads={heads}: groups of query heads are equal"
+    experts = config.num_local_experts
+    yield "num_experts_per_tok", config.num_experts_per_tok <= experts, f"at most num_local_experts={experts}"
+    window = config.sliding_window
+    yield "sliding_window", window is None or _is_count(window), "None, or at least 1: a query sees its own position"
+
+    yield "hidden_act", config.hidden_act == "silu", "'silu', the gate of Mixtral's experts"
+    yield "tie_word_embeddings", not config.tie_word_embeddings, "False: lm_head has weights of its own"
+    for name in ("rope_theta", "rms_norm_eps"):
+        yield name, getattr(config, name) > 0, "positive"
+    for name in ("attention_dropout", "router_jitter_noise"):
+        yield name, 0 <= getattr(config, name) < 1, "at least 0 and below 1"
+    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        value = getattr(config, name)
+        ids = value if isinstance(value, list) else [value]
+        inside = all(i is None or (_is_int(i) and 0 <= i < config.vocab_size) for i in ids)
+        yield name, inside, f"None, or from 0 to vocab_size - 1 = {config.vocab_size - 1}"
+    yield "num_labels", config.num_labels is None or _is_count(config.num_labels), "a whole number of at least 1"
+    yield "problem_type", config.problem_type in PROBLEM_TYPES, f"one of {PROBLEM_TYPES}"
+
+
+def _is_int(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_count(value: Any) -> bool:
+    return _is_int(value) and value >= 1

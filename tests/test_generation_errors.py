@@ -1,0 +1,88 @@
+"""Wrong arguments of `generate` are named before the model is called."""
+
+import inspect
+
+import pytest
+import torch
+
+from history_model import MASK, PROMPTS, HistoryModel, V
+from mixtral_edu.generation import generate
+from mixtral_edu.sampling import GenerationOptions
+
+
+def test_defaults_are_stated_once():
+    shown = inspect.signature(generate).parameters
+    for name, parameter in inspect.signature(GenerationOptions).parameters.items():
+        assert shown[name].default == parameter.default, name
+    assert repr(shown["eos_token_id"].default) == "<the config's>"  # what help(generate) shows
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "named"),
+    [
+        ({"input_ids": [[1, 2]]}, TypeError, "input_ids is a list"),
+        ({"input_ids": torch.tensor([1, 2])}, ValueError, r"input_ids has shape \(2,\)"),
+        ({"input_ids": torch.zeros(2, 0, dtype=torch.long)}, ValueError, r"input_ids has shape \(2, 0\)"),
+        ({"input_ids": torch.zeros(0, 2, dtype=torch.long)}, ValueError, r"input_ids has shape \(0, 2\)"),
+        ({"input_ids": torch.ones(1, 2)}, TypeError, "dtype torch.float32"),
+        ({"input_ids": torch.tensor([[1, V]])}, ValueError, f"from 1 to {V}: ids from 0 to vocab_size - 1 = {V - 1}"),
+        ({"input_ids": torch.tensor([[-1, 3]])}, ValueError, "from -1 to 3"),
+        ({"attention_mask": torch.ones(1, 5)}, ValueError, r"attention_mask is \(1, 5\): a tensor of shape \(1, 4\)"),
+        ({"attention_mask": [[1] * 4]}, ValueError, "attention_mask is list"),
+        ({"attention_mask": MASK[:1] * 2}, ValueError, "other values than 0"),
+        ({"attention_mask": MASK[:1].flip(1)}, ValueError, "left padding"),
+        ({"attention_mask": torch.tensor([[1, 0, 1, 1]])}, ValueError, "left padding, without holes"),
+        ({"input_ids": PROMPTS, "attention_mask": MASK * torch.tensor([[1], [0], [1]])}, ValueError, "all 0 in row 1"),
+        ({"max_new_tokens": 0}, ValueError, "max_new_tokens=0: an int of at least 1"),
+        ({"max_new_tokens": None}, TypeError, "max_new_tokens=None"),
+        ({"max_new_tokens": 2.0}, TypeError, "max_new_tokens=2.0"),
+        ({"max_new_tokens": True}, TypeError, "max_new_tokens=True"),
+        ({"temperature": 0.0}, ValueError, r"temperature=0.0: .*\(do_sample=False"),
+        ({"temperature": float("nan")}, ValueError, "temperature=nan"),
+        ({"temperature": "hot"}, TypeError, "temperature='hot'"),
+        ({"top_k": 0}, ValueError, "top_k=0"),
+        ({"top_p": 0}, ValueError, "top_p=0"),
+        ({"top_p": 1.1}, ValueError, "top_p=1.1"),
+        ({"min_p": -0.1}, ValueError, "min_p=-0.1"),
+        ({"min_p": 1.1}, ValueError, "min_p=1.1"),
+        ({"repetition_penalty": 0}, ValueError, "repetition_penalty=0"),
+        ({"seed": 1.5}, TypeError, "seed=1.5"),
+        ({"eos_token_id": V}, ValueError, f"eos_token_id={V}: an id from 0"),
+        ({"eos_token_id": [1, -1]}, ValueError, "eos_token_id=-1"),
+        ({"eos_token_id": "2"}, TypeError, "eos_token_id='2'"),
+        ({"pad_token_id": V}, ValueError, f"pad_token_id={V}"),
+    ],
+)
+def test_wrong_arguments_are_named(changes, error, named):
+    model = HistoryModel()
+    arguments = dict(input_ids=PROMPTS[:1], max_new_tokens=2, do_sample=True, streamer=Untouched()) | changes
+    with pytest.raises(error, match=named):
+        generate(model, **arguments)
+    assert not model.calls
+
+
+class Untouched:
+    """A streamer that must not be told anything."""
+
+
+def test_a_prompt_elsewhere_is_refused():
+    model = HistoryModel()
+    model.device = torch.device("cpu")
+    with pytest.raises(ValueError, match=r"input_ids is on meta and the model on cpu: call \.to\(model\.device\)"):
+        generate(model, PROMPTS.to("meta"), max_new_tokens=1)
+
+
+def test_masks_of_any_type_and_int32_ids_are_taken():
+    model = HistoryModel()
+    expected = generate(model, PROMPTS, MASK, max_new_tokens=3)
+    for dtype in (torch.bool, torch.float32, torch.int32):
+        assert torch.equal(generate(model, PROMPTS, MASK.to(dtype), max_new_tokens=3), expected)
+    assert torch.equal(generate(model, PROMPTS.int(), MASK, max_new_tokens=3), expected)
+
+
+def test_sampling_options_without_sampling_warn():
+    model = HistoryModel()
+    with pytest.warns(UserWarning, match=r"temperature, top_p only matter with do_sample=True") as caught:
+        ids = generate(model, PROMPTS, MASK, max_new_tokens=3, temperature=0.5, top_p=0.5)
+    assert caught[0].filename == __file__
+    assert torch.equal(ids, generate(model, PROMPTS, MASK, max_new_tokens=3))

@@ -1,0 +1,192 @@
+"""Write the README.md beside each bundled checkpoint from what was measured; no figure in it is typed by hand.
+
+python -m mixtral_edu evaluate tiny --json mixtral_edu/data/tiny/evaluation.json
+python tools/write_model_cards.py              write all cards
+python tools/write_model_cards.py --check      change nothing; exit 1 if a card is out of date
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from safetensors import safe_open
+
+from mixtral_edu import MixtralConfig
+from mixtral_edu.corpus import DOMAINS, PROBES, SOURCES
+from mixtral_edu.data import BUNDLED, bundled_folder
+from mixtral_edu.recipes import RECIPES
+
+PURPOSE = {
+    "tiny": "models plain text of seven domains. It continues what it is given; it was not made to answer questions.",
+    "tiny-instruct": "answers in the instruct format: a story on request, or a small fact.",
+}
+GENERATED = {
+    "arithmetic": "pages of small sums, written by a seeded generator of this package",
+    "stories": "children's stories, written by a seeded generator of this package",
+    "chat": "conversations, written by a seeded generator of this package",
+}
+HELD_OUT = {
+    "shakespeare": "four works: *Twelfth Night*, *Macbeth*, *Richard II*, *A Lover's Complaint*",
+    "python": "files chosen by a hash of their path",
+    "spanish": "three books: Ruth, 1 Samuel, Mark",
+    "jargon": "entries chosen by a hash of the headword (of a work that training read otherwise)",
+    "arithmetic": "pages of a seed that training never uses",
+    "stories": "stories about triples (animal, colour, object) that training never uses",
+    "chat": "conversations about such triples, questions included (which tiny-instruct never learned to predict)",
+    "english_bible": "a whole other work, the Bible in Basic English: plain English prose that training never saw",
+    "python_docs": "a whole other work, Python's help topics: English about code",
+}
+LIMITS = {
+    "tiny": """\
+* It has read some twelve million tokens, a millionth of what large models read. Its stories are fluent and simple; in
+  Shakespeare, code, Spanish and encyclopaedic prose it gets the texture right and the sense wrong.
+* What it says of the world is not knowledge. Do not use it for anything but learning how such models work.
+* The texts are of their time: the Bible, Shakespeare, and the humour of programmers of the 1980s and 1990s.""",
+    "tiny-instruct": """\
+* It knows the words, plots and facts of its generators and nothing else. Other requests get an answer that sounds like
+  one of those, and is wrong.
+* Small facts are remembered, but for sums up to 20 + 20, where most of those that training left out are right too.
+* Stories are built from a limited set of sentences.""",
+}
+
+
+def card(name: str) -> str:
+    """Return the text of one card."""
+    folder = bundled_folder(name)
+    training = json.loads((folder / "training.json").read_text(encoding="utf-8"))
+    measured = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))
+    counts = MixtralConfig.from_pretrained(folder).parameter_counts()
+    sections = [
+        f"# {name}",
+        f"A Mixtral of {counts.total:,} parameters ({counts.active:,} for each token) that {PURPOSE[name]}",
+        sizes(folder),
+        "## What it does",
+        bits(name, measured["held_out_bits_per_byte"]),
+        answers(measured["behaviour"]),
+        load(measured["expert_load"]),
+        "## Data",
+        data(name, training["python"]),
+        "## Training",
+        how(name, training),
+        "## Limits",
+        LIMITS[name],
+        "The weights are under the package's licence, Apache-2.0.",
+    ]
+    return "\n\n".join(sections) + "\n"
+
+
+def table(*rows: tuple) -> str:
+    """Rows as a Markdown table, the first one as its head."""
+    lines = [f"| {' | '.join(map(str, row))} |" for row in rows]
+    return "\n".join([lines[0], "|" + "---|" * len(rows[0]), *lines[1:]])
+
+
+def sizes(folder: Path) -> str:
+    config, weights = MixtralConfig.from_pretrained(folder), folder / "model.safetensors"
+    with safe_open(weights, framework="pt") as file:
+        dtype = file.get_slice("lm_head.weight").get_dtype()
+    return table(
+        ("size", ""),
+        ("layers", config.num_hidden_layers),
+        ("hidden size", f"{config.hidden_size}, in each expert {config.intermediate_size}"),
+        ("heads", f"{config.num_attention_heads} for queries, {config.num_key_value_heads} for keys and values"),
+        ("experts", f"{config.num_local_experts}, of which {config.num_experts_per_tok} work on a token"),
+        ("window", f"{config.sliding_window} tokens"),
+        ("vocabulary", f"{config.vocab_size:,} pieces, byte fallback"),
+        ("weights", f"{dtype}, {weights.stat().st_size / 1e6:.1f} MB"),
+    )
+
+
+def bits(name: str, measured: dict[str, float]) -> str:
+    trained = RECIPES[name].domains
+    rows = [("domain", "bits per byte", "held-out documents")]
+    for domain in [*trained, *(domain for domain in measured if domain not in trained)]:
+        note = "" if domain in trained else " (never trained on)"
+        rows.append((domain + note, f"{measured[domain]:.2f}", HELD_OUT[domain]))
+    return "Bits per byte on documents that training never saw (fewer is better):\n\n" + table(*rows)
+
+
+def answers(measured: dict[str, int]) -> str:
+    return (
+        "Greedy answers in the instruct format:\n\n"
+        f"* {measured['stories_naming_all']} of {measured['stories']} stories about fresh triples name animal,\n"
+        f"  colour and object, and {measured['stories_keeping_hero']} keep their hero's name.\n"
+        f"* {measured['facts_right']} of {measured['facts']} small facts are right (sums, capitals, opposites, number\n"
+        "  words; all of them were in training).\n"
+        f"* {measured['unseen_sums_right']} of {measured['unseen_sums']} sums that training left out are right."
+    )
+
+
+def load(measured: dict) -> str:
+    return (
+        f"Over all layers, the least used expert gets {measured['least']:.1%} of the choices and the most used one\n"
+        f"{measured['most']:.1%}; with eight experts, balance would be 12.5%."
+    )
+
+
+def data(name: str, python_version: str) -> str:
+    recipe = RECIPES[name]
+    rows = [("domain", "share of rows", "text", "licence", "sha256")]
+    for domain in recipe.domains:
+        share = ", then ".join(f"{shares[domain]:.0%}" for shares in recipe.stages.values())
+        text, licence, sha256 = origin(domain, python_version)
+        rows.append((domain, share, text, licence, sha256))
+    probes = ((probe, *origin(probe, python_version)) for probe in PROBES)
+    read = "; ".join(f"{probe}: {text} ({licence}, sha256 {sha256})" for probe, text, licence, sha256 in probes)
+    return (
+        table(*rows) + f"\n\nRead to measure, never to train: {read}.\n\nThe tokenizer was trained on a sample of all "
+        f"{len(DOMAINS)} domains of the corpus.\nNo source text is stored in this package."
+    )
+
+
+def origin(domain: str, python_version: str) -> tuple[str, str, str]:
+    """Where a domain's text comes from, its licence and its sha256."""
+    if domain not in SOURCES:
+        return GENERATED[domain], "Apache-2.0", "none"
+    source = SOURCES[domain]
+    if source.file is None:
+        return f"{source.package} of Python {python_version}", source.licence, "none"
+    return f"`{source.how}`", source.licence, f"`{source.sha256}`"
+
+
+def how(name: str, training: dict) -> str:
+    recipe = RECIPES[name]
+    settings, threads = recipe.training, training["threads"]
+    changes = [f"shares change at step {first:,}" for first in recipe.stages if first]
+    facts = [
+        f"{training['steps']:,} steps of {recipe.batch_size} rows of {recipe.sequence_length} tokens, "
+        f"{training['tokens'] / 1e6:.1f} million tokens in all" + "".join(f"; {change}" for change in changes),
+        f"AdamW, betas {settings.betas}, weight decay {settings.weight_decay}, gradient norm at most "
+        f"{settings.clip_norm:g}",
+        f"learning rate {settings.learning_rate:g} after {settings.warmup_steps} warm-up steps, then a cosine to 10 %"
+        + "".join(f", again from step {first:,}" for first in settings.restarts),
+        f"{settings.aux_loss_coef:g} times the load-balancing loss of each layer",
+        "matrix products in bfloat16" + ("; loss on the answers only" if recipe.answers_only else ""),
+        f"seed {recipe.seed}; {training['seconds'] / 60:.0f} minutes on {threads} thread of {training['processor']}, "
+        "shared with other work",
+        f"finished on {training['date']} with torch {training['torch']} and Python {training['python']}",
+    ]
+    command = f"python -m mixtral_edu train --recipe {name} --out FOLDER --threads {threads}"
+    return f"```\n{command}\npython -m mixtral_edu evaluate FOLDER\n```\n\n" + "\n".join(f"* {fact}" for fact in facts)
+
+
+def main(argv: list[str]) -> int:
+    """Write or check all cards."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="change nothing; exit 1 if a card is out of date")
+    check = parser.parse_args(argv).check
+    stale = 0
+    for name in BUNDLED:
+        path: Path = bundled_folder(name) / "README.md"
+        text = card(name)
+        if check and (not path.is_file() or path.read_text(encoding="utf-8") != text):
+            print(f"{path} is out of date")
+            stale += 1
+        elif not check:
+            path.write_text(text, encoding="utf-8")
+    return 1 if stale else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
