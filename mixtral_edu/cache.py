@@ -26,7 +26,8 @@ class CacheView(NamedTuple):
     """What a cache holds at one moment, for figures and tests.
 
     `positions` (B, slots): the position stored in each slot, -1 where the slot is empty. `write_slot` (B,): where each
-    row's next token goes. `keys`, `values` (B, Hkv, slots, Dh): one layer's content, in slot order.
+    row's next token goes (past the last slot where a cache without window is about to grow). `keys`, `values`
+    (B, Hkv, slots, Dh): a copy of one layer's content, in slot order.
     """
 
     positions: Tensor
@@ -79,6 +80,7 @@ class RollingKVCache:
         self.next_position = torch.zeros(batch_size, dtype=torch.long, device=device)  # (B,)
         self.seen = 0  # columns so far, padding counted
         self.padded = False  # whether any of them may have been padding
+        self.half_written = False  # whether a step has begun and not been committed
 
     @property
     def num_slots(self) -> int:
@@ -96,14 +98,14 @@ class RollingKVCache:
 
     def reset(self) -> None:
         """Forget everything; the memory is kept for the next text."""
-        self.positions.fill_(NO_POSITION)
-        self.next_position.zero_()
-        self.seen, self.padded = 0, False
+        self.positions = torch.full_like(self.positions, NO_POSITION)
+        self.next_position = torch.zeros_like(self.next_position)
+        self.seen, self.padded, self.half_written = 0, False, False
 
     def view(self, layer: int = 0) -> CacheView:
         """Show which position lies in which slot, and what `layer` has stored there."""
-        write_slot = self.next_position % self.num_slots
-        return CacheView(self.positions, write_slot, self.keys[layer], self.values[layer])
+        write_slot = self.next_position % self.num_slots if self.window else self.next_position
+        return CacheView(self.positions, write_slot, self.keys[layer].clone(), self.values[layer].clone())
 
     def step(self, num_tokens: int, real: Tensor | None = None) -> "CacheStep":
         """Give each of T new tokens its position and its slot; nothing is stored yet.
@@ -113,9 +115,14 @@ class RollingKVCache:
             real: (B, T) booleans, False for padding; None if there is none.
 
         Raises:
+            RuntimeError: the last step failed on its way, so that layers hold different tokens.
             ValueError: the cache has a `max_length` and would exceed it.
         """
+        if self.half_written:
+            raise RuntimeError("past_key_values: a forward pass failed half-way and left layers with different tokens; "
+                               "call its reset() and start again")  # fmt: skip
         self._make_room(self.seen + num_tokens)
+        self.half_written = True
         return CacheStep(self, num_tokens, real)
 
     def _make_room(self, columns: int) -> None:
@@ -137,7 +144,7 @@ class CacheStep:
 
     A single new token is written into its slot first and then sees the slots just as they lie. Several new tokens see
     the older keys in time order followed by their own, and are written last: writing first would evict keys that the
-    first of them still see.
+    first of them still see. So does a single one when gradients are wanted, as what is stored carries none.
 
     `visibility` is what the new queries may see among the keys that `update` returns.
     """
@@ -159,7 +166,8 @@ class CacheStep:
         self._positions = cache.positions.clone()
         self._write(self._positions[:, None, :, None], query_positions[:, None, :, None])
 
-        if num_tokens == 1:
+        self._in_place = num_tokens == 1 and not torch.is_grad_enabled()
+        if self._in_place:
             self._readable = cache.num_slots if self.padded else min(cache.seen + 1, cache.num_slots)
             key_positions = self._positions[:, : self._readable]
         else:
@@ -176,7 +184,7 @@ class CacheStep:
         Args and returns: k and v are (B, Hkv, T, Dh); what comes back is (B, Hkv, S, Dh).
         """
         keys, values = self.cache.keys[layer], self.cache.values[layer]
-        if self.num_tokens == 1:
+        if self._in_place:
             self._write(keys, k)
             self._write(values, v)
             return keys[:, :, : self._readable], values[:, :, : self._readable]
@@ -189,12 +197,12 @@ class CacheStep:
         """Close the step: the new tokens now belong to the cache's past."""
         self.cache.positions, self.cache.next_position = self._positions, self._next_position
         self.cache.seen += self.num_tokens
-        self.cache.padded = self.padded
+        self.cache.padded, self.cache.half_written = self.padded, False
 
     def _write(self, stored: Tensor, new: Tensor) -> None:
         """Write the last of new (B, H, T, Dh) into their slots of stored (B, H, slots, Dh), leaving padding out."""
         kept = self._slots.shape[1]
-        new = new.detach()[:, :, -kept:]  # (B, H, kept, Dh)
+        new = new.detach()[:, :, -kept:].to(stored.dtype)  # (B, H, kept, Dh)
         slots = self._slots[:, None, :, None].expand_as(new)
         if self._real is not None:
             new = torch.where(self._real[:, None, :, None], new, stored.gather(2, slots))

@@ -84,6 +84,8 @@ class MixtralConfig:
     def __post_init__(self, rope_parameters: dict | None):
         if rope_parameters is not None:
             self.rope_theta = _theta_of(rope_parameters, default=self.rope_theta)
+        if self.dtype is not None:
+            self.dtype = str(self.dtype).removeprefix("torch.")
         check(self)
         if self.head_dim is None:
             self.head_dim = self.hidden_size // self.num_attention_heads

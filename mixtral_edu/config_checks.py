@@ -7,6 +7,7 @@ COUNTS = (
     "vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads "
     "num_experts_per_tok num_local_experts max_position_embeddings"
 ).split()
+DTYPES = (None, "float64", "float32", "float16", "bfloat16")
 PROBLEM_TYPES = (None, "regression", "single_label_classification", "multi_label_classification")
 
 
@@ -39,20 +40,25 @@ def _rules(config: Any) -> Iterator[tuple[str, bool, str]]:
     yield "hidden_act", config.hidden_act == "silu", "'silu', the gate of Mixtral's experts"
     yield "tie_word_embeddings", not config.tie_word_embeddings, "False: lm_head has weights of its own"
     for name in ("rope_theta", "rms_norm_eps"):
-        yield name, getattr(config, name) > 0, "positive"
+        yield name, _is_number(getattr(config, name)) and getattr(config, name) > 0, "a positive number"
     for name in ("attention_dropout", "router_jitter_noise"):
-        yield name, 0 <= getattr(config, name) < 1, "at least 0 and below 1"
+        yield name, _is_number(getattr(config, name)) and 0 <= getattr(config, name) < 1, "a number from 0 to below 1"
     for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
         value = getattr(config, name)
         ids = value if isinstance(value, list) else [value]
         inside = all(i is None or (_is_int(i) and 0 <= i < config.vocab_size) for i in ids)
         yield name, inside, f"None, or from 0 to vocab_size - 1 = {config.vocab_size - 1}"
     yield "num_labels", config.num_labels is None or _is_count(config.num_labels), "a whole number of at least 1"
+    yield "dtype", config.dtype in DTYPES, f"one of {DTYPES}"
     yield "problem_type", config.problem_type in PROBLEM_TYPES, f"one of {PROBLEM_TYPES}"
 
 
 def _is_int(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _is_count(value: Any) -> bool:

@@ -44,7 +44,7 @@ def find_folder(name_or_folder: str | Path) -> Path:
 
 
 @contextmanager
-def replace_folder(target: str | Path, overwrite: bool = False, written: Sequence[str] = ("*",)) -> Iterator[Path]:
+def replace_folder(target: str | Path, overwrite: bool, written: Sequence[str]) -> Iterator[Path]:
     """Let the `with` block fill a new folder beside `target`, and swap it in when the block ends without an exception.
 
     The old folder is renamed away, the new one renamed in, the old one deleted: whenever the run is interrupted, either
@@ -63,6 +63,9 @@ def replace_folder(target: str | Path, overwrite: bool = False, written: Sequenc
         FileExistsError: the target has content, and `overwrite` is False.
         NotADirectoryError: the target is a file.
         ValueError: the target is the current working folder or holds it.
+
+    Warns:
+        UserWarning: an interrupted run had left its folders; what was found, and what became of it.
     """
     target = Path(target).expanduser().resolve()
     if target.exists() and not target.is_dir():
@@ -71,7 +74,7 @@ def replace_folder(target: str | Path, overwrite: bool = False, written: Sequenc
         raise ValueError(f"folder={str(target)!r} holds the current working folder: name a folder inside it")
     new, old = _places_beside(target)
     _settle_interrupted(target, new, old)
-    if target.exists() and any(target.iterdir()) and not overwrite:
+    if _has_content(target) and not overwrite:
         raise FileExistsError(
             f"folder={str(target)!r} has content already: give overwrite=True to replace a checkpoint in it "
             "(files that a save does not write are kept)"
@@ -96,16 +99,28 @@ def _places_beside(target: Path) -> tuple[Path, Path]:
     return (target.with_name(f".{target.name}.mixtral-edu-new"), target.with_name(f".{target.name}.mixtral-edu-old"))
 
 
+def _has_content(folder: Path) -> bool:
+    return folder.exists() and any(folder.iterdir())
+
+
 def _settle_interrupted(target: Path, new: Path, old: Path) -> None:
     """Finish or undo what an interrupted run left, and say so in a warning."""
-    if not target.exists() and old.exists():
-        # Between the two renames: the new folder was complete, so it belongs in place.
+    if old.exists() and new.exists() and _has_content(target):
+        # Stopped between the two renames, and since then somebody filled the target: nobody can tell what to keep.
+        raise FileExistsError(
+            f"an interrupted save left {old} (before it) and {new} (complete), and {target} has other content: "
+            "move what you want to keep, and delete the rest of the first two"
+        )
+    if old.exists() and not _has_content(target):
+        # Stopped between the two renames: the new folder was complete, so it belongs in place.
         found = f"{new} (complete) and {old}" if new.exists() else str(old)
         kept = new if new.exists() else old
+        if target.exists():
+            target.rmdir()
         os.rename(kept, target)
         done = f"{kept} is {target} now"
     elif new.exists():
-        # While writing, or before the first rename: the target was not touched.
+        # Stopped while writing, or before the first rename: the target was not touched.
         found, done = str(new), "this unfinished copy was deleted"
     elif old.exists():
         found, done = str(old), f"these replaced files were deleted: {target} is complete"

@@ -101,8 +101,9 @@ class Visibility:
 
     @property
     def all_visible(self) -> bool:
-        """Whether each query may see each key, so that no mask is needed: one query after its whole past."""
-        return self.query_positions.shape[1] == 1 and not self.padded
+        """Whether each query may see each key, so that no mask is needed: one query, and no key that is too old."""
+        T, S = self.query_positions.shape[1], self.key_positions.shape[1]
+        return T == 1 and not self.padded and (self.window is None or S <= self.window)
 
     @property
     def plain_causal(self) -> bool:

@@ -10,6 +10,7 @@ from mixtral_edu import generation
 from mixtral_edu.attention import GroupedQueryAttention
 from mixtral_edu.cache import CacheStep, RollingKVCache
 from mixtral_edu.config import MixtralConfig
+from mixtral_edu.input_checks import can_look_at, check_inputs
 from mixtral_edu.masks import NO_POSITION, Visibility, row_positions
 from mixtral_edu.moe import RouterOutput, SparseMoE, load_balancing_loss
 from mixtral_edu.norm import RMSNorm
@@ -86,8 +87,6 @@ class MixtralModel(PreTrained):
                 `output_attentions` with a backend that has no weights to show.
         """
         config = self.config
-        x, real = self._checked(input_ids, inputs_embeds, attention_mask, past_key_values)
-        B, T = x.shape[:2]
         output_router_logits = config.output_router_logits if output_router_logits is None else output_router_logits
         output_hidden_states = config.output_hidden_states if output_hidden_states is None else output_hidden_states
         output_attentions = config.output_attentions if output_attentions is None else output_attentions
@@ -96,29 +95,31 @@ class MixtralModel(PreTrained):
                 f"output_attentions=True: the {config.attn_implementation!r} backend never holds the weights; "
                 "load the model with attn_implementation='eager'"
             )
+        dtype = self.dtype if inputs_embeds is None else inputs_embeds.dtype
+        check_inputs(config, dtype, input_ids, inputs_embeds, attention_mask, position_ids, past_key_values)
+
+        x = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds  # (B, T, D)
+        B, T = x.shape[:2]
+        real = None if attention_mask is None else attention_mask[:, -T:].to(x.device) != 0  # (B, T)
+        if real is not None and can_look_at(real) and real.all():
+            real = None  # what is not there needs no mask
         if past_key_values is None and (config.use_cache if use_cache is None else use_cache):
             past_key_values = RollingKVCache(config, B, device=x.device, dtype=x.dtype)
-
-        if past_key_values is not None:
-            cache_step = past_key_values.step(T, real)
-            visibility = cache_step.visibility
-        else:
-            cache_step = None
-            visibility = _visibility_of_new(B, T, real, config.sliding_window, x.device)
+        cache_step = None if past_key_values is None else past_key_values.step(T, real)
+        visibility = _visibility_of_new(x, real, config.sliding_window) if cache_step is None else cache_step.visibility
         if position_ids is None:
             position_ids = visibility.query_positions.clamp(min=0)
-        elif tuple(position_ids.shape) not in ((B, T), (1, T)):
-            raise ValueError(f"position_ids has shape {tuple(position_ids.shape)}: ({B}, {T}) or (1, {T}) is wanted")
         cos, sin = rotary_tables(position_ids, config.head_dim, config.rope_theta, x.dtype)
 
-        hidden_states, attentions, router_logits = [x], [], []
+        hidden_states, attentions, router_logits = [], [], []
         for layer in self.layers:
+            if output_hidden_states:
+                hidden_states.append(x)
             x, weights, routing = layer(x, cos, sin, visibility, cache_step, output_attentions)
-            hidden_states.append(x)
             attentions.append(weights)
             router_logits.append(routing.logits)
         x = self.norm(x)
-        hidden_states[-1] = x
+        hidden_states.append(x)
         if cache_step is not None:
             cache_step.commit()
         return MixtralModelOutput(
@@ -129,52 +130,14 @@ class MixtralModel(PreTrained):
             attentions=tuple(attentions) if output_attentions else None,
         )
 
-    def _checked(
-        self,
-        input_ids: Tensor | None,
-        inputs_embeds: Tensor | None,
-        attention_mask: Tensor | None,
-        cache: RollingKVCache | None,
-    ) -> tuple[Tensor, Tensor | None]:
-        """The embeddings (B, T, D), and which of the new tokens are real (B, T), or None if all are."""
-        if (input_ids is None) == (inputs_embeds is None):
-            raise ValueError("exactly one of input_ids and inputs_embeds is wanted")
-        given, name, ndim = (
-            (input_ids, "input_ids", 2) if inputs_embeds is None else (inputs_embeds, "inputs_embeds", 3)
-        )
-        if given.ndim != ndim or given.shape[1] == 0:
-            raise ValueError(
-                f"{name} has shape {tuple(given.shape)}: "
-                + ("(batch, tokens)" if ndim == 2 else "(batch, tokens, hidden size)")
-                + ", not empty, is wanted"
-            )
-        B, T = given.shape[:2]
-        look_at_values = given.device.type == "cpu" and not torch.compiler.is_compiling()  # elsewhere it would wait
-        if inputs_embeds is None:
-            if look_at_values and not 0 <= int(input_ids.min()) <= int(input_ids.max()) < self.config.vocab_size:
-                raise ValueError(
-                    f"input_ids reach from {int(input_ids.min())} to {int(input_ids.max())}: "
-                    f"ids from 0 to vocab_size - 1 = {self.config.vocab_size - 1} are wanted"
-                )
-            inputs_embeds = self.embed_tokens(input_ids)
-        past = 0 if cache is None else cache.get_seq_length()
-        if cache is not None and cache.positions.shape[0] != B:
-            raise ValueError(f"past_key_values holds {cache.positions.shape[0]} rows, the input has {B}")
-        if attention_mask is None:
-            return inputs_embeds, None
-        if tuple(attention_mask.shape) not in ((B, T), (B, past + T)):
-            wanted = f"({B}, {T})" + (f" or, with the {past} columns of the cache, ({B}, {past + T})" if past else "")
-            raise ValueError(f"attention_mask has shape {tuple(attention_mask.shape)}: {wanted} is wanted")
-        real = attention_mask[:, -T:].to(inputs_embeds.device) != 0
-        return inputs_embeds, None if look_at_values and bool(real.all()) else real
 
-
-def _visibility_of_new(B: int, T: int, real: Tensor | None, window: int | None, device: torch.device) -> Visibility:
-    """The visibility among T new tokens without a past."""
+def _visibility_of_new(x: Tensor, real: Tensor | None, window: int | None) -> Visibility:
+    """The visibility among new tokens (B, T, D) without a past."""
+    B, T = x.shape[:2]
     if real is None:
-        positions = torch.arange(T, device=device)[None]  # (1, T)
+        positions = torch.arange(T, device=x.device)[None]  # (1, T)
     else:
-        no_past = torch.zeros(B, dtype=torch.long, device=device)
+        no_past = torch.zeros(B, dtype=torch.long, device=x.device)
         positions = row_positions(real, no_past).masked_fill(~real, NO_POSITION)  # (B, T)
     return Visibility(positions, positions, window, padded=real is not None)
 
@@ -212,6 +175,13 @@ class MixtralForCausalLM(PreTrained):
         """
         if output_router_logits is None:
             output_router_logits = self.config.output_router_logits
+        given = input_ids if inputs_embeds is None else inputs_embeds
+        if labels is not None and given is not None and labels.shape != given.shape[:2]:
+            raise ValueError(
+                f"labels have shape {tuple(labels.shape)}: that of the tokens, {tuple(given.shape[:2])}, is wanted"
+            )
+        if labels is not None and not (isinstance(logits_to_keep, int) and logits_to_keep == 0):
+            raise ValueError("labels are given with logits_to_keep: a loss needs all logits, logits_to_keep=0")
         out = self.model(
             input_ids,
             attention_mask,
@@ -223,20 +193,14 @@ class MixtralForCausalLM(PreTrained):
             output_hidden_states,
             output_attentions,
         )
-        B, T = out.last_hidden_state.shape[:2]
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep  # -0 is 0: all
         logits = self.lm_head(out.last_hidden_state[:, kept])  # (B, T or kept, V)
 
         loss = aux_loss = None
         if labels is not None:
-            if tuple(labels.shape) != (B, T) or logits.shape[1] != T:
-                raise ValueError(
-                    f"labels have shape {tuple(labels.shape)} and logits {tuple(logits.shape[:2])}: "
-                    f"both have to be ({B}, {T}), with logits_to_keep=0"
-                )
             loss = F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten(), ignore_index=-100)
         if output_router_logits:
-            new_mask = None if attention_mask is None else attention_mask[:, -T:]
+            new_mask = None if attention_mask is None else attention_mask[:, -out.last_hidden_state.shape[1] :]
             aux_loss = load_balancing_loss(
                 out.router_logits, self.config.num_local_experts, self.config.num_experts_per_tok, new_mask
             )

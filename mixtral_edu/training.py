@@ -37,8 +37,8 @@ class Batches(Protocol):
 class TrainingConfig:
     """How to train: `steps` in all, a linear warm-up to `learning_rate`, then half a cosine down to a tenth of it.
 
-    At each step in `restarts` warm-up and cosine begin anew (warm restarts: arXiv 1608.03983), so that a model can still
-    learn something new from data that changes there.
+    At each step in `restarts` warm-up and cosine begin anew (warm restarts: arXiv 1608.03983), so that a model can
+    still learn something new from data that changes there.
     `aux_loss_coef` weighs the load-balancing loss, taken layer by layer. `clip_norm` bounds the norm of the gradient.
     Weight decay spares the norms. `mixed_precision` computes matrix products in bfloat16 (weights stay float32).
     """

@@ -54,6 +54,22 @@ def attention_by_loop(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> tuple[Te
     return out, weights
 
 
+class Watch(TorchDispatchMode):
+    """Remembers the most elements that any tensor made inside has, and the dtypes in which a softmax was taken."""
+
+    def __init__(self):
+        super().__init__()
+        self.numel, self.softmax_dtypes = 0, set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **kwargs or {})
+        if func is torch.ops.aten._softmax.default:
+            self.softmax_dtypes.add(result.dtype)
+        for tensor in result if isinstance(result, tuple | list) else (result,):
+            self.numel = max(self.numel, tensor.numel() if isinstance(tensor, Tensor) else 0)
+        return result
+
+
 @pytest.mark.parametrize("padding", ["none", "left", "holes"])
 @pytest.mark.parametrize(("Hq", "Hkv"), HEADS)
 @pytest.mark.parametrize("window", [None, 3])
@@ -69,26 +85,32 @@ def test_both_forms_are_the_formula_for_every_group_of_heads(Hq, Hkv, window, pa
 
 @pytest.mark.parametrize("padding", ["none", "left", "holes"])
 @pytest.mark.parametrize(("Hq", "Hkv"), HEADS[:3])
-@pytest.mark.parametrize(("T", "S", "window"), [
-    pytest.param(19, 19, None, id="prefill"),
-    pytest.param(19, 19, 19, id="prefill, window as long as the text"),
-    pytest.param(19, 19, 4, id="prefill, window"),
-    pytest.param(200, 200, 7, id="prefill, window, in blocks"),
-    pytest.param(130, 130, 1, id="prefill, window of one, in blocks"),
-    pytest.param(5, 23, None, id="chunk"),
-    pytest.param(5, 11, 7, id="chunk, window"),
-    pytest.param(100, 106, 7, id="chunk, window, in blocks"),
-    pytest.param(1, 23, None, id="decode"),
-    pytest.param(1, 7, 7, id="decode, window"),
-    pytest.param(1, 1, None, id="single token"),
-])
+@pytest.mark.parametrize(
+    ("T", "S", "window"),
+    [
+        pytest.param(19, 19, None, id="prefill"),
+        pytest.param(19, 19, 19, id="prefill, window as long as the text"),
+        pytest.param(19, 19, 4, id="prefill, window"),
+        pytest.param(200, 200, 7, id="prefill, window, in blocks"),
+        pytest.param(130, 130, 1, id="prefill, window of one, in blocks"),
+        pytest.param(5, 23, None, id="chunk"),
+        pytest.param(5, 11, 7, id="chunk, window"),
+        pytest.param(100, 106, 7, id="chunk, window, in blocks"),
+        pytest.param(1, 23, None, id="decode"),
+        pytest.param(1, 7, 7, id="decode, window"),
+        pytest.param(1, 1, None, id="single token"),
+    ],
+)
 def test_backends_agree_forward_and_backward(T, S, window, Hq, Hkv, padding):
     visibility = visibility_of(T, S, window, padding)
     q, k, v = random_qkv(T, S, Hq, Hkv)
     direction = torch.randn(B, Hq, T, DH)
     results = []
-    for attend in (lambda: eager_attention(q, k, v, visibility.mask)[0],
-                   lambda: attend_eager(q, k, v, visibility), lambda: attend_sdpa(q, k, v, visibility)):
+    for attend in (
+        lambda: eager_attention(q, k, v, visibility.mask)[0],
+        lambda: attend_eager(q, k, v, visibility),
+        lambda: attend_sdpa(q, k, v, visibility),
+    ):
         out = attend()
         results.append((out, *torch.autograd.grad(out, (q, k, v), direction)))
     for other in results[1:]:
@@ -134,21 +156,11 @@ def test_documented_shapes():
 def test_convention_precision_softmax_is_in_float32():
     q, k, v = random_qkv(3, 300, dtype=torch.bfloat16)
     scores = (q @ k.repeat_interleave(2, dim=1).mT * DH**-0.5).float()
-    weights = eager_attention(q, k, v, None)[1]
+    with Watch() as made:
+        weights = eager_attention(q, k, v, None)[1]
+    assert made.softmax_dtypes == {torch.float32}
     assert weights.dtype == torch.bfloat16
     assert_close(weights, scores.softmax(-1).bfloat16(), rtol=0.01, atol=0)
-
-
-class Largest(TorchDispatchMode):
-    """Remembers the most elements that any tensor made inside has."""
-
-    numel = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        result = func(*args, **kwargs or {})
-        for tensor in result if isinstance(result, tuple | list) else (result,):
-            self.numel = max(self.numel, tensor.numel() if isinstance(tensor, Tensor) else 0)
-        return result
 
 
 @pytest.mark.parametrize("attend", ATTENTION_BACKENDS.values(), ids=ATTENTION_BACKENDS)
@@ -156,9 +168,9 @@ class Largest(TorchDispatchMode):
 def test_memory_of_a_windowed_prefill_grows_with_t_not_its_square(attend, padding):
     largest = {}
     for T in (512, 1024):
-        with Largest() as mode:
+        with Watch() as made:
             attend(*random_qkv(T, T), visibility_of(T, T, 8, padding)).sum().backward()
-        largest[T] = mode.numel
+        largest[T] = made.numel
     assert largest[1024] < 1024 * 1024 / 4, "nothing as large as a score matrix"
     assert largest[1024] <= 2 * largest[512]
 
@@ -167,9 +179,9 @@ def test_memory_of_a_windowed_prefill_grows_with_t_not_its_square(attend, paddin
 def test_sdpa_never_holds_the_scores_of_all_heads(padding):
     """Without a window too: a mask for all heads together is the most it makes, and keys are not repeated."""
     T = 256
-    with Largest() as mode:
+    with Watch() as made:
         attend_sdpa(*random_qkv(T, T, Hq=8, Hkv=2), visibility_of(T, T, None, padding))
-    assert mode.numel <= B * T * T
+    assert made.numel <= B * T * T
 
 
 @pytest.mark.parametrize("attend", ATTENTION_BACKENDS.values(), ids=ATTENTION_BACKENDS)
@@ -183,10 +195,14 @@ def test_work_of_a_windowed_prefill_is_o_of_t_times_w(attend, window, monkeypatc
         pairs += q.shape[2] * k.shape[2]
 
     real_eager, real_sdpa = eager_attention, F.scaled_dot_product_attention
-    monkeypatch.setattr("mixtral_edu.attention.eager_attention",
-                        lambda q, k, *rest: count(q, k) or real_eager(q, k, *rest))
-    monkeypatch.setattr(F, "scaled_dot_product_attention",
-                        lambda q, k, *rest, **options: count(q, k) or real_sdpa(q, k, *rest, **options))
+    monkeypatch.setattr(
+        "mixtral_edu.attention.eager_attention", lambda q, k, *rest: count(q, k) or real_eager(q, k, *rest)
+    )
+    monkeypatch.setattr(
+        F,
+        "scaled_dot_product_attention",
+        lambda q, k, *rest, **options: count(q, k) or real_sdpa(q, k, *rest, **options),
+    )
     T = 1000
     attend(*random_qkv(T, T), visibility_of(T, T, window))
     assert T * window / 2 < pairs <= T * (window + 64)
@@ -197,9 +213,9 @@ def test_work_of_a_windowed_prefill_is_o_of_t_times_w(attend, window, monkeypatc
 def test_decoding_copies_no_keys_for_the_heads_of_a_group(attend, padding):
     S = 211
     q, k, v = random_qkv(1, S, Hq=8, Hkv=2)
-    with torch.no_grad(), Largest() as mode:
+    with torch.no_grad(), Watch() as made:
         attend(q, k, v, visibility_of(1, S, None, padding))
-    assert mode.numel <= k.numel()
+    assert made.numel <= k.numel()
 
 
 def layer_and_input(config, T: int):

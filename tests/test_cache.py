@@ -46,8 +46,14 @@ def texts(draw) -> tuple[list[int], Tensor]:
     return chunks, torch.tensor([[True] * T, [False] * left + [True] * (T - left), holes])
 
 
-def in_chunks(model: MixtralForCausalLM, ids: Tensor, real: Tensor | None, chunks: list[int], cache: RollingKVCache,
-              whole_mask: bool = False) -> Tensor:
+def in_chunks(
+    model: MixtralForCausalLM,
+    ids: Tensor,
+    real: Tensor | None,
+    chunks: list[int],
+    cache: RollingKVCache,
+    whole_mask: bool = False,
+) -> Tensor:
     """Logits of all tokens, computed chunk by chunk; the mask is given for new tokens, or for all so far."""
     logits, start = [], cache.get_seq_length()
     offset = start
@@ -219,8 +225,12 @@ def test_convention_a_chunk_attends_before_it_is_stored(model_with):
     cache = model(random_ids(1, 4)).past_key_values
     weights = model(random_ids(1, 4), past_key_values=cache, output_attentions=True).attentions[0]
     assert weights.shape == (1, 4, 4, 3 + 4)
-    assert (weights[0, 0] > 0).int().tolist() == [[1, 1, 1, 1, 0, 0, 0], [0, 1, 1, 1, 1, 0, 0],
-                                                  [0, 0, 1, 1, 1, 1, 0], [0, 0, 0, 1, 1, 1, 1]]
+    assert (weights[0, 0] > 0).int().tolist() == [
+        [1, 1, 1, 1, 0, 0, 0],
+        [0, 1, 1, 1, 1, 0, 0],
+        [0, 0, 1, 1, 1, 1, 0],
+        [0, 0, 0, 1, 1, 1, 1],
+    ]
 
 
 def test_convention_rows_of_a_batch_write_different_slots_and_padding_none(model_with):
@@ -364,8 +374,10 @@ def test_given_position_ids_go_with_a_cache(model_with, window):
     model = model_with(window)
     ids, positions = random_ids(1, 9), torch.tensor([[0, 1, 5, 6, 7, 20, 21, 30, 40]])
     cache = RollingKVCache(model.config, 1)
-    logits = [model(ids[:, new], position_ids=positions[:, new], past_key_values=cache).logits
-              for new in (slice(0, 4), slice(4, 5), slice(5, 9))]
+    logits = [
+        model(ids[:, new], position_ids=positions[:, new], past_key_values=cache).logits
+        for new in (slice(0, 4), slice(4, 5), slice(5, 9))
+    ]
     expected = model(ids, position_ids=positions, use_cache=False).logits
     assert_close(torch.cat(logits, dim=1), expected, **CLOSE)
     assert (expected - model(ids).logits).abs().max() > 0.1
@@ -399,8 +411,9 @@ def test_the_write_slot_is_where_the_next_token_goes_also_when_all_slots_are_ful
     assert cache.view().positions[0, write_slot] == 64
 
 
-@pytest.mark.parametrize(("arguments", "name"), [({"batch_size": 0}, "batch_size=0"),
-                                                 ({"batch_size": 1, "max_length": 0}, "max_length=0")])
+@pytest.mark.parametrize(
+    ("arguments", "name"), [({"batch_size": 0}, "batch_size=0"), ({"batch_size": 1, "max_length": 0}, "max_length=0")]
+)
 def test_sizes_below_one_are_refused_by_name(make_config, arguments, name):
     with pytest.raises(ValueError, match=name):
         RollingKVCache(make_config(), **arguments)

@@ -10,12 +10,30 @@ from mixtral_edu import MixtralConfig, MixtralForCausalLM
 
 # As transformers 4 wrote it for the released Mixtral-8x7B.
 V4_CONFIG = {
-    "architectures": ["MixtralForCausalLM"], "attention_dropout": 0.0, "bos_token_id": 1, "eos_token_id": 2,
-    "hidden_act": "silu", "hidden_size": 4096, "initializer_range": 0.02, "intermediate_size": 14336,
-    "max_position_embeddings": 32768, "model_type": "mixtral", "num_attention_heads": 32, "num_experts_per_tok": 2,
-    "num_hidden_layers": 32, "num_key_value_heads": 8, "num_local_experts": 8, "output_router_logits": False,
-    "rms_norm_eps": 1e-05, "rope_theta": 1000000.0, "router_aux_loss_coef": 0.02, "sliding_window": None,
-    "tie_word_embeddings": False, "torch_dtype": "bfloat16", "transformers_version": "4.36.0.dev0", "use_cache": True,
+    "architectures": ["MixtralForCausalLM"],
+    "attention_dropout": 0.0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "hidden_act": "silu",
+    "hidden_size": 4096,
+    "initializer_range": 0.02,
+    "intermediate_size": 14336,
+    "max_position_embeddings": 32768,
+    "model_type": "mixtral",
+    "num_attention_heads": 32,
+    "num_experts_per_tok": 2,
+    "num_hidden_layers": 32,
+    "num_key_value_heads": 8,
+    "num_local_experts": 8,
+    "output_router_logits": False,
+    "rms_norm_eps": 1e-05,
+    "rope_theta": 1000000.0,
+    "router_aux_loss_coef": 0.02,
+    "sliding_window": None,
+    "tie_word_embeddings": False,
+    "torch_dtype": "bfloat16",
+    "transformers_version": "4.36.0.dev0",
+    "use_cache": True,
     "vocab_size": 32000,
 }
 
@@ -58,14 +76,27 @@ def test_presets():
     assert MixtralConfig.mixtral_8x7b(num_hidden_layers=1).num_hidden_layers == 1
 
 
-@pytest.mark.parametrize("changes", [{}, {"num_local_experts": 1, "num_experts_per_tok": 1}, {"num_key_value_heads": 4},
-                                     {"num_hidden_layers": 1, "vocab_size": 3}])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"num_local_experts": 1, "num_experts_per_tok": 1},
+        {"num_key_value_heads": 4},
+        {"num_hidden_layers": 1, "vocab_size": 3},
+    ],
+)
 def test_counts_are_those_of_a_built_model(make_config, changes):
     config = make_config(**changes)
     model = MixtralForCausalLM(config)
     counts = config.parameter_counts()
-    parts = {"embedding": "embed_tokens", "attention": "self_attn", "router": "gate", "experts": ".experts.",
-             "norms": "norm", "lm_head": "lm_head"}
+    parts = {
+        "embedding": "embed_tokens",
+        "attention": "self_attn",
+        "router": "gate",
+        "experts": ".experts.",
+        "norms": "norm",
+        "lm_head": "lm_head",
+    }
     for part, name in parts.items():
         assert counts.per_part[part] == sum(p.numel() for n, p in model.named_parameters() if name in n), part
     assert counts.total == sum(p.numel() for p in model.parameters())
@@ -75,15 +106,39 @@ def test_counts_are_those_of_a_built_model(make_config, changes):
 
 
 INVALID = [
-    *(pytest.param({name: value}, name, id=f"{name}={value}")
-      for name in ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
-                   "num_key_value_heads", "num_experts_per_tok", "num_local_experts", "max_position_embeddings")
-      for value in (0, 2.5, True)),
-    *(pytest.param({name: value}, name, id=f"{name}={value}") for name, value in {
-        "num_key_value_heads": 3, "num_experts_per_tok": 6, "hidden_act": "gelu", "tie_word_embeddings": True,
-        "attention_dropout": 1.0, "router_jitter_noise": -0.1, "rms_norm_eps": 0.0, "rope_theta": 0.0, "num_labels": 0,
-        "problem_type": "guessing", "pad_token_id": 101, "bos_token_id": -1, "eos_token_id": [2, 101],
-    }.items()),
+    *(
+        pytest.param({name: value}, name, id=f"{name}={value}")
+        for name in (
+            "vocab_size",
+            "hidden_size",
+            "intermediate_size",
+            "num_hidden_layers",
+            "num_attention_heads",
+            "num_key_value_heads",
+            "num_experts_per_tok",
+            "num_local_experts",
+            "max_position_embeddings",
+        )
+        for value in (0, 2.5, True)
+    ),
+    *(
+        pytest.param({name: value}, name, id=f"{name}={value}")
+        for name, value in {
+            "num_key_value_heads": 3,
+            "num_experts_per_tok": 6,
+            "hidden_act": "gelu",
+            "tie_word_embeddings": True,
+            "attention_dropout": 1.0,
+            "router_jitter_noise": -0.1,
+            "rms_norm_eps": 0.0,
+            "rope_theta": 0.0,
+            "num_labels": 0,
+            "problem_type": "guessing",
+            "pad_token_id": 101,
+            "bos_token_id": -1,
+            "eos_token_id": [2, 101],
+        }.items()
+    ),
     pytest.param({"sliding_window": 0}, "sliding_window", id="W=0"),
     pytest.param({"sliding_window": -3}, "sliding_window", id="W=-3"),
     pytest.param({"sliding_window": 2.0}, "sliding_window", id="W=2.0"),
@@ -126,9 +181,16 @@ def test_a_dictionary_of_transformers_5_is_read_in_silence():
     import transformers
 
     theirs = transformers.MixtralConfig(
-        hidden_size=48, num_attention_heads=4, num_key_value_heads=2, sliding_window=7, num_local_experts=5,
-        rope_parameters={"rope_type": "default", "rope_theta": 3e4}, id2label={0: "a", 1: "b", 2: "c"},
-        eos_token_id=[2, 5], dtype="bfloat16")
+        hidden_size=48,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        sliding_window=7,
+        num_local_experts=5,
+        rope_parameters={"rope_type": "default", "rope_theta": 3e4},
+        id2label={0: "a", 1: "b", 2: "c"},
+        eos_token_id=[2, 5],
+        dtype="bfloat16",
+    )
     ours = MixtralConfig.from_dict(json.loads(json.dumps(theirs.to_dict(), default=str)))
     assert ours.rope_theta == 3e4 and ours.dtype == "bfloat16" and ours.head_dim == 12 and ours.extra == {}
     for name in ("hidden_size", "sliding_window", "num_local_experts", "id2label", "num_labels", "eos_token_id"):
@@ -140,21 +202,29 @@ def test_a_dictionary_of_transformers_4_is_read_in_silence():
     assert config.rope_theta == 2e4 and config.dtype == "bfloat16" and config.extra == {}
 
 
-@pytest.mark.parametrize("spelling", [
-    {"rope_theta": 7e3}, {"rope_parameters": {"rope_theta": 7e3, "rope_type": "default"}},
-    {"rope_parameters": {"rope_theta": 7e3}}, {"rope_theta": 7e3, "rope_scaling": {"type": "default"}},
-    {"rope_theta": 7e3, "rope_parameters": {"rope_theta": 7e3, "rope_type": "default"}},
-])
+@pytest.mark.parametrize(
+    "spelling",
+    [
+        {"rope_theta": 7e3},
+        {"rope_parameters": {"rope_theta": 7e3, "rope_type": "default"}},
+        {"rope_parameters": {"rope_theta": 7e3}},
+        {"rope_theta": 7e3, "rope_scaling": {"type": "default"}},
+        {"rope_theta": 7e3, "rope_parameters": {"rope_theta": 7e3, "rope_type": "default"}},
+    ],
+)
 def test_each_spelling_of_rope_theta(spelling):
     assert MixtralConfig.from_dict(spelling).rope_theta == 7e3
 
 
-@pytest.mark.parametrize(("values", "field"), [
-    ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope_scaling"),
-    ({"rope_parameters": {"rope_type": "llama3", "rope_theta": 1e6}}, "rope_parameters"),
-    ({"rope_theta": 1e6, "rope_parameters": {"rope_theta": 1e4}}, "rope_theta"),
-    ({"model_type": "mistral"}, "model_type"),
-])
+@pytest.mark.parametrize(
+    ("values", "field"),
+    [
+        ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope_scaling"),
+        ({"rope_parameters": {"rope_type": "llama3", "rope_theta": 1e6}}, "rope_parameters"),
+        ({"rope_theta": 1e6, "rope_parameters": {"rope_theta": 1e4}}, "rope_theta"),
+        ({"model_type": "mistral"}, "model_type"),
+    ],
+)
 def test_what_this_model_does_not_compute_is_refused_by_name(values, field):
     with pytest.raises(ValueError, match=f"^{field}"):
         MixtralConfig.from_dict(values)
@@ -169,12 +239,15 @@ def test_unknown_keys_are_kept_saved_again_and_warned_about(tmp_path):
         assert MixtralConfig.from_pretrained(tmp_path) == config
 
 
-@pytest.mark.parametrize("changes", [
-    {},
-    {"sliding_window": None, "head_dim": 12, "eos_token_id": [1, 2], "pad_token_id": 0},
-    {"id2label": {0: "yes", 1: "no", 2: "maybe"}, "problem_type": "regression"},
-    {"dtype": "bfloat16", "rope_theta": 12345.0, "attention_dropout": 0.25},
-])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"sliding_window": None, "head_dim": 12, "eos_token_id": [1, 2], "pad_token_id": 0},
+        {"id2label": {0: "yes", 1: "no", 2: "maybe"}, "problem_type": "regression"},
+        {"dtype": "bfloat16", "rope_theta": 12345.0, "attention_dropout": 0.25},
+    ],
+)
 def test_round_trip_through_a_file_and_into_transformers(make_config, tmp_path, changes):
     import transformers
 

@@ -138,7 +138,7 @@ def test_the_working_folder_is_not_swapped_away(folder, monkeypatch):
 @pytest.mark.parametrize("interruption", [RuntimeError, KeyboardInterrupt])
 def test_an_exception_leaves_the_target_as_it_was(folder, interruption):
     for target in (folder, folder.with_name("new")):
-        with pytest.raises(interruption), replace_folder(target, overwrite=True) as new:
+        with pytest.raises(interruption), replace_folder(target, overwrite=True, written=WRITTEN) as new:
             (new / "config.json").write_text("half")
             raise interruption
         assert contents(folder) == {"config.json": "old", "part-1": "old"}
@@ -218,3 +218,21 @@ def test_an_old_folder_alone_is_put_back(folder, monkeypatch):
     with pytest.warns(UserWarning, match="-old; .*-old is .*saved now"), pytest.raises(FileExistsError):
         fill(folder, "third")
     assert contents(folder) == {"config.json": "old", "part-1": "old"}
+
+
+def test_an_empty_folder_made_after_a_kill_loses_nothing(folder, monkeypatch):
+    fill_and_die(folder, 1, monkeypatch)
+    folder.mkdir()  # as scripts do before they save
+    with pytest.warns(UserWarning, match="-new is .*saved now"), pytest.raises(FileExistsError):
+        fill(folder, "third")
+    assert contents(folder) == {"config.json": "new", "part-1": "new"}
+
+
+def test_a_folder_filled_after_a_kill_leaves_the_choice_to_its_owner(folder, monkeypatch):
+    fill_and_die(folder, 1, monkeypatch)
+    folder.mkdir()
+    (folder / "tokenizer.model").write_text("pieces")
+    before = contents(folder.parent)
+    with pytest.raises(FileExistsError, match="interrupted save left .*-old .* and .*-new .*other content"):
+        fill(folder, "third", overwrite=True)
+    assert contents(folder.parent) == before and len(before) == 5

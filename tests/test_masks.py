@@ -21,8 +21,11 @@ def allowed(i: int, j: int, window: int | None) -> bool:
     return NO_POSITION not in (i, j) and 0 <= i - j and (window is None or i - j < window)
 
 
-@given(st.lists(st.integers(-1, 12), min_size=1, max_size=7), st.lists(st.integers(-1, 12), min_size=1, max_size=9),
-       st.none() | st.integers(1, 5))
+@given(
+    st.lists(st.integers(-1, 12), min_size=1, max_size=7),
+    st.lists(st.integers(-1, 12), min_size=1, max_size=9),
+    st.none() | st.integers(1, 5),
+)
 def test_attention_mask_is_the_rule_for_each_pair_in_any_order(queries, keys, window):
     mask = attention_mask(torch.tensor([queries]), torch.tensor([keys]), window)
     assert mask.tolist() == [[[allowed(i, j, window) for j in keys] for i in queries]]
@@ -38,8 +41,12 @@ def test_convention_window_counts_w_keys_with_the_query_itself():
 
 def test_convention_masks_are_boolean_and_true_means_may_attend():
     positions = torch.tensor([[0, 1, 2]])
-    masks = (causal_mask(positions, positions), window_mask(positions, positions, 2), padding_mask(positions),
-             attention_mask(positions, positions, 2))
+    masks = (
+        causal_mask(positions, positions),
+        window_mask(positions, positions, 2),
+        padding_mask(positions),
+        attention_mask(positions, positions, 2),
+    )
     assert all(mask.dtype == torch.bool for mask in masks)
     assert masks[0][0, 2, 0] and not masks[0][0, 0, 2]
 

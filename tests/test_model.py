@@ -21,8 +21,11 @@ MODELS = {
     "E=16 K=4, no window": {"num_local_experts": 16, "num_experts_per_tok": 4, "sliding_window": None},
     "E=16 K=4, Hq = Hkv": {"num_local_experts": 16, "num_experts_per_tok": 4, "num_key_value_heads": 4},
     "one key-value head, window of one": {"num_key_value_heads": 1, "sliding_window": 1, "pad_token_id": 3},
-    "wide window, reference experts": {"sliding_window": 50, "num_key_value_heads": 1,
-                                       "experts_implementation": "reference"},
+    "wide window, reference experts": {
+        "sliding_window": 50,
+        "num_key_value_heads": 1,
+        "experts_implementation": "reference",
+    },
 }
 PADDINGS = ("none", "left", "right", "holes")
 B, T = 3, 23
@@ -60,14 +63,21 @@ def pair(request, make_config, transformers_twin):
     ours = random_model(make_config, **MODELS[name])
     theirs = transformers_twin(ours)
     ids, mask = torch.randint(0, 101, (B, T)), mask_of(padding)
-    call = {"input_ids": ids, "attention_mask": None if padding == "none" else mask, "labels": labels_of(ids, mask),
-            "use_cache": False, "output_router_logits": True, "output_hidden_states": True}
+    call = {
+        "input_ids": ids,
+        "attention_mask": None if padding == "none" else mask,
+        "labels": labels_of(ids, mask),
+        "use_cache": False,
+        "output_router_logits": True,
+        "output_hidden_states": True,
+    }
     outputs = ours(**call), theirs(**call)
     for output in outputs:
         output.loss.backward()
     gradients = [{name: p.grad for name, p in model.named_parameters()} for model in (ours, theirs)]
-    return SimpleNamespace(ours=outputs[0], theirs=outputs[1], gradients=gradients, real=mask.bool(),
-                           window=ours.config.sliding_window)
+    return SimpleNamespace(
+        ours=outputs[0], theirs=outputs[1], gradients=gradients, real=mask.bool(), window=ours.config.sliding_window
+    )
 
 
 def test_logits_equal_transformers(pair):
@@ -210,7 +220,7 @@ def test_what_stands_at_padding_reaches_no_real_token_and_is_finite(make_config,
     others = torch.where(real, ids, torch.randint(0, 101, (B, T)))
     first, second = ours(ids, real).logits, ours(others, real).logits
     assert first.isfinite().all() and second.isfinite().all()
-    assert_close(first[real], second[real], rtol=0, atol=1e-6)
+    assert_close(first[real], second[real], **FORWARD)
 
 
 def test_convention_a_rows_position_zero_is_its_first_real_token(make_config):
@@ -220,7 +230,11 @@ def test_convention_a_rows_position_zero_is_its_first_real_token(make_config):
     padded = torch.cat((torch.zeros(1, 6, dtype=torch.long), ids), 1)
     mask = torch.tensor([[0] * 6 + [1] * 9])
     cache = ours(padded, mask).past_key_values
-    assert_close(cache.view().keys[:, :, :9], ours(ids).past_key_values.view().keys[:, :, :9], rtol=0, atol=1e-6)
+    keys = cache.view().keys  # (1, Hkv, slots, Dh) of the first layer
+    assert_close(keys[:, :, :9], ours(ids).past_key_values.view().keys[:, :, :9], **FORWARD)
+    first = ours.model.layers[0]
+    unrotated = first.self_attn.k_proj(first.input_layernorm(ours.model.embed_tokens(ids[0, 0])))
+    assert_close(keys[0, :, 0].flatten(), unrotated, **FORWARD)
 
 
 def test_the_loss_is_cross_entropy_of_the_next_token_plus_weighted_aux_loss(make_config):
@@ -310,6 +324,7 @@ def test_bad_input_is_refused_and_the_cache_is_as_it_was(make_config, name):
     with pytest.raises(ValueError, match=message):
         ours(**call, past_key_values=cache)
     assert cache.get_seq_length() == 0 and (cache.positions == -1).all()
+    assert_close(ours(IDS, past_key_values=cache).logits, ours(IDS).logits, rtol=0, atol=0)
 
 
 def test_a_mask_that_fits_neither_the_new_tokens_nor_all_of_them(make_config):
@@ -339,9 +354,16 @@ def test_weights_start_with_the_configs_deviation_and_the_padding_row_at_zero(ma
 
 
 def test_parameter_names_are_the_published_ones(make_config):
-    layer = ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj", "block_sparse_moe.gate",
-             *(f"block_sparse_moe.experts.{e}.w{i}" for e in range(5) for i in (1, 2, 3)),
-             "input_layernorm", "post_attention_layernorm"]
+    layer = [
+        "self_attn.q_proj",
+        "self_attn.k_proj",
+        "self_attn.v_proj",
+        "self_attn.o_proj",
+        "block_sparse_moe.gate",
+        *(f"block_sparse_moe.experts.{e}.w{i}" for e in range(5) for i in (1, 2, 3)),
+        "input_layernorm",
+        "post_attention_layernorm",
+    ]
     expected = {"model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"}
     expected |= {f"model.layers.{i}.{name}.weight" for i in range(3) for name in layer}
     assert {name for name, _ in MixtralForCausalLM(make_config()).named_parameters()} == expected

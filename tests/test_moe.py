@@ -89,8 +89,9 @@ def test_dispatch_is_the_weighted_sum_of_the_chosen_experts(dispatch):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize(("E", "K", "N"),
-                         [(5, 2, 13), (8, 2, 1), (16, 4, 29), (16, 4, 2), (3, 3, 7), (5, 1, 13), (1, 1, 4)])
+@pytest.mark.parametrize(
+    ("E", "K", "N"), [(5, 2, 13), (8, 2, 1), (16, 4, 29), (16, 4, 2), (3, 3, 7), (5, 1, 13), (1, 1, 4)]
+)
 def test_reference_and_sorted_agree_forward_and_backward(make_config, E, K, N, dtype):
     """With one token, with experts that get none (16 experts, 2 tokens), with K = E and K = 1."""
     config = make_config(num_local_experts=E, num_experts_per_tok=K)
@@ -117,6 +118,7 @@ def test_sorted_runs_each_expert_once_on_its_own_tokens_and_no_idle_one():
             assert expert_idx not in batches
             batches[expert_idx] = x[:, 0].tolist()
             return x
+
         return run
 
     routing = routing_of([[0.5, 0.5]] * 4, [[3, 0], [0, 3], [3, 1], [0, 1]])

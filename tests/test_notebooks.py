@@ -58,8 +58,10 @@ def says_figures_in_numbers(notebook: NotebookNode) -> list[str]:
     for number, cell in enumerate(cells):
         if not any(is_figure(output) for output in cell.outputs):
             continue
-        if cell.source.rstrip().splitlines()[-1].strip() != "plt.show()":
-            problems.append(f"code cell {number} draws a figure and does not end in plt.show()")
+        if "plt.show()" not in map(str.strip, cell.source.splitlines()):
+            problems.append(f"code cell {number} draws a figure without plt.show()")
+        if any(output.output_type == "execute_result" for output in cell.outputs):
+            problems.append(f"code cell {number} draws a figure and shows its last value too; end it in plt.show()")
         nearby = [output for near in cells[number : number + 2] if IGNORED not in tags(near) for output in near.outputs]
         if not any(output.output_type == "stream" and re.search(r"\d", output.text) for output in nearby):
             problems.append(f"code cell {number} draws a figure, and no numbers are printed there or in the next cell")
@@ -92,7 +94,8 @@ def name_of(thing: Path | Callable) -> str:
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=name_of)
 @pytest.mark.parametrize("rule", RULES, ids=name_of)
 def test_a_notebook(rule: Callable, path: Path):
-    assert rule(read(path)) == [], f"mend the cell, then run: python tools/refresh_notebooks.py {path}"
+    problems = rule(read(path))
+    assert not problems, "\n".join([*problems, f"mend that, then run: python tools/refresh_notebooks.py {path}"])
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=name_of)
@@ -155,8 +158,13 @@ def ignored_by_a_comment(cells: list[NotebookNode]) -> None:
     cells[4].source = "# NBVAL_IGNORE_OUTPUT\nx = 4"
 
 
-def ends_in_the_plot(cells: list[NotebookNode]) -> None:
-    cells[2].source = "plt.show()\nax.plot(x)"
+def never_shown(cells: list[NotebookNode]) -> None:
+    cells[2].source = "line = ax.plot(x)"
+
+
+def shows_its_lines_too(cells: list[NotebookNode]) -> None:
+    lines = {"text/plain": "[<matplotlib.lines.Line2D at <address>>]"}
+    cells[2].outputs.append(new_output("execute_result", lines, execution_count=2))
 
 
 def figure_without_numbers(cells: list[NotebookNode]) -> None:
@@ -196,7 +204,8 @@ def test_a_good_notebook_passes(rule: Callable):
         (compares_most_cells, ignored_too_often),
         (compares_most_cells, skipped),
         (compares_most_cells, ignored_by_a_comment),
-        (says_figures_in_numbers, ends_in_the_plot),
+        (says_figures_in_numbers, never_shown),
+        (says_figures_in_numbers, shows_its_lines_too),
         (says_figures_in_numbers, figure_without_numbers),
         (says_figures_in_numbers, figure_with_ignored_numbers),
         (is_in_the_refresh_tools_form, collapsed_by_an_editor),

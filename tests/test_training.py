@@ -56,7 +56,8 @@ def test_learning_rate_warms_up_then_falls_to_a_tenth():
 
 
 def test_a_restart_begins_the_schedule_anew():
-    whole, half = TrainingConfig(steps=200, warmup_steps=10, restarts=(100,)), TrainingConfig(steps=100, warmup_steps=10)
+    half = TrainingConfig(steps=100, warmup_steps=10)
+    whole = replace(half, steps=200, restarts=(100,))
     rates = [half.learning_rate_at(step) for step in range(100)]
     assert [whole.learning_rate_at(step) for step in range(200)] == rates + rates
 
