@@ -55,30 +55,29 @@ def in_chunks(
     whole_mask: bool = False,
 ) -> Tensor:
     """Logits of all tokens, computed chunk by chunk; the mask is given for new tokens, or for all so far."""
-    logits, start = [], cache.get_seq_length()
-    offset = start
+    logits, start = [], 0
     for size in chunks:
         stop = start + size
-        mask = None if real is None else real[:, (0 if whole_mask else start - offset) : stop - offset]
-        out = model(ids[:, start - offset : stop - offset], attention_mask=mask, past_key_values=cache)
+        mask = None if real is None else real[:, (0 if whole_mask else start) : stop]
+        out = model(ids[:, start:stop], attention_mask=mask, past_key_values=cache)
         assert out.past_key_values is cache
         logits.append(out.logits)
         start = stop
     return torch.cat(logits, dim=1)
 
 
-@given(texts(), WINDOWS, st.booleans())
-@settings(max_examples=80)
-@example(([7, 7, 1, 1, 20], torch.ones(3, 36, dtype=torch.bool)), 7, False)
-@example(([80], torch.arange(80).expand(3, 80) > 3), 3, True)
-@example(([70, 1, 68, 1], torch.arange(140).expand(3, 140) > 5), 5, True)
-@torch.no_grad()
-def test_any_chunking_equals_no_cache(model_with, text, window, whole_mask):
+@given(texts(), WINDOWS, whole_mask=st.booleans(), gradients=st.booleans())
+@settings(max_examples=100)
+@example(([7, 7, 1, 1, 20], torch.ones(3, 36, dtype=torch.bool)), 7, whole_mask=False, gradients=False)
+@example(([80], torch.arange(80).expand(3, 80) > 3), 3, whole_mask=True, gradients=False)
+@example(([70, 1, 68, 1], torch.arange(140).expand(3, 140) > 5), 5, whole_mask=True, gradients=True)
+def test_any_chunking_equals_no_cache(model_with, text, window, whole_mask, gradients):
     chunks, real = text
     model = model_with(window)
     ids = random_ids(*real.shape)
-    expected = model(ids, attention_mask=real, use_cache=False).logits
-    logits = in_chunks(model, ids, real, chunks, RollingKVCache(model.config, 3), whole_mask)
+    with torch.set_grad_enabled(gradients):
+        expected = model(ids, attention_mask=real, use_cache=False).logits
+        logits = in_chunks(model, ids, real, chunks, RollingKVCache(model.config, 3), whole_mask)
     assert_close(logits[real], expected[real], **CLOSE)
     assert logits.isfinite().all()
 
@@ -170,13 +169,17 @@ class Simulation:
         return [position % len(slots) for position, slots in zip(self.columns_after_first, self.slots, strict=True)]
 
 
+@pytest.mark.parametrize("gradients", [False, True])
 @given(texts(), st.sampled_from([None, 1, 2, 3, 5, 8]))
-@settings(max_examples=150)
-def test_view_and_what_each_query_sees_equal_a_simulation(make_config, text, window):
+@settings(max_examples=80)
+def test_view_and_what_each_query_sees_equal_a_simulation(make_config, gradients, text, window):
     """Keys are filled with their position, so that what a query may look at tells which tokens these are."""
-    chunks, real = text
-    config = make_config(sliding_window=window, num_hidden_layers=2)
-    cache = RollingKVCache(config, 3)
+    with torch.set_grad_enabled(gradients):
+        compare_with_simulation(RollingKVCache(make_config(sliding_window=window, num_hidden_layers=2), 3), *text)
+
+
+def compare_with_simulation(cache: RollingKVCache, chunks: list[int], real: Tensor) -> None:
+    window, Dh = cache.window, cache.keys[0].shape[3]
     simulation = Simulation(3, window or 1000)
     history = [[], [], []]
     start = 0
@@ -184,7 +187,7 @@ def test_view_and_what_each_query_sees_equal_a_simulation(make_config, text, win
         chunk = real[:, start : start + size]
         positions = simulation.feed(chunk.tolist())
         step = cache.step(size, None if chunk.all() else chunk)
-        k = torch.tensor(positions)[:, None, :, None].expand(3, 2, size, config.head_dim).float()
+        k = torch.tensor(positions)[:, None, :, None].expand(3, 2, size, Dh).float()
         for layer in range(2):
             keys, values = step.update(layer, k, -k)
             visible = step.visibility.mask.expand(3, 1, size, keys.shape[2])

@@ -1,11 +1,16 @@
 """The refresh tool stores the same bytes each time, and nbval, as this project sets it up, agrees with them."""
 
+import base64
 import subprocess
 import sys
+from io import BytesIO
 from pathlib import Path
 
 import nbformat
+import PIL.Image
+import PIL.ImageChops
 import pytest
+from matplotlib import pyplot as plt
 from nbformat import NotebookNode
 from nbformat.v4 import new_code_cell, new_notebook, new_output
 
@@ -121,3 +126,18 @@ def test_paths_may_be_notebooks_and_folders(tmp_path: Path):
     assert refresh_notebooks.find_notebooks([single]) == [single]
     with pytest.raises(FileNotFoundError, match="missing"):
         refresh_notebooks.find_notebooks([tmp_path / "missing"])
+
+
+def test_figures_are_stored_with_a_palette_where_that_is_shorter():
+    figure = plt.figure(figsize=(6, 4), dpi=96)
+    figure.text(0.1, 0.5, "a figure with text and a line", size=20)
+    figure.add_axes((0.1, 0.1, 0.8, 0.3)).plot([1, 3, 2], color="#D55E00")
+    for save, is_shorter in ((figure.savefig, True), (PIL.Image.new("P", (3, 2)).save, False)):
+        file = BytesIO()
+        save(file, format="png")
+        before = base64.b64encode(file.getvalue()).decode("ascii")
+        after = refresh_notebooks.with_palette(before)
+        assert (len(after) < 0.7 * len(before)) == is_shorter
+        pictures = [PIL.Image.open(BytesIO(base64.b64decode(text))).convert("RGB") for text in (before, after)]
+        assert all(most <= 32 for _, most in PIL.ImageChops.difference(*pictures).getextrema())
+    plt.close(figure)

@@ -9,15 +9,18 @@ in which a cell fails is left as it was.
 """
 
 import argparse
+import base64
 import copy
 import os
 import re
 import subprocess
 import sys
 import time
+from io import BytesIO
 from pathlib import Path
 
 import nbformat
+import PIL.Image
 from jupyter_client.manager import AsyncKernelManager
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
@@ -170,10 +173,23 @@ def normalised_outputs(outputs: list[NotebookNode]) -> list[NotebookNode]:
         elif output.output_type == "error":
             output.evalue, output.traceback = sanitized(output.evalue), [sanitized(line) for line in output.traceback]
         else:
-            output.data = nbformat.from_dict({
-                kind: sanitized(value) if kind.startswith("text/") else value for kind, value in output.data.items()
-            })
+            data = {kind: normalised_data(kind, value) for kind, value in output.data.items()}
+            output.data = nbformat.from_dict(data)
     return result
+
+
+def normalised_data(kind: str, value: object) -> object:
+    if kind == "image/png":
+        return with_palette(value)
+    return sanitized(value) if kind.startswith("text/") else value
+
+
+def with_palette(picture: str) -> str:
+    """A PNG in base64 with at most 256 colours, if that is shorter: flat figures look the same in half the bytes."""
+    image = PIL.Image.open(BytesIO(base64.b64decode(picture)))
+    file = BytesIO()
+    image.convert("RGB").quantize(256).save(file, format="png", optimize=True)
+    return min(picture, base64.b64encode(file.getvalue()).decode("ascii"), key=len)
 
 
 def sanitized(text: str) -> str:
