@@ -7,6 +7,13 @@ from pathlib import Path
 import mixtral_edu
 
 
+def _count(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{number} is less than 1")
+    return number
+
+
 def _train(arguments: argparse.Namespace) -> None:
     import torch
 
@@ -26,12 +33,13 @@ def _train(arguments: argparse.Namespace) -> None:
 
 def _evaluate(arguments: argparse.Namespace) -> None:
     from mixtral_edu import MixtralForCausalLM, MixtralTokenizer
+    from mixtral_edu.corpus import PROBES
     from mixtral_edu.evaluation import evaluate
     from mixtral_edu.recipes import RECIPES
 
     model = MixtralForCausalLM.from_pretrained(arguments.model, dtype="float32")
     tokenizer = MixtralTokenizer.from_pretrained(arguments.model)
-    domains = arguments.domains or list(RECIPES["tiny"].domains)
+    domains = arguments.domains or [*RECIPES["tiny"].domains, *PROBES]
     text = json.dumps(evaluate(model, tokenizer, domains, cache=arguments.cache), indent=1)
     print(text)
     if arguments.json:
@@ -49,13 +57,13 @@ def main(argv: list[str] | None = None) -> None:
     train.add_argument(
         "--out", required=True, type=Path, metavar="FOLDER", help="where to write it; an interrupted run goes on"
     )
-    train.add_argument("--steps", type=int, help="instead of the recipe's number")
+    train.add_argument("--steps", type=_count, metavar="N", help="instead of the recipe's number")
     train.add_argument(
         "--tokenizer", metavar="NAME", help="use this one instead of training one: a name, folder or file"
     )
     train.add_argument("--cache", type=Path, metavar="FOLDER", help="where downloaded sources are kept")
     train.add_argument("--device", default="cpu")
-    train.add_argument("--threads", type=int, help="processor threads")
+    train.add_argument("--threads", type=_count, metavar="N", help="processor threads")
     train.set_defaults(run=_train)
 
     evaluate = commands.add_parser("evaluate", help="measure a trained model: bits per byte, answers, experts")
@@ -68,7 +76,7 @@ def main(argv: list[str] | None = None) -> None:
     arguments = parser.parse_args(argv)
     try:
         arguments.run(arguments)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, MemoryError) as error:
         parser.exit(1, f"{parser.prog}: {error}\n")
 
 

@@ -106,13 +106,13 @@ class GroupedQueryAttention(nn.Module):
         ValueError: `config.attn_implementation` names no backend.
     """
 
-    def __init__(self, config: MixtralConfig, layer: int):
+    def __init__(self, config: MixtralConfig, layer_idx: int):
         super().__init__()
         if config.attn_implementation not in ATTENTION_BACKENDS:
             raise ValueError(
                 f"attn_implementation={config.attn_implementation!r}: one of {sorted(ATTENTION_BACKENDS)} is wanted"
             )
-        self.config, self.layer = config, layer
+        self.config, self.layer_idx = config, layer_idx
         D, Dh = config.hidden_size, config.head_dim
         self.q_proj = nn.Linear(D, config.num_attention_heads * Dh, bias=False)
         self.k_proj = nn.Linear(D, config.num_key_value_heads * Dh, bias=False)
@@ -147,7 +147,7 @@ class GroupedQueryAttention(nn.Module):
         v = self.v_proj(x).view(B, T, -1, Dh).transpose(1, 2)  # (B, Hkv, T, Dh)
         q, k = apply_rotary(q, cos, sin), apply_rotary(k, cos, sin)
         if cache_step is not None:
-            k, v = cache_step.update(self.layer, k, v)  # (B, Hkv, S, Dh)
+            k, v = cache_step.update(self.layer_idx, k, v)  # (B, Hkv, S, Dh)
         dropout = self.config.attention_dropout if self.training else 0.0
         if output_attentions:
             out, weights = eager_attention(q, k, v, visibility.mask, dropout)

@@ -41,8 +41,9 @@ class RollingKVCache:
 
     With a window of W there are W slots a layer, from the start to the end. Without one there are `max_length` slots,
     or, if that is not given either, as many as needed, doubling each time they are full. Padding is never stored:
-    position p counts the row's own tokens from its first real one, so rows of one batch may write different slots.
-    What is stored carries no gradient.
+    position p counts a row's columns from its first real token on, so rows of one batch may write different slots.
+    What is stored carries no gradient, and decoding in place needs `torch.no_grad()`, as `generate` has it; where
+    gradients are on, each new token copies the keys that it sees.
 
     A model's forward pass opens a `step` for its new tokens, calls `step.update` in each layer and `step.commit` at the
     end.
@@ -80,7 +81,7 @@ class RollingKVCache:
         self.next_position = torch.zeros(batch_size, dtype=torch.long, device=device)  # (B,)
         self.seen = 0  # columns so far, padding counted
         self.padded = False  # whether any of them may have been padding
-        self.half_written = False  # whether a step has begun and not been committed
+        self.half_written = False  # whether a step has written and not been committed
 
     @property
     def num_slots(self) -> int:
@@ -102,10 +103,10 @@ class RollingKVCache:
         self.next_position = torch.zeros_like(self.next_position)
         self.seen, self.padded, self.half_written = 0, False, False
 
-    def view(self, layer: int = 0) -> CacheView:
-        """Show which position lies in which slot, and what `layer` has stored there."""
+    def view(self, layer_idx: int = 0) -> CacheView:
+        """Show which position lies in which slot, and what that layer has stored there."""
         write_slot = self.next_position % self.num_slots if self.window else self.next_position
-        return CacheView(self.positions, write_slot, self.keys[layer].clone(), self.values[layer].clone())
+        return CacheView(self.positions, write_slot, self.keys[layer_idx].clone(), self.values[layer_idx].clone())
 
     def step(self, num_tokens: int, real: Tensor | None = None) -> "CacheStep":
         """Give each of T new tokens its position and its slot; nothing is stored yet.
@@ -122,7 +123,6 @@ class RollingKVCache:
             raise RuntimeError("past_key_values: a forward pass failed half-way and left layers with different tokens; "
                                "call its reset() and start again")  # fmt: skip
         self._make_room(self.seen + num_tokens)
-        self.half_written = True
         return CacheStep(self, num_tokens, real)
 
     def _make_room(self, columns: int) -> None:
@@ -168,7 +168,7 @@ class CacheStep:
 
         self._in_place = num_tokens == 1 and not torch.is_grad_enabled()
         if self._in_place:
-            self._readable = cache.num_slots if self.padded else min(cache.seen + 1, cache.num_slots)
+            self._readable = min(cache.seen + 1, cache.num_slots)
             key_positions = self._positions[:, : self._readable]
         else:
             older = min(cache.seen, cache.num_slots if cache.window is None else cache.window - 1)
@@ -178,12 +178,13 @@ class CacheStep:
         rows = slice(None) if self.padded else slice(1)  # without padding all rows are alike
         self.visibility = Visibility(query_positions[rows], key_positions[rows], cache.window, self.padded)
 
-    def update(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    def update(self, layer_idx: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Store one layer's new keys (rotated) and values, and return all that the new queries may look at.
 
         Args and returns: k and v are (B, Hkv, T, Dh); what comes back is (B, Hkv, S, Dh).
         """
-        keys, values = self.cache.keys[layer], self.cache.values[layer]
+        keys, values = self.cache.keys[layer_idx], self.cache.values[layer_idx]
+        self.cache.half_written = True
         if self._in_place:
             self._write(keys, k)
             self._write(values, v)

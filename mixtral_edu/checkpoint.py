@@ -63,7 +63,10 @@ def load_pretrained(
         "num_labels": num_labels,
         "problem_type": problem_type,
     }
-    config = replace(_read_config(folder), **{name: value for name, value in changes.items() if value is not None})
+    config = _read_config(folder)
+    if num_labels not in (None, config.num_labels):  # the checkpoint's names are for another number
+        changes["id2label"] = {index: f"LABEL_{index}" for index in range(num_labels)}
+    config = replace(config, **{name: value for name, value in changes.items() if value is not None})
     dtype = dtype or choose_dtype(config.dtype)
     config.dtype = dtype_name(dtype) if dtype else None
 
@@ -192,4 +195,4 @@ def _initialise_head(model: nn.Module, folder: Path) -> None:
         if tensor.dim() > 1:
             nn.init.normal_(tensor, std=model.config.initializer_range)
         _place(model, name, tensor)
-    warnings.warn(f"{folder} has no {summary(list(new))}: initialised at random, train before use", stacklevel=4)
+    warnings.warn(f"{folder} has no {summary(list(new))}: initialised at random, train before use", stacklevel=3)

@@ -33,10 +33,10 @@ class ParameterCounts(NamedTuple):
 class MixtralConfig:
     """Sizes and settings of a Mixtral; field names and defaults are those of transformers.
 
-    The defaults describe a Mixtral-8x7B without the two values in which the released file differs;
-    `MixtralConfig.mixtral_8x7b()` has those too. Shape letters: D `hidden_size`, F `intermediate_size`,
-    L `num_hidden_layers`, Hq `num_attention_heads`, Hkv `num_key_value_heads`, Dh `head_dim`, V `vocab_size`,
-    W `sliding_window` (the number of keys that a query may see, itself included; None for no window),
+    The defaults describe a Mixtral-8x7B but for `max_position_embeddings` and `router_aux_loss_coef`, where the
+    released file differs: `MixtralConfig.mixtral_8x7b()` has its values. Shape letters: D `hidden_size`,
+    F `intermediate_size`, L `num_hidden_layers`, Hq `num_attention_heads`, Hkv `num_key_value_heads`, Dh `head_dim`,
+    V `vocab_size`, W `sliding_window` (the number of keys that a query may see, itself included; None for no window),
     E `num_local_experts`, K `num_experts_per_tok`.
 
     `attn_implementation` ("eager", "sdpa") and `experts_implementation` ("reference", "sorted") choose among equal
@@ -83,7 +83,10 @@ class MixtralConfig:
 
     def __post_init__(self, rope_parameters: dict | None):
         if rope_parameters is not None:
-            self.rope_theta = _theta_of(rope_parameters, default=self.rope_theta)
+            theta = _theta_of(rope_parameters, default=self.rope_theta)
+            if self.rope_theta not in (theta, type(self).rope_theta):
+                raise ValueError(f"rope_theta={self.rope_theta} and rope_parameters with {theta} disagree")
+            self.rope_theta = theta
         if self.dtype is not None:
             self.dtype = str(self.dtype).removeprefix("torch.")
         check(self)
@@ -93,8 +96,10 @@ class MixtralConfig:
             self.id2label = {int(index): label for index, label in self.id2label.items()}
         if self.num_labels is None:
             self.num_labels = len(self.id2label) if self.id2label else 2
-        if self.id2label is None or len(self.id2label) != self.num_labels:
+        if self.id2label is None:
             self.id2label = {index: f"LABEL_{index}" for index in range(self.num_labels)}
+        if len(self.id2label) != self.num_labels:
+            raise ValueError(f"num_labels={self.num_labels} and id2label with {len(self.id2label)} labels disagree")
 
     @classmethod
     def mixtral_8x7b(cls, **changes) -> "MixtralConfig":

@@ -39,7 +39,7 @@ def _rules(config: Any) -> Iterator[tuple[str, bool, str]]:
 
     yield "hidden_act", config.hidden_act == "silu", "'silu', the gate of Mixtral's experts"
     yield "tie_word_embeddings", not config.tie_word_embeddings, "False: lm_head has weights of its own"
-    for name in ("rope_theta", "rms_norm_eps"):
+    for name in ("rope_theta", "rms_norm_eps", "initializer_range"):
         yield name, _is_number(getattr(config, name)) and getattr(config, name) > 0, "a positive number"
     for name in ("attention_dropout", "router_jitter_noise"):
         yield name, _is_number(getattr(config, name)) and 0 <= getattr(config, name) < 1, "a number from 0 to below 1"

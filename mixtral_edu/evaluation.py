@@ -6,10 +6,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from mixtral_edu.corpus import PROBES, is_right, keeps_hero, load_chats, load_documents, names_all, quiz, story_requests
+from mixtral_edu.corpus import is_right, keeps_hero, load_chats, load_documents, names_all, quiz, story_requests
 from mixtral_edu.model import MixtralForCausalLM
 from mixtral_edu.tokenizer import MixtralTokenizer
-from mixtral_edu.training import Document, bits_per_byte
+from mixtral_edu.training import Document, bits_per_byte, document_ids
 
 _MOST_TOKENS = 16_384  # read of one document
 
@@ -23,8 +23,7 @@ def held_out_documents(
     for document in documents:
         if room <= 0:
             break
-        length = len(tokenizer.encode(document) if isinstance(document, str) else tokenizer.encode_chat(document)[0])
-        room -= min(length, _MOST_TOKENS)
+        room -= min(len(document_ids(tokenizer, document)), _MOST_TOKENS)
         chosen.append(document)
     return chosen
 
@@ -96,8 +95,7 @@ def expert_load(model: MixtralForCausalLM, tokenizer: MixtralTokenizer, document
     config = model.config
     counts = torch.zeros(config.num_hidden_layers, config.num_local_experts)
     for document in documents:
-        ids = tokenizer.encode(document) if isinstance(document, str) else tokenizer.encode_chat(document)[0]
-        input_ids = torch.tensor([ids[:_MOST_TOKENS]], device=model.device)
+        input_ids = torch.tensor([document_ids(tokenizer, document)[:_MOST_TOKENS]], device=model.device)
         out = model.model(input_ids, use_cache=False, output_router_logits=True)
         for layer, logits in enumerate(out.router_logits):
             chosen = logits.topk(config.num_experts_per_tok, dim=-1).indices
@@ -113,13 +111,13 @@ def evaluate(
     Args:
         model: in evaluation mode.
         tokenizer: its tokenizer.
-        domains: what it was trained on; the never-trained probes of `mixtral_edu.corpus` are added.
+        domains: domains and probes of `mixtral_edu.corpus`, whose held-out documents are read.
         cache: where downloaded sources are kept.
     """
     documents = [d for domain in domains for d in held_out_documents(domain, tokenizer, 8_000, cache)]
     load = expert_load(model, tokenizer, documents)
     return {
-        "held_out_bits_per_byte": held_out_bits(model, tokenizer, [*domains, *PROBES], cache=cache),
+        "held_out_bits_per_byte": held_out_bits(model, tokenizer, domains, cache=cache),
         "behaviour": behaviour(model, tokenizer),
         "expert_load": {"least": load.min().item(), "most": load.max().item(), "per_layer": load.tolist()},
     }

@@ -23,7 +23,7 @@ def find_folder(name_or_folder: str | Path) -> Path:
     if not isinstance(name_or_folder, str | os.PathLike):
         raise TypeError(f"name_or_folder is a {type(name_or_folder).__name__}: a bundled name or a folder is wanted")
     name = os.fspath(name_or_folder)
-    bundled = bundled_folder(name)
+    bundled = bundled_folder(name) if isinstance(name_or_folder, str) else None  # Path("tiny") is a folder
     if bundled is not None:
         return bundled
     folder = Path(name).expanduser()

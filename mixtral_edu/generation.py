@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from mixtral_edu.input_checks import check_ids
 from mixtral_edu.sampling import (
     FROM_CONFIG,
     GenerationOptions,
@@ -92,15 +93,17 @@ def generate(
         _check_single(input_ids, "a streamer")
         streamer.put(input_ids.cpu())
     ids = [input_ids]
-    with _progress_bar(max_new_tokens) if progress else nullcontext() as bar:
-        for token in tokens:
-            ids.append(token[:, None])
-            if streamer is not None:
-                streamer.put(token.cpu())
-            if bar is not None:
-                bar.update()
-    if streamer is not None:
-        streamer.end()
+    try:
+        with _progress_bar(max_new_tokens) if progress else nullcontext() as bar:
+            for token in tokens:
+                ids.append(token[:, None])
+                if streamer is not None:
+                    streamer.put(token.cpu())
+                if bar is not None:
+                    bar.update()
+    finally:  # also when interrupted, so that the streamer is ready for the next generation
+        if streamer is not None:
+            streamer.end()
     return torch.cat(ids, dim=1)
 
 
@@ -116,7 +119,8 @@ def stream(
 ) -> Iterator[str]:
     """Continue one text and yield it as it grows, each character as soon as it is whole.
 
-    The pieces joined are `tokenizer.decode` of the new ids (of all, with `skip_prompt=False`). The options are those of
+    The pieces joined are `tokenizer.decode` of the new ids: a text of its own, without the space that may stand between
+    it and the prompt. `skip_prompt=False` gives the whole text, prompt included. The options are those of
     `generate`, but for `streamer` and `progress`; arguments are checked here, at once.
     """
     tokens = _new_tokens(model, input_ids, attention_mask, GenerationOptions(**options))
@@ -173,14 +177,10 @@ def _checked_prompt(model: nn.Module, input_ids: Tensor, attention_mask: Tensor 
         raise TypeError(f"input_ids is a {type(input_ids).__name__}: an int64 tensor (batch, tokens) is wanted")
     if input_ids.ndim != 2 or input_ids.numel() == 0:
         raise ValueError(f"input_ids has shape {tuple(input_ids.shape)}: (batch, tokens), both at least 1, is wanted")
-    if input_ids.dtype not in (torch.int64, torch.int32):
-        raise TypeError(f"input_ids has dtype {input_ids.dtype}: torch.int64 is wanted")
     device = getattr(model, "device", input_ids.device)
     if input_ids.device != device:
         raise ValueError(f"input_ids is on {input_ids.device} and the model on {device}: call .to(model.device)")
-    low, high, last = int(input_ids.min()), int(input_ids.max()), model.config.vocab_size - 1
-    if low < 0 or high > last:
-        raise ValueError(f"input_ids reach from {low} to {high}: ids from 0 to vocab_size - 1 = {last} are wanted")
+    check_ids("input_ids", input_ids, model.config.vocab_size)
     if attention_mask is None:
         return None
     if not isinstance(attention_mask, Tensor) or attention_mask.shape != input_ids.shape:

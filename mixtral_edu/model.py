@@ -1,7 +1,5 @@
 """The whole model: embedding, L decoder layers, a norm, and a head that scores the next token."""
 
-from collections.abc import Iterator
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -10,7 +8,7 @@ from mixtral_edu import generation
 from mixtral_edu.attention import GroupedQueryAttention
 from mixtral_edu.cache import CacheStep, RollingKVCache
 from mixtral_edu.config import MixtralConfig
-from mixtral_edu.input_checks import can_look_at, check_inputs
+from mixtral_edu.input_checks import IGNORED_LABEL, can_look_at, check_inputs, check_labels
 from mixtral_edu.masks import NO_POSITION, Visibility, row_positions
 from mixtral_edu.moe import RouterOutput, SparseMoE, load_balancing_loss
 from mixtral_edu.norm import RMSNorm
@@ -24,9 +22,9 @@ class MixtralDecoderLayer(nn.Module):
     h = x + attention(norm(x))        y = h + experts(norm(h))
     """
 
-    def __init__(self, config: MixtralConfig, layer: int):
+    def __init__(self, config: MixtralConfig, layer_idx: int):
         super().__init__()
-        self.self_attn = GroupedQueryAttention(config, layer)
+        self.self_attn = GroupedQueryAttention(config, layer_idx)
         self.block_sparse_moe = SparseMoE(config)
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
@@ -53,7 +51,9 @@ class MixtralModel(PreTrained):
     def __init__(self, config: MixtralConfig):
         super().__init__(config)
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, config.pad_token_id)
-        self.layers = nn.ModuleList(MixtralDecoderLayer(config, layer) for layer in range(config.num_hidden_layers))
+        self.layers = nn.ModuleList(
+            MixtralDecoderLayer(config, layer_idx) for layer_idx in range(config.num_hidden_layers)
+        )
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.init_weights()
 
@@ -95,7 +95,7 @@ class MixtralModel(PreTrained):
                 f"output_attentions=True: the {config.attn_implementation!r} backend never holds the weights; "
                 "load the model with attn_implementation='eager'"
             )
-        dtype = self.dtype if inputs_embeds is None else inputs_embeds.dtype
+        dtype = getattr(inputs_embeds, "dtype", self.dtype)
         check_inputs(config, dtype, input_ids, inputs_embeds, attention_mask, position_ids, past_key_values)
 
         x = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds  # (B, T, D)
@@ -142,6 +142,14 @@ def _visibility_of_new(x: Tensor, real: Tensor | None, window: int | None) -> Vi
     return Visibility(positions, positions, window, padded=real is not None)
 
 
+def next_token_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Mean cross entropy in nats of logits (B, T, V) that predict labels (B, T) one step ahead; a float32 scalar.
+
+    Labels of -100 are not counted.
+    """
+    return F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten(), ignore_index=IGNORED_LABEL)
+
+
 class MixtralForCausalLM(PreTrained):
     """The language model: for each token, a score for every possible next one."""
 
@@ -171,34 +179,30 @@ class MixtralForCausalLM(PreTrained):
 
         Args (beyond those of `MixtralModel.forward`):
             labels: (B, T), the input ids again; each is predicted from the tokens before it, and -100 is not counted.
+                Give -100 to padding, and after padding also to the first real token: nothing stands before it.
             logits_to_keep: compute scores for the last so many tokens only, or for those at the given indices; 0: all.
         """
         if output_router_logits is None:
             output_router_logits = self.config.output_router_logits
-        given = input_ids if inputs_embeds is None else inputs_embeds
-        if labels is not None and given is not None and labels.shape != given.shape[:2]:
-            raise ValueError(
-                f"labels have shape {tuple(labels.shape)}: that of the tokens, {tuple(given.shape[:2])}, is wanted"
-            )
-        if labels is not None and not (isinstance(logits_to_keep, int) and logits_to_keep == 0):
-            raise ValueError("labels are given with logits_to_keep: a loss needs all logits, logits_to_keep=0")
+        if labels is not None:
+            check_labels(self.config, labels, input_ids if inputs_embeds is None else inputs_embeds, logits_to_keep)
         out = self.model(
-            input_ids,
-            attention_mask,
-            position_ids,
-            past_key_values,
-            inputs_embeds,
-            use_cache,
-            output_router_logits,
-            output_hidden_states,
-            output_attentions,
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            use_cache=use_cache,
+            output_router_logits=output_router_logits,
+            output_hidden_states=output_hidden_states,
+            output_attentions=output_attentions,
         )
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep  # -0 is 0: all
         logits = self.lm_head(out.last_hidden_state[:, kept])  # (B, T or kept, V)
 
         loss = aux_loss = None
         if labels is not None:
-            loss = F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten(), ignore_index=-100)
+            loss = next_token_loss(logits, labels)
         if output_router_logits:
             new_mask = None if attention_mask is None else attention_mask[:, -out.last_hidden_state.shape[1] :]
             aux_loss = load_balancing_loss(
@@ -210,10 +214,5 @@ class MixtralForCausalLM(PreTrained):
             loss, aux_loss, logits, out.past_key_values, out.router_logits, out.hidden_states, out.attentions
         )
 
-    def generate(self, input_ids: Tensor, attention_mask: Tensor | None = None, **options) -> Tensor:
-        """Continue each row of `input_ids`; returns prompt and new ids. See `mixtral_edu.generation.generate`."""
-        return generation.generate(self, input_ids, attention_mask, **options)
-
-    def stream(self, input_ids: Tensor, attention_mask: Tensor | None = None, **options) -> Iterator[str]:
-        """Continue one text and yield it piece by piece. See `mixtral_edu.generation.stream`."""
-        return generation.stream(self, input_ids, attention_mask, **options)
+    generate = generation.generate
+    stream = generation.stream

@@ -67,7 +67,7 @@ def reference_dispatch(x: Tensor, routing: RouterOutput, experts: Sequence[Exper
         for weight, expert_idx in zip(routing.weights[token_idx], routing.experts[token_idx].tolist(), strict=True):
             y = y + (weight * experts[expert_idx](x[token_idx])).to(x.dtype)
         tokens.append(y)
-    return torch.stack(tokens) if tokens else torch.zeros_like(x)
+    return torch.stack(tokens)
 
 
 def sorted_dispatch(x: Tensor, routing: RouterOutput, experts: Sequence[Expert]) -> Tensor:
@@ -155,8 +155,9 @@ def load_balancing_loss(
     if attention_mask is None:
         f, P = chosen.mean(dim=1), probabilities.mean(dim=1)  # (L, E) each
     else:
-        real = attention_mask.reshape(-1, 1).to(probabilities)  # (N, 1)
-        f, P = (chosen * real).sum(dim=1) / real.sum(), (probabilities * real).sum(dim=1) / real.sum()
+        real = (attention_mask != 0).reshape(-1, 1).to(probabilities)  # (N, 1)
+        count = real.sum().clamp(min=1)
+        f, P = (chosen * real).sum(dim=1) / count, (probabilities * real).sum(dim=1) / count
     if not per_layer:
         f, P = f.mean(dim=0), P.mean(dim=0)  # (E,) each
     return num_experts * (f * P).sum(dim=-1).mean()

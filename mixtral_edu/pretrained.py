@@ -1,8 +1,6 @@
 """What all model classes share: what they return, and how they are initialised, loaded and saved."""
 
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -78,15 +76,5 @@ class PreTrained(nn.Module):
             if isinstance(module, nn.Embedding) and module.padding_idx is not None:
                 module.weight[module.padding_idx].zero_()
 
-    @classmethod
-    def from_pretrained(cls, name_or_folder: str | Path, **options) -> Self:
-        """Load a checkpoint in evaluation mode: "tiny", "tiny-instruct", or a folder in the Hugging Face layout.
-
-        The options (`dtype`, `device`, `attn_implementation`, `experts_implementation` …), errors and rules are those
-        of `mixtral_edu.checkpoint.load_pretrained`.
-        """
-        return checkpoint.load_pretrained(cls, name_or_folder, **options)
-
-    def save_pretrained(self, folder: str | Path, max_shard_size: int | str = "5GB", overwrite: bool = False) -> None:
-        """Write `config.json` and safetensors files; see `mixtral_edu.checkpoint.save_pretrained`."""
-        checkpoint.save_pretrained(self, folder, max_shard_size=max_shard_size, overwrite=overwrite)
+    from_pretrained = classmethod(checkpoint.load_pretrained)
+    save_pretrained = checkpoint.save_pretrained

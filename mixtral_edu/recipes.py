@@ -13,9 +13,11 @@ from torch import Tensor
 
 from mixtral_edu.config import MixtralConfig
 from mixtral_edu.corpus import DOMAINS, arithmetic, chats, load_documents, stories
+from mixtral_edu.input_checks import IGNORED_LABEL
 from mixtral_edu.model import MixtralForCausalLM
-from mixtral_edu.tokenizer import MixtralTokenizer, train_tokenizer
-from mixtral_edu.training import IGNORED, Trainer, TrainingConfig
+from mixtral_edu.placement import choose_device
+from mixtral_edu.tokenizer import TOKENIZER_FILE, MixtralTokenizer, train_tokenizer
+from mixtral_edu.training import Trainer, TrainingConfig
 
 GENERATORS: dict[str, Callable[[int], Iterator]] = {"arithmetic": arithmetic, "stories": stories, "chat": chats}
 _TOKENIZER_BYTES = 1_000_000  # of each domain
@@ -145,7 +147,7 @@ class Mixture:
             if len(ids) >= self.recipe.sequence_length:
                 break
         row = torch.tensor(ids[: self.recipe.sequence_length])
-        return row, row.masked_fill(~torch.tensor(learned[: len(row)]), IGNORED)
+        return row, row.masked_fill(~torch.tensor(learned[: len(row)]), IGNORED_LABEL)
 
 
 def make_tokenizer(path: Path, vocab_size: int, cache: Path | None = None) -> MixtralTokenizer:
@@ -177,32 +179,34 @@ def train_recipe(
 
     Args:
         name: "tiny" or "tiny-instruct".
-        out: the folder; a run that was interrupted goes on from the `training.pt` in it.
+        out: a new or empty folder; or one with the `training.pt` of an interrupted run, which goes on.
         steps: fewer or more steps than the recipe's.
-        tokenizer: a name, folder or file; None trains one on all domains.
+        tokenizer: a name, folder or file; None trains one on all domains, which downloads their sources.
         cache: where downloaded sources are kept.
         device: where to train.
         save_every: write `training.pt` after so many steps.
 
     Raises:
-        ValueError: there is no such recipe.
+        ValueError: there is no such recipe or device, the tokenizer does not suit it, or `out` is the working folder.
+        FileExistsError: `out` holds something else.
     """
     if name not in RECIPES:
         raise ValueError(f"recipe={name!r}: one of {sorted(RECIPES)} is wanted")
-    recipe = RECIPES[name]
+    recipe, device = RECIPES[name], choose_device(device)
     if steps is not None:
         recipe = replace(recipe, training=replace(recipe.training, steps=steps))
+    out = out.expanduser().resolve()
+    state = out / "training.pt"
+    if out == Path.cwd() or out in Path.cwd().parents:
+        raise ValueError(f"out={str(out)!r} holds the current working folder: name a folder inside it")
+    if out.exists() and not state.exists() and {path.name for path in out.iterdir()} - {TOKENIZER_FILE}:
+        raise FileExistsError(f"out={str(out)!r} has content, and no training.pt to go on from: name a new folder")
     out.mkdir(parents=True, exist_ok=True)
-    if tokenizer is not None:
-        vocabulary = MixtralTokenizer.from_pretrained(tokenizer)
-        vocabulary.save_pretrained(out)
-    else:
-        vocabulary = make_tokenizer(out / "tokenizer.model", recipe.config.vocab_size, cache)
+    vocabulary = _tokenizer_in(out, recipe, tokenizer, cache)
 
     torch.manual_seed(recipe.seed)
     model = MixtralForCausalLM(recipe.config).to(device)
     trainer = Trainer(model, Mixture(vocabulary, recipe, cache), recipe.training)
-    state = out / "training.pt"
     if state.exists():
         trainer.load(state)
         print(f"going on from step {trainer.step} of {recipe.training.steps}")
@@ -227,6 +231,27 @@ def train_recipe(
         "history": trainer.history[::20],
     }
     (out / "training.json").write_text(json.dumps(log, indent=1) + "\n", encoding="utf-8")
+
+
+def _tokenizer_in(out: Path, recipe: Recipe, wanted: str | None, cache: Path | None) -> MixtralTokenizer:
+    """The tokenizer of a run: the one in its folder if there is one, else the one asked for, else a new one."""
+    path = out / TOKENIZER_FILE
+    asked_for = None if wanted is None else MixtralTokenizer.from_pretrained(wanted)
+    if path.exists():
+        tokenizer = MixtralTokenizer(path)
+        if asked_for is not None and _content(asked_for) != _content(tokenizer):
+            raise ValueError(f"tokenizer={wanted!r} is not the one that the run in {str(out)!r} began with")
+    else:
+        tokenizer = asked_for or make_tokenizer(path, recipe.config.vocab_size, cache)
+    if len(tokenizer) != recipe.config.vocab_size:
+        raise ValueError(f"tokenizer={wanted!r} has {len(tokenizer)} pieces: {recipe.config.vocab_size} are wanted")
+    if not path.exists():
+        tokenizer.save_pretrained(out)
+    return tokenizer
+
+
+def _content(tokenizer: MixtralTokenizer) -> bytes:
+    return tokenizer.processor.serialized_model_proto()
 
 
 def processor_name() -> str:

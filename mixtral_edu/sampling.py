@@ -142,7 +142,7 @@ class GenerationOptions:
         """
         eos = config.eos_token_id if self.eos_token_id is FROM_CONFIG else self.eos_token_id
         pad = config.pad_token_id if self.pad_token_id is FROM_CONFIG else self.pad_token_id
-        stop_ids = [] if eos is None else [eos] if isinstance(eos, int) else list(eos)
+        stop_ids = [] if eos is None else list(eos) if isinstance(eos, Sequence) else [eos]
         for name, ids in (("eos_token_id", stop_ids), ("pad_token_id", [] if pad is None else [pad])):
             for i in ids:
                 wanted = f"an id from 0 to vocab_size - 1 = {config.vocab_size - 1}"

@@ -18,11 +18,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from mixtral_edu.model import MixtralForCausalLM
+from mixtral_edu.model import MixtralForCausalLM, next_token_loss
 from mixtral_edu.moe import load_balancing_loss
 from mixtral_edu.tokenizer import MixtralTokenizer
 
-IGNORED = -100  # the label of a token whose prediction does not count
 Document = str | Sequence[dict]  # plain text, or the messages of a chat
 
 
@@ -30,7 +29,7 @@ class Batches(Protocol):
     """Training data that can be read at any step, so that a resumed run sees what the first one would have seen."""
 
     def __call__(self, step: int) -> tuple[Tensor, Tensor]:
-        """Return `input_ids` and `labels` of one step, both (B, T); labels are ids, or `IGNORED`."""
+        """Return `input_ids` and `labels` of one step, both (B, T); labels are ids, or -100."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +63,7 @@ class TrainingConfig:
     def learning_rate_at(self, step: int) -> float:
         """The learning rate of a step, counted from 0."""
         begin = max(first for first in (0, *self.restarts) if first <= step)
-        end = min((first for first in self.restarts if first > begin), default=self.steps)
+        end = min((last for last in (*self.restarts, self.steps) if last > begin), default=self.steps)
         step, steps = step - begin, end - begin
         if step < self.warmup_steps:
             return self.learning_rate * (step + 1) / self.warmup_steps
@@ -181,11 +180,6 @@ class Trainer:
         torch.set_rng_state(state["rng"].cpu())
 
 
-def next_token_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Mean cross entropy in nats of logits (B, T, V) that predict labels (B, T) one step ahead; a float32 scalar."""
-    return F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten(), ignore_index=IGNORED)
-
-
 @torch.no_grad()
 def token_bits(model: MixtralForCausalLM, ids: Sequence[int]) -> Tensor:
     """Return how many bits each token costs the model, given all before it: (T - 1,) for T ids, in float32.
@@ -195,6 +189,11 @@ def token_bits(model: MixtralForCausalLM, ids: Sequence[int]) -> Tensor:
     input_ids = torch.tensor([list(ids)], device=model.device)
     logits = model(input_ids, use_cache=False).logits[0, :-1].float()
     return F.cross_entropy(logits, input_ids[0, 1:], reduction="none") / math.log(2)
+
+
+def document_ids(tokenizer: MixtralTokenizer, document: Document) -> list[int]:
+    """Return the ids of a text, or of a chat in the instruct format; both begin with `<s>`."""
+    return tokenizer.encode(document) if isinstance(document, str) else tokenizer.encode_chat(document)[0]
 
 
 def bits_per_byte(
@@ -207,11 +206,15 @@ def bits_per_byte(
         tokenizer: the one that it was trained with.
         documents: texts, or chats as lists of messages, which count in the instruct format, special tokens included.
         max_tokens: of each document only so many tokens from its start are read.
+
+    Raises:
+        ValueError: there are no documents, or only empty ones.
     """
     bits = num_bytes = 0.0
     for document in documents:
-        ids = tokenizer.encode(document) if isinstance(document, str) else tokenizer.encode_chat(document)[0]
-        ids = ids[:max_tokens]
+        ids = document_ids(tokenizer, document)[:max_tokens]
         bits += token_bits(model, ids).sum().item()
         num_bytes += len(tokenizer.decode(ids[1:]).encode())
+    if num_bytes == 0:
+        raise ValueError("documents hold no text to measure")
     return bits / num_bytes

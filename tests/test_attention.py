@@ -144,7 +144,7 @@ def test_weights_sum_to_one_and_are_zero_outside_the_mask(padding):
     assert (weights[mask.expand_as(weights)] > 0).all()
 
 
-def test_documented_shapes():
+def test_convention_documented_shapes():
     Hq, Hkv, T, S, Dh = 6, 2, 3, 5, 7
     q, k, v = torch.randn(B, Hq, T, Dh), torch.randn(B, Hkv, S, Dh), torch.randn(B, Hkv, S, Dh)
     for mask in (None, torch.ones(B, 1, T, S, dtype=torch.bool), torch.ones(1, 1, T, S, dtype=torch.bool)):
@@ -219,7 +219,7 @@ def test_decoding_copies_no_keys_for_the_heads_of_a_group(attend, padding):
 
 
 def layer_and_input(config, T: int):
-    layer = GroupedQueryAttention(config, layer=0)
+    layer = GroupedQueryAttention(config, layer_idx=0)
     cos, sin = rotary_tables(torch.arange(T)[None], config.head_dim, config.rope_theta, torch.float32)
     return layer, (torch.randn(B, T, config.hidden_size), cos, sin, visibility_of(T, T, config.sliding_window))
 
@@ -250,4 +250,4 @@ def test_dropout_acts_in_training_only(make_config, backend, T):
 
 def test_an_unknown_backend_is_refused_by_name(make_config):
     with pytest.raises(ValueError, match="attn_implementation='flash'.*eager.*sdpa"):
-        GroupedQueryAttention(make_config(attn_implementation="flash"), layer=0)
+        GroupedQueryAttention(make_config(attn_implementation="flash"), layer_idx=0)

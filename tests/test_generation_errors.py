@@ -30,7 +30,6 @@ def test_defaults_are_stated_once():
         ({"attention_mask": torch.ones(1, 5)}, ValueError, r"attention_mask is \(1, 5\): a tensor of shape \(1, 4\)"),
         ({"attention_mask": [[1] * 4]}, ValueError, "attention_mask is list"),
         ({"attention_mask": MASK[:1] * 2}, ValueError, "other values than 0"),
-        ({"attention_mask": MASK[:1].flip(1)}, ValueError, "left padding"),
         ({"attention_mask": torch.tensor([[1, 0, 1, 1]])}, ValueError, "left padding, without holes"),
         ({"input_ids": PROMPTS, "attention_mask": MASK * torch.tensor([[1], [0], [1]])}, ValueError, "all 0 in row 1"),
         ({"max_new_tokens": 0}, ValueError, "max_new_tokens=0: an int of at least 1"),
@@ -86,3 +85,11 @@ def test_sampling_options_without_sampling_warn():
         ids = generate(model, PROMPTS, MASK, max_new_tokens=3, temperature=0.5, top_p=0.5)
     assert caught[0].filename == __file__
     assert torch.equal(ids, generate(model, PROMPTS, MASK, max_new_tokens=3))
+
+
+def test_convention_generate_pads_on_the_left_and_refuses_padding_on_the_right():
+    model = HistoryModel()
+    left = torch.tensor([[0, 0, 1, 1]])
+    assert generate(model, PROMPTS[:1], left, max_new_tokens=1).shape == (1, 5)
+    with pytest.raises(ValueError, match="left padding"):
+        generate(model, PROMPTS[:1], left.flip(1), max_new_tokens=1)

@@ -59,7 +59,7 @@ def test_convention_masks_come_from_absolute_positions():
     assert mask.tolist() == [[[True, True, True, False, False, False], [False, True, True, True, False, False]]]
 
 
-def test_documented_shapes():
+def test_convention_documented_shapes():
     B, T, S, W = 2, 3, 5, 7
     queries, keys = torch.zeros(B, T), torch.zeros(B, S)
     assert causal_mask(queries, keys).shape == (B, T, S)

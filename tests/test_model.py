@@ -162,7 +162,7 @@ def test_logits_to_keep_equals_transformers(make_config, transformers_twin, kept
     assert_close(logits, transformers_twin(ours)(ids, logits_to_keep=kept).logits, **FORWARD)
 
 
-def test_documented_shapes(make_config):
+def test_convention_documented_shapes(make_config):
     ours = random_model(make_config, attn_implementation="eager")
     ids = torch.randint(0, 101, (B, T))
     out = ours(ids, labels=ids, output_router_logits=True, output_hidden_states=True, output_attentions=True)
@@ -334,12 +334,46 @@ def test_a_mask_that_fits_neither_the_new_tokens_nor_all_of_them(make_config):
         ours(IDS[:, :2], attention_mask=torch.ones(2, 6), past_key_values=cache)
 
 
-def test_a_cache_of_another_batch_or_dtype_is_refused(make_config):
+OTHER_CACHES = {
+    "rows": ({}, {"batch_size": 3}, "rows 3.* 2$"),
+    "dtype": ({}, {"dtype": torch.bfloat16}, "dtype torch.bfloat16.*float32$"),
+    "device": ({}, {"device": "meta"}, "device meta.*cpu$"),
+    "window": ({"sliding_window": 5}, {}, "window 5.* 7$"),
+    "layers": ({"num_hidden_layers": 2}, {}, "layers 2.* 3$"),
+    "heads": ({"num_key_value_heads": 1}, {}, "key-value heads 1.* 2$"),
+}
+
+
+@pytest.mark.parametrize("name", OTHER_CACHES)
+def test_a_cache_that_was_made_for_something_else_is_refused(make_config, name):
+    changes, arguments, message = OTHER_CACHES[name]
     ours = random_model(make_config)
-    with pytest.raises(ValueError, match="past_key_values.* 3 .* 2"):
-        ours(IDS, past_key_values=RollingKVCache(ours.config, 3))
-    with pytest.raises(ValueError, match="past_key_values.*bfloat16.*float32"):
-        ours(IDS, past_key_values=RollingKVCache(ours.config, 2, dtype=torch.bfloat16))
+    with pytest.raises(ValueError, match=f"past_key_values has {message}"):
+        ours(IDS, past_key_values=RollingKVCache(make_config(**changes), **{"batch_size": 2} | arguments))
+
+
+def test_arguments_of_another_type_are_named(make_config):
+    ours = random_model(make_config)
+    for arguments in (
+        {"input_ids": IDS.tolist()},
+        {"input_ids": IDS.float()},
+        {"inputs_embeds": [[1.0]]},
+        {"input_ids": IDS, "attention_mask": [[1] * 5] * 2},
+        {"input_ids": IDS, "position_ids": list(range(5))},
+        {"input_ids": IDS, "labels": IDS.tolist()},
+        {"input_ids": IDS, "past_key_values": ()},
+    ):
+        with pytest.raises(TypeError, match=f"^{list(arguments)[-1]}"):
+            ours(**arguments)
+
+
+def test_labels_outside_the_vocabulary_are_refused_and_ignored_ones_are_not(make_config):
+    ours = random_model(make_config)
+    labels = IDS.clone()
+    labels[0, 2] = -100
+    assert ours(IDS, labels=labels).loss.isfinite()
+    with pytest.raises(ValueError, match="labels.*0 to 101.*100"):
+        ours(IDS, labels=labels.masked_fill(IDS == 7, 101).masked_fill(IDS == 1, 0))
 
 
 def test_weights_start_with_the_configs_deviation_and_the_padding_row_at_zero(make_config):

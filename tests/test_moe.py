@@ -175,7 +175,7 @@ def loss_by_hand(layers: list[torch.Tensor], K: int, real: list[bool]) -> float:
 
 @pytest.mark.parametrize(("E", "K"), [(8, 2), (16, 4), (3, 3), (5, 1)])
 @pytest.mark.parametrize("padded", [False, True])
-def test_aux_loss_equals_transformers_and_the_definition(E, K, padded):
+def test_convention_aux_loss_equals_transformers_and_the_definition(E, K, padded):
     from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
 
     layers = tuple(torch.randn(2 * 7, E, requires_grad=True) for _ in range(3))

@@ -19,6 +19,9 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 NOTEBOOKS = find_notebooks([REPOSITORY / "notebooks"])
 RAISES = "raises-exception"
 UNWANTED_TAGS = ("nbval-skip", "nbval-raises-exception")
+PIXEL = (  # a PNG of one pixel with a palette
+    "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABAQMAAAAl21bKAAAAA1BMVEUAAACnej3aAAAACklEQVR4nGNgAAAAAgABSK+kcQAAAABJRU5ErkJggg=="
+)
 
 
 def was_run_from_top_to_bottom(notebook: NotebookNode) -> list[str]:
@@ -112,7 +115,7 @@ def test_the_readme_lists(path: Path):
 
 
 def good_notebook() -> NotebookNode:
-    data = {"image/png": "iVBORw0KGgo=", "text/plain": "<Figure size 600x400 with 1 Axes>"}
+    data = {"image/png": PIXEL, "text/plain": "<Figure size 600x400 with 1 Axes>"}
     figure = new_output("display_data", data)
     cells = [
         new_markdown_cell("# A title", id="title"),

@@ -16,7 +16,7 @@ def rotated(x: torch.Tensor, positions: torch.Tensor, theta: float = THETA) -> t
     return apply_rotary(x, *rotary_tables(positions, x.shape[-1], theta, x.dtype))
 
 
-def test_documented_shapes():
+def test_convention_documented_shapes():
     positions = torch.arange(T).expand(B, T)
     cos, sin = rotary_tables(positions, DH, THETA, torch.float32)
     assert rotary_frequencies(DH, THETA).shape == (DH // 2,)

@@ -8,10 +8,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from mixtral_edu import MixtralForCausalLM, MixtralTokenizer, recipes
+from mixtral_edu import MixtralForCausalLM, MixtralTokenizer, evaluation, recipes
 from mixtral_edu.__main__ import main
+from mixtral_edu.corpus import quiz, story_requests
+from mixtral_edu.input_checks import IGNORED_LABEL
 from mixtral_edu.recipes import RECIPES, Mixture, train_recipe
-from mixtral_edu.training import IGNORED, Trainer, TrainingConfig, bits_per_byte, token_bits
+from mixtral_edu.tokenizer import train_tokenizer
+from mixtral_edu.training import Trainer, TrainingConfig, bits_per_byte, token_bits
 
 OFFLINE = {"chat": 0.7, "stories": 0.3}  # domains that need no download
 
@@ -60,6 +63,8 @@ def test_a_restart_begins_the_schedule_anew():
     whole = replace(half, steps=200, restarts=(100,))
     rates = [half.learning_rate_at(step) for step in range(100)]
     assert [whole.learning_rate_at(step) for step in range(200)] == rates + rates
+    cut_short = replace(half, restarts=(150,))
+    assert [cut_short.learning_rate_at(step) for step in range(100)] == rates
 
 
 @pytest.mark.parametrize("field", ["steps", "learning_rate", "clip_norm", "warmup_steps", "aux_loss_coef"])
@@ -130,7 +135,7 @@ def test_rows_are_full_begin_with_bos_and_repeat_for_the_step(small_recipe, toke
     assert ids.shape == labels.shape == (20, 40)
     assert (ids[:, 0] == tokenizer.bos_token_id).all()
     assert torch.equal(ids, mixture(5)[0]) and not torch.equal(ids, mixture(6)[0])
-    learned = labels != IGNORED
+    learned = labels != IGNORED_LABEL
     assert torch.equal(labels[learned], ids[learned])
 
 
@@ -145,7 +150,7 @@ def test_a_later_stage_changes_where_rows_come_from(small_recipe, tokenizer):
 def test_only_answers_are_learned_in_instruct_rows(small_recipe, tokenizer):
     recipe = replace(small_recipe, stages={0: {"chat": 1.0}}, batch_size=30, sequence_length=120)
     ids, labels = Mixture(tokenizer, recipe)(0)
-    for row, learned in zip(ids.tolist(), (labels != IGNORED).tolist(), strict=True):
+    for row, learned in zip(ids.tolist(), (labels != IGNORED_LABEL).tolist(), strict=True):
         for group in _runs(row, learned):
             assert "[INST]" not in tokenizer.decode(group) and "[/INST]" not in tokenizer.decode(group)
         questions = tokenizer.decode([i for i, is_answer in zip(row, learned, strict=True) if not is_answer])
@@ -185,6 +190,57 @@ def test_the_train_command_writes_a_checkpoint_and_goes_on(small_recipe, tmp_pat
     assert len(MixtralTokenizer.from_pretrained(tmp_path / "out")) == 2048
     main([*command, "--steps", "2"])
     assert "going on from step 2 of 2" in capsys.readouterr().out
+
+
+def test_a_run_never_writes_over_something_else(small_recipe, tmp_path, monkeypatch):
+    monkeypatch.setitem(recipes.RECIPES, "small", small_recipe)
+    (tmp_path / "weights").write_text("dear to someone")
+    with pytest.raises(FileExistsError, match="out=.*training.pt"):
+        train_recipe("small", tmp_path, tokenizer="tiny")
+    assert [path.name for path in tmp_path.iterdir()] == ["weights"]
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="out=.*working folder"):
+        train_recipe("small", tmp_path, tokenizer="tiny")
+
+
+def test_a_run_goes_on_with_the_tokenizer_it_began_with(small_recipe, tokenizer, tmp_path, monkeypatch):
+    monkeypatch.setitem(recipes.RECIPES, "small", small_recipe)
+    train_recipe("small", tmp_path / "run", steps=1, tokenizer="tiny")
+    train_recipe("small", tmp_path / "run", steps=1)  # needs neither the option nor a new tokenizer
+    other = train_tokenizer(["another text, " * 50, "and one more"], tmp_path / "other.model", vocab_size=280)
+    with pytest.raises(ValueError, match="tokenizer=.*began with"):
+        train_recipe("small", tmp_path / "run", steps=1, tokenizer=str(tmp_path / "other.model"))
+    with pytest.raises(ValueError, match="280 pieces: 2048"):
+        train_recipe("small", tmp_path / "new", steps=1, tokenizer=str(tmp_path / "other.model"))
+    assert len(other) == 280
+
+
+def test_the_evaluate_command_measures_offline(small_recipe, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(recipes.RECIPES, "small", small_recipe)
+    monkeypatch.setattr(evaluation, "story_requests", lambda n, seed: story_requests(2, seed))
+    monkeypatch.setattr(evaluation, "quiz", lambda n, seed, unseen_sums=False: quiz(8, seed, unseen_sums))
+    train_recipe("small", tmp_path / "run", steps=1, tokenizer="tiny")
+    main(["evaluate", str(tmp_path / "run"), "--domains", "stories", "--json", str(tmp_path / "figures.json")])
+    text = (tmp_path / "figures.json").read_text()
+    figures = json.loads(text)
+    assert text in capsys.readouterr().out
+    assert list(figures["held_out_bits_per_byte"]) == ["stories"]
+    assert 2 < figures["held_out_bits_per_byte"]["stories"] < 5  # after one step: about log2(2048) bits a token
+    assert figures["behaviour"]["stories"] == 2 and figures["behaviour"]["unseen_sums"] == 2
+    assert sum(figures["expert_load"]["per_layer"][0]) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("arguments", [["--threads", "0"], ["--steps", "-1"], ["--device", "abacus"]])
+def test_unusable_options_end_in_a_sentence(tmp_path, arguments, capsys):
+    with pytest.raises(SystemExit):
+        main(["train", "--recipe", "tiny", "--out", str(tmp_path / "out"), *arguments])
+    assert arguments[0].strip("-") in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_nothing_to_measure_is_an_error(small_recipe, tokenizer):
+    with pytest.raises(ValueError, match="documents"):
+        bits_per_byte(MixtralForCausalLM(small_recipe.config), tokenizer, [])
 
 
 def test_an_unknown_recipe_is_refused_and_nothing_is_written(tmp_path):

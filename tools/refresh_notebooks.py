@@ -187,6 +187,8 @@ def normalised_data(kind: str, value: object) -> object:
 def with_palette(picture: str) -> str:
     """A PNG in base64 with at most 256 colours, if that is shorter: flat figures look the same in half the bytes."""
     image = PIL.Image.open(BytesIO(base64.b64decode(picture)))
+    if image.mode == "P":  # has one already
+        return picture
     file = BytesIO()
     image.convert("RGB").quantize(256).save(file, format="png", optimize=True)
     return min(picture, base64.b64encode(file.getvalue()).decode("ascii"), key=len)

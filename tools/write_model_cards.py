@@ -1,4 +1,4 @@
-"""Write the README.md beside each bundled checkpoint from what was measured; no figure in it is typed by hand.
+"""Write the README.md beside each bundled checkpoint from what was measured and recorded.
 
 python -m mixtral_edu evaluate tiny --json mixtral_edu/data/tiny/evaluation.json
 python tools/write_model_cards.py              write all cards
@@ -18,7 +18,7 @@ from mixtral_edu.data import BUNDLED, bundled_folder
 from mixtral_edu.recipes import RECIPES
 
 PURPOSE = {
-    "tiny": "models plain text of seven domains. It continues what it is given; it was not made to answer questions.",
+    "tiny": "models plain text of several domains. It continues what it is given; it was not made to answer questions.",
     "tiny-instruct": "answers in the instruct format: a story on request, or a small fact.",
 }
 GENERATED = {
@@ -39,14 +39,15 @@ HELD_OUT = {
 }
 LIMITS = {
     "tiny": """\
-* It has read some twelve million tokens, a millionth of what large models read. Its stories are fluent and simple; in
-  Shakespeare, code, Spanish and encyclopaedic prose it gets the texture right and the sense wrong.
-* What it says of the world is not knowledge. Do not use it for anything but learning how such models work.
+* It has read {tokens:.0f} million tokens; large models read trillions. Its stories are fluent and simple; in verse,
+  code, Spanish and essays it gets the texture right and the sense wrong.
+* What it says of the world is not knowledge, and it does not do what it is asked. Use it to learn how such models work.
 * The texts are of their time: the Bible, Shakespeare, and the humour of programmers of the 1980s and 1990s.""",
     "tiny-instruct": """\
-* It knows the words, plots and facts of its generators and nothing else. Other requests get an answer that sounds like
-  one of those, and is wrong.
-* Small facts are remembered, but for sums up to 20 + 20, where most of those that training left out are right too.
+* It knows the words, plots and facts of its generators and nothing else, as the bits per byte on other text show. Other
+  requests get an answer that sounds like one of those, and is wrong.
+* Capitals, opposites and number words are remembered. Sums up to 20 + 20 are also right for most pairs that training
+  left out ({unseen_sums_right} of {unseen_sums} above); beyond that it guesses.
 * Stories are built from a limited set of sentences.""",
 }
 
@@ -70,7 +71,7 @@ def card(name: str) -> str:
         "## Training",
         how(name, training),
         "## Limits",
-        LIMITS[name],
+        LIMITS[name].format(tokens=training["tokens"] / 1e6, **measured["behaviour"]),
         "The weights are under the package's licence, Apache-2.0.",
     ]
     return "\n\n".join(sections) + "\n"
@@ -163,8 +164,7 @@ def how(name: str, training: dict) -> str:
         + "".join(f", again from step {first:,}" for first in settings.restarts),
         f"{settings.aux_loss_coef:g} times the load-balancing loss of each layer",
         "matrix products in bfloat16" + ("; loss on the answers only" if recipe.answers_only else ""),
-        f"seed {recipe.seed}; {training['seconds'] / 60:.0f} minutes on {threads} thread of {training['processor']}, "
-        "shared with other work",
+        f"seed {recipe.seed}; {training['seconds'] / 60:.0f} minutes on {threads} thread of {training['processor']}",
         f"finished on {training['date']} with torch {training['torch']} and Python {training['python']}",
     ]
     command = f"python -m mixtral_edu train --recipe {name} --out FOLDER --threads {threads}"

@@ -1,7 +1,8 @@
 """The teaching corpus: texts that anyone can get again, seeded generators, and graders of what a model learned.
 
-Two kinds of domain. Sources (Shakespeare, Python's standard library, a Spanish Bible, the Jargon File) are downloaded
-as pinned packages into a cache folder, read there, and never stored in the repository. Generators (stories, arithmetic,
+Two kinds of domain. Sources are Python's standard library, as the running Python has it, and three pinned packages
+(Shakespeare, a Spanish Bible, the Jargon File) that are downloaded into a cache folder; no text of theirs is stored in
+the repository. Generators (stories, arithmetic,
 chat) write text without end from a seed and the word lists in `mixtral_edu/data/words`.
 
 What training never sees is decided by name or by a stable hash, so that it is the same everywhere: whole works, files

@@ -33,6 +33,7 @@ PLOT_WORDINGS = [
     "Please write a story in which {x} {verb} {y}.",
     "Can you tell me how {x} {verb} {y}?",
 ]
+MOST_QUESTIONS = 1000  # of a quiz; there are some 320 different ones about capitals, its smallest kind
 PLAIN_VERBS = ["finds", "loses", "breaks", "gets", "shares", "wins", "makes", "gives away"]
 
 SMALL_TALK = {
@@ -146,7 +147,12 @@ def quiz(n: int, seed: int, unseen_sums: bool = False) -> list[dict[str, str | b
 
     Returns:
         Dicts `prompt`, `answer` (must stand in the reply as a whole word), `kind`, `seen`.
+
+    Raises:
+        ValueError: `n` is so large that questions would repeat.
     """
+    if n > MOST_QUESTIONS:
+        raise ValueError(f"n={n}: at most {MOST_QUESTIONS} different questions are wanted")
     rng = random.Random(f"quiz/{seed}")
     found: dict[str, dict[str, str | bool]] = {}
     makers = list(QUIZ_KINDS.values())

@@ -75,7 +75,7 @@ def _download(source: Source, folder: Path) -> None:
     missing = f"{source.file} (for the domain {source.name!r}) is missing from {folder}"
     if source.kind == "deb" and not (shutil.which("apt-get") and shutil.which("dpkg-deb")):
         raise FileNotFoundError(
-            f"{missing}; it is a Debian package and this machine has no apt-get: leave the domain out, or run "
+            f"{missing}; it is a Debian package and this machine has no apt-get: run "
             f"`{source.how}` on a Debian 12 machine and copy the file here"
         )
     folder.mkdir(parents=True, exist_ok=True)
