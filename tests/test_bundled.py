@@ -9,10 +9,11 @@ import torch
 
 import write_model_cards
 from mixtral_edu import MixtralForCausalLM, MixtralTokenizer
-from mixtral_edu.corpus import DOMAINS
+from mixtral_edu.corpus import DOMAINS, load_chats
 from mixtral_edu.data import BUNDLED, bundled_folder, probe_text
 from mixtral_edu.evaluation import ask, behaviour, expert_load
-from mixtral_edu.training import bits_per_byte
+from mixtral_edu.recipes import RECIPES, Mixture
+from mixtral_edu.training import Trainer, bits_per_byte
 
 PROBE_DOMAINS = ("arithmetic", "chat", "english", "python", "shakespeare", "spanish", "stories")
 
@@ -70,8 +71,21 @@ def test_answers_of_a_batch_are_those_of_each_question_alone(models, tokenizer):
 def test_no_expert_is_dead(models, tokenizer):
     texts = [probe_text(domain)[:6000] for domain in PROBE_DOMAINS]
     assert expert_load(models["tiny"], tokenizer, texts).min() > 0.02
-    chats = json.loads((bundled_folder("tiny-instruct") / "evaluation.json").read_text())["expert_load"]
-    assert chats["least"] > 0.02
+    assert expert_load(models["tiny-instruct"], tokenizer, load_chats("heldout")[:40]).min() > 0.02
+
+
+@pytest.mark.slow
+def test_the_recipe_begins_just_as_the_recorded_run_did(tokenizer):
+    """Same data, same initial weights, same losses: the run that made tiny-instruct can be had again."""
+    recorded = json.loads((bundled_folder("tiny-instruct") / "training.json").read_text())["history"][:2]
+    recipe = RECIPES["tiny-instruct"]
+    torch.manual_seed(recipe.seed)
+    trainer = Trainer(MixtralForCausalLM(recipe.config), Mixture(tokenizer, recipe), recipe.training)
+    trainer.train(until=21, progress=False)
+    assert [entry["step"] for entry in recorded] == [0, 20]
+    for entry in recorded:
+        assert trainer.history[entry["step"]]["loss"] == pytest.approx(entry["loss"], abs=0.02)
+        assert trainer.history[entry["step"]]["aux_loss"] == pytest.approx(entry["aux_loss"], abs=0.02)
 
 
 def test_model_cards_say_what_was_measured():
