@@ -18,7 +18,7 @@ from mixtral_edu.data import BUNDLED, bundled_folder
 from mixtral_edu.recipes import RECIPES
 
 PURPOSE = {
-    "tiny": "models plain text of several domains. It continues what it is given; it was not made to answer questions.",
+    "tiny": "continues plain text of several domains. It has read conversations too, but answers badly.",
     "tiny-instruct": "answers in the instruct format: a story on request, or a small fact.",
 }
 GENERATED = {
@@ -32,22 +32,22 @@ HELD_OUT = {
     "spanish": "three books: Ruth, 1 Samuel, Mark",
     "jargon": "entries chosen by a hash of the headword (of a work that training read otherwise)",
     "arithmetic": "pages of a seed that training never uses",
-    "stories": "stories about triples (animal, colour, object) that training never uses",
-    "chat": "conversations about such triples, questions included (which tiny-instruct never learned to predict)",
+    "stories": "stories about combinations of animal, colour and object that training never uses",
+    "chat": "conversations about such combinations; the questions count too, which tiny-instruct never learned",
     "english_bible": "a whole other work, the Bible in Basic English: plain English prose that training never saw",
     "python_docs": "a whole other work, Python's help topics: English about code",
 }
 LIMITS = {
     "tiny": """\
 * It has read {tokens:.0f} million tokens; large models read trillions. Its stories are fluent and simple; in verse,
-  code, Spanish and essays it gets the texture right and the sense wrong.
+  code, Spanish and jargon it gets the texture right and the sense wrong.
 * What it says of the world is not knowledge, and it does not do what it is asked. Use it to learn how such models work.
 * The texts are of their time: the Bible, Shakespeare, and the humour of programmers of the 1980s and 1990s.""",
     "tiny-instruct": """\
 * It knows the words, plots and facts of its generators and nothing else, as the bits per byte on other text show. Other
   requests get an answer that sounds like one of those, and is wrong.
 * Capitals, opposites and number words are remembered. Sums up to 20 + 20 are also right for most pairs that training
-  left out ({unseen_sums_right} of {unseen_sums} above); beyond that it guesses.
+  left out ({unseen_sums_right} of {unseen_sums} above); larger ones it has never seen.
 * Stories are built from a limited set of sentences.""",
 }
 
@@ -102,20 +102,25 @@ def sizes(folder: Path) -> str:
 def bits(name: str, measured: dict[str, float]) -> str:
     trained = RECIPES[name].domains
     rows = [("domain", "bits per byte", "held-out documents")]
-    for domain in [*trained, *(domain for domain in measured if domain not in trained)]:
+    for domain in sorted(measured, key=lambda domain: domain not in trained):
         note = "" if domain in trained else " (never trained on)"
         rows.append((domain + note, f"{measured[domain]:.2f}", HELD_OUT[domain]))
-    return "Bits per byte on documents that training never saw (fewer is better):\n\n" + table(*rows)
+    return (
+        "Bits per byte on documents that training never saw: the storage that a byte of text needs with the model's\n"
+        "help. Fewer is better; a model that predicts nothing needs 8.\n\n" + table(*rows)
+    )
 
 
 def answers(measured: dict[str, int]) -> str:
+    stories, facts, sums = measured["stories"], measured["facts"], measured["unseen_sums"]
+    naming, keeping = measured["stories_naming_all"], measured["stories_keeping_hero"]
     return (
-        "Greedy answers in the instruct format:\n\n"
-        f"* {measured['stories_naming_all']} of {measured['stories']} stories about fresh triples name animal,\n"
-        f"  colour and object, and {measured['stories_keeping_hero']} keep their hero's name.\n"
-        f"* {measured['facts_right']} of {measured['facts']} small facts are right (sums, capitals, opposites, number\n"
-        "  words; all of them were in training).\n"
-        f"* {measured['unseen_sums_right']} of {measured['unseen_sums']} sums that training left out are right."
+        "Asked in the instruct format, and always taking the likeliest token:\n\n"
+        f"* of {stories} stories on request, about combinations that training never uses, {naming}\n"
+        f"  name the animal, the colour and the object asked for, and {keeping} keep their hero's name;\n"
+        f"* of {facts} small facts (sums, capitals, opposites, number words; all were in training),\n"
+        f"  {measured['facts_right']} are right;\n"
+        f"* of {sums} sums that training left out, {measured['unseen_sums_right']} are right."
     )
 
 
@@ -144,31 +149,38 @@ def data(name: str, python_version: str) -> str:
 def origin(domain: str, python_version: str) -> tuple[str, str, str]:
     """Where a domain's text comes from, its licence and its sha256."""
     if domain not in SOURCES:
-        return GENERATED[domain], "Apache-2.0", "none"
+        return GENERATED[domain], "Apache-2.0", "generated"
     source = SOURCES[domain]
     if source.file is None:
-        return f"{source.package} of Python {python_version}", source.licence, "none"
+        return f"{source.package} of Python {python_version}", source.licence, "part of Python"
     return f"`{source.how}`", source.licence, f"`{source.sha256}`"
 
 
 def how(name: str, training: dict) -> str:
-    recipe = RECIPES[name]
-    settings, threads = recipe.training, training["threads"]
-    changes = [f"shares change at step {first:,}" for first in recipe.stages if first]
+    recipe, threads = RECIPES[name], training["threads"]
+    settings, rows, tokens = (
+        recipe.training,
+        f"{recipe.batch_size} rows of {recipe.sequence_length}",
+        training["tokens"],
+    )
+    downloads = any(domain in SOURCES for domain in recipe.domains)
+    train = f"python -m mixtral_edu train --recipe {name} --out FOLDER --threads {threads}"
+    evaluate = "python -m mixtral_edu evaluate FOLDER"
+    if not downloads:
+        train, evaluate = f"{train} --tokenizer tiny", f"{evaluate} --domains {' '.join(recipe.domains)}"
     facts = [
-        f"{training['steps']:,} steps of {recipe.batch_size} rows of {recipe.sequence_length} tokens, "
-        f"{training['tokens'] / 1e6:.1f} million tokens in all" + "".join(f"; {change}" for change in changes),
-        f"AdamW, betas {settings.betas}, weight decay {settings.weight_decay}, gradient norm at most "
-        f"{settings.clip_norm:g}",
-        f"learning rate {settings.learning_rate:g} after {settings.warmup_steps} warm-up steps, then a cosine to 10 %"
-        + "".join(f", again from step {first:,}" for first in settings.restarts),
+        f"{training['steps']:,} steps of {rows} tokens, {tokens / 1e6:.1f} million tokens in all",
+        *(f"other shares from step {first:,} on" for first in recipe.stages if first),
+        f"AdamW, betas {settings.betas}, weight decay {decay}, gradient norm at most {norm:g}",
+        f"learning rate {rate:g} after {settings.warmup_steps} steps, falling along a cosine to a tenth",
+        *(f"warm-up and cosine anew from step {first:,} on" for first in settings.restarts),
         f"{settings.aux_loss_coef:g} times the load-balancing loss of each layer",
         "matrix products in bfloat16" + ("; loss on the answers only" if recipe.answers_only else ""),
         f"seed {recipe.seed}; {training['seconds'] / 60:.0f} minutes on {threads} thread of {training['processor']}",
         f"finished on {training['date']} with torch {training['torch']} and Python {training['python']}",
     ]
-    command = f"python -m mixtral_edu train --recipe {name} --out FOLDER --threads {threads}"
-    return f"```\n{command}\npython -m mixtral_edu evaluate FOLDER\n```\n\n" + "\n".join(f"* {fact}" for fact in facts)
+    note = "" if downloads else "This needs no network; its tokenizer is the one that was trained for `tiny`.\n\n"
+    return f"```\n{train}\n{evaluate}\n```\n\n{note}" + "\n".join(f"* {fact}" for fact in facts)
 
 
 def main(argv: list[str]) -> int:

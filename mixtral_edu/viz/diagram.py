@@ -113,7 +113,7 @@ def _stack(axes: Axes, config: MixtralConfig, prompt: Sequence[str]) -> None:
         _write(axes, left + width / 2, 8.8, word)
         left += width + 0.5
     _arrow(axes, (13, 10.4), (13, 12.6), "token ids")
-    _box(axes, 3, 12.8, 20, 5.6, "embedding", f"a row of {V:,} × {D:,}")
+    _box(axes, 3, 12.8, 20, 5.6, "embedding", f"table of {V:,} × {D:,}")
     _arrow(axes, (13, 18.6), (13, 22.6), f"{D:,} numbers\neach")
     for shift in (1.4, 0.7, 0):
         _box(axes, 3 + shift, 25 - shift * 1.2, 20, 12, edge=ACCENT)
@@ -124,7 +124,7 @@ def _stack(axes: Axes, config: MixtralConfig, prompt: Sequence[str]) -> None:
     _arrow(axes, (13, 44.4), (13, 47.2))
     _box(axes, 3, 47.4, 20, 5.6, "lm_head", f"{D:,} → {V:,} scores")
     _arrow(axes, (13, 53.2), (13, 56.2))
-    _write(axes, 13, 57.6, "next token", size=10.5, weight="bold")
+    _write(axes, 13, 57.6, "next token (example)", size=10.5, weight="bold")
     for row, (word, share) in enumerate(GUESSES):
         y = 60.4 + 2.7 * row
         _write(axes, 8.6, y, word, ha="right")
@@ -174,7 +174,7 @@ def _attention(axes: Axes, config: MixtralConfig) -> None:
     if window is None:
         for slot, colour in enumerate((*[PAPER] * 7, ACCENT)):
             axes.add_patch(Rectangle((102.6 + 1.6 * slot, 19), 1.6, 2.4, facecolor=colour, **line))
-        _write(axes, 109, 17, "cache")
+        _write(axes, 109, 17, "cache, newest in blue")
         _write(axes, 116.5, 20, "…", size=11)
         note = "no window: the cache keeps every position"
     else:
@@ -215,6 +215,7 @@ def _experts(axes: Axes, config: MixtralConfig) -> None:
     _write(axes, 109, middle, "Σ", size=13, weight="bold", bbox=CIRCLE)
     _arrow(axes, (110.8, middle), (117, middle))
     _write(axes, 113, middle - 3.8, "weighted\nsum", color=MUTED)
+    _write(axes, 113, middle + 3.4, "(example\nweights)", 9, MUTED)
 
 
 def _zoom(axes: Axes, panel: tuple, source: tuple) -> None:

@@ -27,7 +27,7 @@ from mixtral_edu.viz.style import (
 # Lengths of the token picture, in points (72 a printed inch).
 WIDTH = 756
 MARGIN = 8
-TEXT_SIZE, NUMBER_SIZE = 11, 8
+TEXT_SIZE, NUMBER_SIZE = 11, 8.5
 TEXT_HEIGHT, STRIP_HEIGHT, ROW_HEIGHT = 18, 12, 38
 PAD = 2.5  # on both sides of a token's text
 TOKEN_GAP, WORD_GAP = 1.5, 5.5
@@ -80,9 +80,11 @@ def coloured_tokens(
         raise ValueError(f"weights must have the shape of experts, {experts.shape}, got {np.shape(weights)}")
     shares = np.bincount(experts[:, 0], minlength=num_experts) / len(experts)
     if title is None:
-        favourite = int(shares.argmax())
+        favourites = np.flatnonzero(shares == shares.max())
         place = "" if layer is None else f"Layer {layer}: "
-        subject = f"expert {favourite} is the first choice of {shares[favourite]:.0%} of {len(experts)} tokens"
+        *others, last = map(str, favourites)
+        who = f"experts {', '.join(others)} and {last} are each" if others else f"expert {last} is"
+        subject = f"{who} the first choice of {shares.max():.0%} of {len(experts)} tokens"
         title = place + (subject if place else subject.capitalize())
 
     boxes = place_tokens(pieces[:max_tokens], narrowest=experts.shape[1] * _number_width(num_experts - 1))
@@ -206,7 +208,8 @@ def _token(axes: Axes, box: TokenBox, top: float, experts: np.ndarray, weights: 
     for expert, width in zip(experts, least + spare * shares, strict=True):
         width *= box.width / (least.sum() + spare)
         colour = expert_colour(expert)
-        rectangles.append(Rectangle((left, top + TEXT_HEIGHT), width, STRIP_HEIGHT, facecolor=colour, linewidth=0))
+        edge = {"edgecolor": "white", "linewidth": 0.8}  # keeps neighbouring numbers apart
+        rectangles.append(Rectangle((left, top + TEXT_HEIGHT), width, STRIP_HEIGHT, facecolor=colour, **edge))
         middle = top + TEXT_HEIGHT + STRIP_HEIGHT / 2 + 0.3
         _letters(axes, left + width / 2, middle, str(expert), NUMBER_SIZE, colour)
         left += width
@@ -243,6 +246,6 @@ def _legend(axes: Axes, shares: np.ndarray, num_choices: int) -> None:
             ha="center",
             va="center",
         )
-    strip = " · ".join(("first", "second", "third", "fourth")[:num_choices]) if num_choices <= 4 else "all choices"
+    strip = " · ".join(("first", "second")[:num_choices]) if num_choices <= 2 else "all, the first on the left"
     note = f"expert: share of first choices\nunder a token: {strip}"
-    axes.text(MARGIN + len(shares) * step + 4, top + LEGEND_HEIGHT / 2, note, size=8.5, color=MUTED, va="center")
+    axes.text(MARGIN + len(shares) * step + 4, top + LEGEND_HEIGHT / 2, note, size=9.5, color=MUTED, va="center")

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 
 from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
 from numpy.typing import ArrayLike
 
 from mixtral_edu.viz.style import ACCENT, MONO, new_figure, printable, use_style
@@ -38,7 +37,7 @@ def next_tokens(
             axes.text(value + 0.01 * max(values), row, f"{value:.1%}", va="center", size=10)
         axes.set(xlim=(0, 1.12 * max(values)), yticks=range(len(values)), xlabel="probability of the next token")
         axes.set_yticklabels([printable(piece) for piece in pieces], family=MONO)
-        axes.xaxis.set_major_formatter(PercentFormatter(1))  # with as many decimals as the ticks need
+        axes.xaxis.set_major_formatter(lambda share, _: f"{100 * share:g}%")
         axes.invert_yaxis()
         axes.set_title(title)
     return figure

@@ -120,9 +120,10 @@ class RouterView(FigureView):
         return [{"text": text, "layer": layer, "max_tokens": self.film_tokens} for layer in range(self.num_layers)]
 
     def summary(self) -> str:
-        """Each expert's share of first choices in every layer, for the first text (no more than `max_tokens` of it)."""
+        """Each expert's share of first choices in every layer, for the tokens that the static face shows."""
         name, text = next(iter(self.texts.items()))
         pieces, experts, _ = self.routing(text)
+        pieces, experts = pieces[: self.film_tokens], experts[:, : self.film_tokens]
         num_experts = self.model.config.num_local_experts
         lines = [f"first expert of {len(pieces)} tokens of {name!r}, in percent"]
         lines.append("expert  " + "".join(f"{expert:5d}" for expert in range(num_experts)))
