@@ -163,6 +163,7 @@ def how(name: str, training: dict) -> str:
         f"{recipe.batch_size} rows of {recipe.sequence_length}",
         training["tokens"],
     )
+    rate, decay, norm = settings.learning_rate, settings.weight_decay, settings.clip_norm
     downloads = any(domain in SOURCES for domain in recipe.domains)
     train = f"python -m mixtral_edu train --recipe {name} --out FOLDER --threads {threads}"
     evaluate = "python -m mixtral_edu evaluate FOLDER"
