@@ -83,8 +83,10 @@ class MixtralModel(PreTrained):
                 config's value.
 
         Raises:
-            ValueError: neither or both of ids and embeddings, an id outside the vocabulary, shapes that do not fit, or
-                `output_attentions` with a backend that has no weights to show.
+            TypeError: an argument that should be a tensor, or a cache, is something else.
+            ValueError: neither or both of ids and embeddings, an id outside the vocabulary, shapes that do not fit, a
+                cache made for something else, or `output_attentions` with a backend that has no weights to show.
+            RuntimeError: the cache was left half-written by a pass that failed.
         """
         config = self.config
         output_router_logits = config.output_router_logits if output_router_logits is None else output_router_logits

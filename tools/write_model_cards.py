@@ -40,7 +40,7 @@ HELD_OUT = {
 LIMITS = {
     "tiny": """\
 * It has read {tokens:.0f} million tokens; large models read trillions. Its stories are fluent and simple; in verse,
-  code, Spanish and jargon it gets the texture right and the sense wrong.
+  code, Spanish and prose it gets the texture right and the sense wrong.
 * What it says of the world is not knowledge, and it does not do what it is asked. Use it to learn how such models work.
 * The texts are of their time: the Bible, Shakespeare, and the humour of programmers of the 1980s and 1990s.""",
     "tiny-instruct": """\
