@@ -107,8 +107,13 @@ def execute(notebook: NotebookNode, folder: Path, timeout: int) -> NotebookNode:
     for cell in code_cells(notebook):
         cell.outputs, cell.execution_count = [], None
     client = NotebookClient(
-        notebook, kernel_manager_class=ThisPython, kernel_name=CURRENT_ENV_KERNEL_NAME, timeout=timeout,
-        store_widget_state=False, record_timing=False, resources={"metadata": {"path": str(folder)}},
+        notebook,
+        kernel_manager_class=ThisPython,
+        kernel_name=CURRENT_ENV_KERNEL_NAME,
+        timeout=timeout,
+        store_widget_state=False,
+        record_timing=False,
+        resources={"metadata": {"path": str(folder)}},
     )
     client.execute(stderr=subprocess.DEVNULL)  # the kernel's own log; what a cell writes there is among its outputs
     return notebook
