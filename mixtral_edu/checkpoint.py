@@ -65,7 +65,7 @@ def load_pretrained(
     }
     config = _read_config(folder)
     if num_labels not in (None, config.num_labels):  # the checkpoint's names are for another number
-        changes["id2label"] = {index: f"LABEL_{index}" for index in range(num_labels)}
+        config = replace(config, num_labels=num_labels, id2label=None)
     config = replace(config, **{name: value for name, value in changes.items() if value is not None})
     dtype = dtype or choose_dtype(config.dtype)
     config.dtype = dtype_name(dtype) if dtype else None

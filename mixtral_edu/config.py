@@ -96,8 +96,8 @@ class MixtralConfig:
             self.id2label = {int(index): label for index, label in self.id2label.items()}
         if self.num_labels is None:
             self.num_labels = len(self.id2label) if self.id2label else 2
-        if self.id2label is None:
-            self.id2label = {index: f"LABEL_{index}" for index in range(self.num_labels)}
+        if self.id2label in (None, _plain_labels(len(self.id2label or ()))):  # not names that somebody chose
+            self.id2label = _plain_labels(self.num_labels)
         if len(self.id2label) != self.num_labels:
             raise ValueError(f"num_labels={self.num_labels} and id2label with {len(self.id2label)} labels disagree")
 
@@ -134,6 +134,8 @@ class MixtralConfig:
             "sliding_window": 128,
             "router_aux_loss_coef": 0.02,
         }
+        if "rope_parameters" in changes:
+            del sizes["rope_theta"]  # they hold another
         return cls(**sizes | changes)
 
     @classmethod
@@ -218,6 +220,10 @@ class MixtralConfig:
         total = sum(per_part.values())
         idle = L * (self.num_local_experts - self.num_experts_per_tok) * expert
         return ParameterCounts(total, total - idle, per_part)
+
+
+def _plain_labels(count: int) -> dict[int, str]:
+    return {index: f"LABEL_{index}" for index in range(count)}
 
 
 def _theta_of(rope: dict, default: float | None, name: str = "rope_parameters") -> float | None:

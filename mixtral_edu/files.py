@@ -128,7 +128,7 @@ def _settle_interrupted(target: Path, new: Path, old: Path) -> None:
         return
     shutil.rmtree(new, ignore_errors=True)
     shutil.rmtree(old, ignore_errors=True)
-    warnings.warn(f"an interrupted save left {found}; {done}", stacklevel=4)
+    warnings.warn(f"an interrupted save left {found}; {done}", stacklevel=5)
 
 
 def _carry_over(target: Path, new: Path, written: Sequence[str]) -> None:

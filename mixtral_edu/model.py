@@ -149,7 +149,8 @@ def next_token_loss(logits: Tensor, labels: Tensor) -> Tensor:
 
     Labels of -100 are not counted.
     """
-    return F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten(), ignore_index=IGNORED_LABEL)
+    wanted = labels[:, 1:].flatten().long()
+    return F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), wanted, ignore_index=IGNORED_LABEL)
 
 
 class MixtralForCausalLM(PreTrained):
@@ -186,6 +187,10 @@ class MixtralForCausalLM(PreTrained):
         """
         if output_router_logits is None:
             output_router_logits = self.config.output_router_logits
+        if isinstance(logits_to_keep, int) and logits_to_keep < 0 or isinstance(logits_to_keep, float):
+            raise ValueError(
+                f"logits_to_keep={logits_to_keep}: a number of tokens from 0 on, or their indices, is wanted"
+            )
         if labels is not None:
             check_labels(self.config, labels, input_ids if inputs_embeds is None else inputs_embeds, logits_to_keep)
         out = self.model(

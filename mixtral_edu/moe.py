@@ -67,7 +67,7 @@ def reference_dispatch(x: Tensor, routing: RouterOutput, experts: Sequence[Exper
         for weight, expert_idx in zip(routing.weights[token_idx], routing.experts[token_idx].tolist(), strict=True):
             y = y + (weight * experts[expert_idx](x[token_idx])).to(x.dtype)
         tokens.append(y)
-    return torch.stack(tokens)
+    return torch.stack(tokens) if tokens else x  # no tokens, nothing to do
 
 
 def sorted_dispatch(x: Tensor, routing: RouterOutput, experts: Sequence[Expert]) -> Tensor:

@@ -167,8 +167,9 @@ def train_recipe(
         save_every: write `training.pt` after so many steps.
 
     Raises:
-        ValueError: there is no such recipe or device, the tokenizer does not suit it, or `out` is the working folder.
-        FileExistsError: `out` holds something else.
+        ValueError: there is no such recipe or device, the tokenizer does not suit it, or `out` is or holds the
+            working folder.
+        FileExistsError: `out` holds something else, or is a file.
     """
     if name not in RECIPES:
         raise ValueError(f"recipe={name!r}: one of {sorted(RECIPES)} is wanted")
@@ -179,6 +180,8 @@ def train_recipe(
     state = out / "training.pt"
     if out == Path.cwd() or out in Path.cwd().parents:
         raise ValueError(f"out={str(out)!r} holds the current working folder: name a folder inside it")
+    if out.is_file():
+        raise FileExistsError(f"out={str(out)!r} is a file: name a new folder")
     if out.exists() and not state.exists() and {path.name for path in out.iterdir()} - {TOKENIZER_FILE}:
         raise FileExistsError(f"out={str(out)!r} has content, and no training.pt to go on from: name a new folder")
     out.mkdir(parents=True, exist_ok=True)
@@ -186,7 +189,7 @@ def train_recipe(
 
     torch.manual_seed(recipe.seed)
     model = MixtralForCausalLM(recipe.config).to(device)
-    trainer = Trainer(model, Mixture(vocabulary, recipe, cache), recipe.training)
+    trainer = Trainer(model, Mixture(vocabulary, recipe, cache), recipe.training, name)
     if state.exists():
         trainer.load(state)
         print(f"going on from step {trainer.step} of {recipe.training.steps}")
@@ -205,6 +208,7 @@ def train_recipe(
         "seconds": round(sum(entry["seconds"] for entry in trainer.history)),
         "processor": processor_name(),
         "threads": torch.get_num_threads(),
+        "resumed_at": trainer.resumed_at,
         "torch": torch.__version__,
         "python": platform.python_version(),
         "date": date.today().isoformat(),
@@ -224,7 +228,9 @@ def _tokenizer_in(out: Path, recipe: Recipe, wanted: str | None, cache: Path | N
     else:
         tokenizer = asked_for or make_tokenizer(path, recipe.config.vocab_size, cache)
     if len(tokenizer) != recipe.config.vocab_size:
-        raise ValueError(f"tokenizer={wanted!r} has {len(tokenizer)} pieces: {recipe.config.vocab_size} are wanted")
+        raise ValueError(
+            f"tokenizer={wanted or str(path)!r} has {len(tokenizer)} pieces: {recipe.config.vocab_size} are wanted"
+        )
     if not path.exists():
         tokenizer.save_pretrained(out)
     return tokenizer

@@ -244,6 +244,8 @@ class MixtralTokenizer:
 
 def train_tokenizer(texts: Iterable[str], model_path: str | Path, vocab_size: int = 2048) -> MixtralTokenizer:
     """Train a byte-fallback BPE model as `train_bpe` does, write it to `model_path` and load it."""
-    Path(model_path).parent.mkdir(parents=True, exist_ok=True)
-    Path(model_path).write_bytes(train_bpe(texts, vocab_size))
-    return MixtralTokenizer(model_path)
+    path = Path(model_path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(path.name + ".partial")
+    beside.write_bytes(train_bpe(texts, vocab_size))
+    return MixtralTokenizer(beside.replace(path))  # an interrupted write leaves no half of a file

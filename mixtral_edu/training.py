@@ -78,20 +78,23 @@ class Trainer:
         model: float32 weights, on the device to train on.
         batches: the data, by step.
         config: how to train.
+        name: of the run, such as its recipe; only a run of the same name goes on from what this one saved.
 
     Attributes:
         step: steps done so far.
+        resumed_at: the steps at which the run went on from a file.
         history: for each step a dictionary of "step", "loss" (nats per token, without the auxiliary part), "aux_loss"
             (K at perfect balance), "learning_rate" and "seconds" that it took.
     """
 
-    def __init__(self, model: MixtralForCausalLM, batches: Batches, config: TrainingConfig):
-        self.model, self.batches, self.config = model, batches, config
+    def __init__(self, model: MixtralForCausalLM, batches: Batches, config: TrainingConfig, name: str = ""):
+        self.model, self.batches, self.config, self.name = model, batches, config, name
         matrices = [p for p in model.parameters() if p.ndim >= 2]
         vectors = [p for p in model.parameters() if p.ndim < 2]
         groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
         self.optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, fused=True)
         self.step = 0
+        self.resumed_at: list[int] = []
         self.history: list[dict[str, float]] = []
 
     def train(
@@ -149,7 +152,9 @@ class Trainer:
     def save(self, path: str | Path) -> None:
         """Write all that a later run needs to go on from here; an interrupted write leaves an older file whole."""
         state = {
+            "name": self.name,
             "step": self.step,
+            "resumed_at": self.resumed_at,
             "history": self.history,
             "config": asdict(self.config),
             "model": self.model.state_dict(),
@@ -164,9 +169,11 @@ class Trainer:
         """Go on from what `save` wrote.
 
         Raises:
-            ValueError: it was written under another training config; the message names the fields that differ.
+            ValueError: another run wrote it, or the same under another training config; the message tells what differs.
         """
         state = torch.load(path, map_location=self.model.device, weights_only=True)
+        if state["name"] != self.name:
+            raise ValueError(f"{path} belongs to a run of {state['name']!r}, not of {self.name!r}")
         ours = asdict(self.config)
         differing = [name for name in ours if state["config"].get(name) != ours[name]]
         if differing:
@@ -177,6 +184,7 @@ class Trainer:
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.step, self.history = state["step"], state["history"]
+        self.resumed_at = [*state["resumed_at"], self.step]
         torch.set_rng_state(state["rng"].cpu())
 
 

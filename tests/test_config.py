@@ -280,3 +280,19 @@ def test_a_file_that_is_missing_or_no_config_is_named(tmp_path):
         (tmp_path / "config.json").write_text(text)
         with pytest.raises(ValueError, match="config.json"):
             MixtralConfig.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("preset", ["mixtral_8x7b", "mixtral_8x22b", "tiny"])
+def test_presets_take_rope_parameters_too(preset):
+    config = getattr(MixtralConfig, preset)(rope_parameters={"rope_type": "default", "rope_theta": 5e5})
+    assert config.rope_theta == 5e5
+
+
+def test_label_names_that_nobody_chose_follow_the_number_of_labels():
+    assert list(dataclasses.replace(MixtralConfig(), num_labels=3).id2label.values()) == [
+        "LABEL_0",
+        "LABEL_1",
+        "LABEL_2",
+    ]
+    with pytest.raises(ValueError, match="num_labels=3 and id2label with 2"):
+        MixtralConfig(num_labels=3, id2label={0: "bad", 1: "good"})

@@ -146,6 +146,19 @@ class Recorder:
         self.ended += 1
 
 
+def test_an_interrupted_generation_leaves_the_streamer_ready_for_the_next(tokenizer):
+    class Interrupted(Recorder):
+        def put(self, value):
+            super().put(value)
+            if len(self.values) == 3:
+                raise KeyboardInterrupt
+
+    recorder = Interrupted()
+    with pytest.raises(KeyboardInterrupt):
+        generate(HistoryModel(), PROMPTS[:1], max_new_tokens=5, streamer=recorder)
+    assert (len(recorder.values), recorder.ended) == (3, 1)
+
+
 def test_a_streamer_gets_the_prompt_then_each_id(tokenizer):
     recorder = Recorder()
     ids = generate(HistoryModel(), PROMPTS[1:2], max_new_tokens=3, streamer=recorder)[0].tolist()

@@ -312,6 +312,8 @@ REFUSED = {
     "positions without a batch": ({"input_ids": IDS, "position_ids": torch.arange(5)}, r"position_ids.*\(5,\)"),
     "labels of another length": ({"input_ids": IDS, "labels": IDS[:, :4]}, r"labels.*\(2, 4\).*\(2, 5\)"),
     "labels with few logits": ({"input_ids": IDS, "labels": IDS, "logits_to_keep": 1}, "labels.*logits_to_keep"),
+    "a negative number of logits": ({"input_ids": IDS, "logits_to_keep": -1}, "logits_to_keep=-1"),
+    "half a logit": ({"input_ids": IDS, "logits_to_keep": 0.5}, "logits_to_keep=0.5"),
     "attentions of sdpa": ({"input_ids": IDS, "output_attentions": True}, "output_attentions.*'sdpa'.*eager"),
 }
 
@@ -341,6 +343,7 @@ OTHER_CACHES = {
     "window": ({"sliding_window": 5}, {}, "window 5.* 7$"),
     "layers": ({"num_hidden_layers": 2}, {}, "layers 2.* 3$"),
     "heads": ({"num_key_value_heads": 1}, {}, "key-value heads 1.* 2$"),
+    "head_dim": ({"head_dim": 10}, {}, "head_dim 10.* 14$"),
 }
 
 
@@ -371,7 +374,7 @@ def test_labels_outside_the_vocabulary_are_refused_and_ignored_ones_are_not(make
     ours = random_model(make_config)
     labels = IDS.clone()
     labels[0, 2] = -100
-    assert ours(IDS, labels=labels).loss.isfinite()
+    assert ours(IDS, labels=labels).loss == ours(IDS, labels=labels.int()).loss
     with pytest.raises(ValueError, match="labels.*0 to 101.*100"):
         ours(IDS, labels=labels.masked_fill(IDS == 7, 101).masked_fill(IDS == 1, 0))
 

@@ -90,7 +90,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(small_recipe, tokenizer, tmp_
     torch.manual_seed(99)
     second = Trainer(MixtralForCausalLM(small_recipe.config), Mixture(tokenizer, small_recipe), small_recipe.training)
     second.load(tmp_path / "training.pt")
-    assert second.step == 3
+    assert second.step == 3 and second.resumed_at == [3]
     second.train(progress=False)
     assert [entry["loss"] for entry in second.history] == [entry["loss"] for entry in whole.history]
     for a, b in zip(whole.model.parameters(), second.model.parameters(), strict=True):
@@ -201,6 +201,16 @@ def test_a_run_never_writes_over_something_else(small_recipe, tmp_path, monkeypa
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError, match="out=.*working folder"):
         train_recipe("small", tmp_path, tokenizer="tiny")
+    with pytest.raises(FileExistsError, match="out=.*is a file"):
+        train_recipe("small", tmp_path / "weights", tokenizer="tiny")
+
+
+def test_a_run_of_one_recipe_is_not_gone_on_with_as_another(small_recipe, tmp_path, monkeypatch):
+    monkeypatch.setitem(recipes.RECIPES, "small", small_recipe)
+    monkeypatch.setitem(recipes.RECIPES, "other", small_recipe)
+    train_recipe("small", tmp_path / "run", steps=1, tokenizer="tiny")
+    with pytest.raises(ValueError, match="run of 'small', not of 'other'"):
+        train_recipe("other", tmp_path / "run", steps=1)
 
 
 def test_a_run_goes_on_with_the_tokenizer_it_began_with(small_recipe, tokenizer, tmp_path, monkeypatch):
@@ -230,11 +240,14 @@ def test_the_evaluate_command_measures_offline(small_recipe, tmp_path, monkeypat
     assert sum(figures["expert_load"]["per_layer"][0]) == pytest.approx(1)
 
 
-@pytest.mark.parametrize("arguments", [["--threads", "0"], ["--steps", "-1"], ["--device", "abacus"]])
-def test_unusable_options_end_in_a_sentence(tmp_path, arguments, capsys):
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [(["--threads", "0"], "less than 1"), (["--steps", "-1"], "less than 1"), (["--device", "abacus"], "'abacus'")],
+)
+def test_unusable_options_end_in_a_sentence(tmp_path, arguments, sentence, capsys):
     with pytest.raises(SystemExit):
         main(["train", "--recipe", "tiny", "--out", str(tmp_path / "out"), *arguments])
-    assert arguments[0].strip("-") in capsys.readouterr().err
+    assert sentence in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 

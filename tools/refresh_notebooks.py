@@ -194,6 +194,8 @@ def with_palette(picture: str) -> str:
     image = PIL.Image.open(BytesIO(base64.b64decode(picture)))
     if image.mode == "P":  # has one already
         return picture
+    if image.convert("RGBA").getextrema()[3][0] < 255:  # a palette would lose what shows through
+        return picture
     file = BytesIO()
     image.convert("RGB").quantize(256).save(file, format="png", optimize=True)
     return min(picture, base64.b64encode(file.getvalue()).decode("ascii"), key=len)

@@ -178,7 +178,7 @@ def how(name: str, training: dict) -> str:
         f"{settings.aux_loss_coef:g} times the load-balancing loss of each layer",
         "matrix products in bfloat16" + ("; loss on the answers only" if recipe.answers_only else ""),
         f"seed {recipe.seed}; {training['seconds'] / 60:.0f} minutes on {threads} thread of {training['processor']}",
-        *(f"interrupted and resumed at step {step:,}" for step in training.get("resumed_at", ())),
+        *(f"interrupted and resumed at step {step:,}" for step in training["resumed_at"]),
         f"finished on {training['date']} with torch {training['torch']} and Python {training['python']}",
     ]
     note = "" if downloads else "This needs no network; its tokenizer is the one that was trained for `tiny`.\n\n"

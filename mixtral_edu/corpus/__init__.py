@@ -2,8 +2,8 @@
 
 Two kinds of domain. Sources are Python's standard library, as the running Python has it, and three pinned packages
 (Shakespeare, a Spanish Bible, the Jargon File) that are downloaded into a cache folder; no text of theirs is stored in
-the repository. Generators (stories, arithmetic,
-chat) write text without end from a seed and the word lists in `mixtral_edu/data/words`.
+the repository. Generators (stories, arithmetic, chat) write text without end from a seed and the word lists in
+`mixtral_edu/data/words`.
 
 What training never sees is decided by name or by a stable hash, so that it is the same everywhere: whole works, files
 and books of the sources; 10 % of the triples (animal, colour, object) of stories; 10 % of the pairs of small sums.
