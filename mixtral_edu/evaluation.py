@@ -52,15 +52,10 @@ def ask(
     """Put each prompt as a chat of one turn, and return the greedy answers."""
     answers = []
     for start in range(0, len(prompts), batch_size):
-        rows = [
-            tokenizer.apply_chat_template([{"role": "user", "content": prompt}])
-            for prompt in prompts[start : start + batch_size]
-        ]
-        longest = max(map(len, rows))
-        input_ids = torch.tensor([[tokenizer.pad_token_id] * (longest - len(row)) + row for row in rows])
-        mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows])
-        ids = model.generate(input_ids.to(model.device), mask.to(model.device), max_new_tokens=max_new_tokens)
-        answers += tokenizer.batch_decode(ids[:, longest:], skip_special_tokens=True)
+        chats = [[{"role": "user", "content": prompt}] for prompt in prompts[start : start + batch_size]]
+        inputs = tokenizer.pad([tokenizer.apply_chat_template(chat) for chat in chats]).to(model.device)
+        ids = model.generate(**inputs, max_new_tokens=max_new_tokens)
+        answers += tokenizer.batch_decode(ids[:, inputs.input_ids.shape[1] :], skip_special_tokens=True)
     return answers
 
 

@@ -94,6 +94,15 @@ def replace_folder(target: str | Path, overwrite: bool, written: Sequence[str]) 
     shutil.rmtree(old, ignore_errors=True)
 
 
+@contextmanager
+def whole_file(path: str | Path) -> Iterator[Path]:
+    """Let the `with` block write a file beside `path`, and rename it to `path` at the end: never half a file there."""
+    path = Path(path)
+    beside = path.with_name(path.name + ".partial")
+    yield beside
+    os.replace(beside, path)
+
+
 def _places_beside(target: Path) -> tuple[Path, Path]:
     """Where the new folder grows, and where the old one waits during the swap: names nobody else would choose."""
     return (target.with_name(f".{target.name}.mixtral-edu-new"), target.with_name(f".{target.name}.mixtral-edu-old"))

@@ -182,7 +182,8 @@ def train_recipe(
         raise ValueError(f"out={str(out)!r} holds the current working folder: name a folder inside it")
     if out.is_file():
         raise FileExistsError(f"out={str(out)!r} is a file: name a new folder")
-    if out.exists() and not state.exists() and {path.name for path in out.iterdir()} - {TOKENIZER_FILE}:
+    begun = {TOKENIZER_FILE, TOKENIZER_FILE + ".partial", state.name + ".partial"}  # by a run that ended early
+    if out.exists() and not state.exists() and {path.name for path in out.iterdir()} - begun:
         raise FileExistsError(f"out={str(out)!r} has content, and no training.pt to go on from: name a new folder")
     out.mkdir(parents=True, exist_ok=True)
     vocabulary = _tokenizer_in(out, recipe, tokenizer, cache)

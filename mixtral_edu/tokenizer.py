@@ -5,7 +5,6 @@ read as if a space stood in front of it. What the vocabulary lacks falls back to
 is unknown. `<s>` and `</s>` are control ids that only code may place: the characters "<s>" in a text are just text.
 """
 
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby, takewhile
 from pathlib import Path
@@ -17,7 +16,7 @@ import torch
 from mixtral_edu.bpe import train_bpe
 from mixtral_edu.chat import chat_turns
 from mixtral_edu.data import bundled_folder
-from mixtral_edu.files import find_folder
+from mixtral_edu.files import find_folder, whole_file
 
 TOKENIZER_FILE = "tokenizer.model"
 FILE_PATTERNS = (TOKENIZER_FILE, "tokenizer.model.v1", "*.model*")  # what a folder is searched for, in this order
@@ -99,9 +98,9 @@ class MixtralTokenizer:
     def save_pretrained(self, folder: str | Path) -> Path:
         """Write the model file, byte for byte, into `folder` as `tokenizer.model`; returns its path."""
         Path(folder).mkdir(parents=True, exist_ok=True)
-        beside = Path(folder) / f".{TOKENIZER_FILE}.{os.getpid()}"  # renamed when whole: an interruption loses nothing
-        beside.write_bytes(self.processor.serialized_model_proto())
-        return beside.replace(Path(folder) / TOKENIZER_FILE)
+        with whole_file(Path(folder) / TOKENIZER_FILE) as file:
+            file.write_bytes(self.processor.serialized_model_proto())
+        return Path(folder) / TOKENIZER_FILE
 
     def __len__(self) -> int:
         return self.vocab_size
@@ -172,14 +171,23 @@ class MixtralTokenizer:
         lengths = [len(row) for row in rows]
         if return_tensors == "pt" and not padding and len(set(lengths)) > 1:
             raise ValueError(f"texts have {lengths} tokens and cannot form one tensor: pass padding=True")
-        pads = [max(lengths) - length if padding else 0 for length in lengths]
-        ids = [[self.pad_token_id] * pad + row for pad, row in zip(pads, rows, strict=True)]
-        mask = [[0] * pad + [1] * length for pad, length in zip(pads, lengths, strict=True)]
         if return_tensors == "pt":
-            ids, mask = torch.tensor(ids, dtype=torch.long), torch.tensor(mask, dtype=torch.long)
-        elif isinstance(texts, str):
-            ids, mask = ids[0], mask[0]
-        return TokenizerOutput(input_ids=ids, attention_mask=mask)
+            return self.pad(rows)
+        mask = [[1] * length for length in lengths]
+        if padding:
+            rows, mask = (tensor.tolist() for tensor in self.pad(rows).values())
+        if isinstance(texts, str):
+            rows, mask = rows[0], mask[0]
+        return TokenizerOutput(input_ids=rows, attention_mask=mask)
+
+    def pad(self, rows: Sequence[Sequence[int]]) -> TokenizerOutput:
+        """Fill rows of ids up on the left to one length: `(B, T)` int64 tensors of ids and attention mask."""
+        T = max(map(len, rows))
+        ids = [[self.pad_token_id] * (T - len(row)) + list(row) for row in rows]
+        mask = [[0] * (T - len(row)) + [1] * len(row) for row in rows]
+        return TokenizerOutput(
+            input_ids=torch.tensor(ids, dtype=torch.long), attention_mask=torch.tensor(mask, dtype=torch.long)
+        )
 
     def apply_chat_template(
         self, messages: Sequence[Mapping[str, str]], tokenize: bool = True, return_tensors: str | None = None
@@ -244,8 +252,7 @@ class MixtralTokenizer:
 
 def train_tokenizer(texts: Iterable[str], model_path: str | Path, vocab_size: int = 2048) -> MixtralTokenizer:
     """Train a byte-fallback BPE model as `train_bpe` does, write it to `model_path` and load it."""
-    path = Path(model_path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(path.name + ".partial")
-    beside.write_bytes(train_bpe(texts, vocab_size))
-    return MixtralTokenizer(beside.replace(path))  # an interrupted write leaves no half of a file
+    Path(model_path).parent.mkdir(parents=True, exist_ok=True)
+    with whole_file(model_path) as file:
+        file.write_bytes(train_bpe(texts, vocab_size))
+    return MixtralTokenizer(model_path)

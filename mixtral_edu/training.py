@@ -6,7 +6,6 @@ Sources: Loshchilov & Hutter 2019, arXiv 1711.05101 (AdamW); Switch Transformer,
 """
 
 import math
-import os
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -18,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from mixtral_edu.files import whole_file
 from mixtral_edu.model import MixtralForCausalLM, next_token_loss
 from mixtral_edu.moe import load_balancing_loss
 from mixtral_edu.tokenizer import MixtralTokenizer
@@ -161,9 +161,8 @@ class Trainer:
             "optimizer": self.optimizer.state_dict(),
             "rng": torch.get_rng_state(),
         }
-        beside = Path(path).with_name(Path(path).name + ".partial")
-        torch.save(state, beside)
-        os.replace(beside, path)
+        with whole_file(path) as file:
+            torch.save(state, file)
 
     def load(self, path: str | Path) -> None:
         """Go on from what `save` wrote.
@@ -184,7 +183,7 @@ class Trainer:
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.step, self.history = state["step"], state["history"]
-        self.resumed_at = [*state["resumed_at"], self.step]
+        self.resumed_at = state["resumed_at"] + [self.step] * (self.step < self.config.steps)
         torch.set_rng_state(state["rng"].cpu())
 
 

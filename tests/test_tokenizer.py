@@ -211,3 +211,11 @@ def test_it_pickles_and_copies(official):
     for tokenizer in (official_again, copy.deepcopy(official)):
         ids = tokenizer.encode(f"Once upon {ROCKET}")
         assert ids == official.encode(f"Once upon {ROCKET}") and tokenizer.decode(ids) == official.decode(ids)
+
+
+def test_rows_of_ids_are_padded_as_texts_are(trained):
+    texts = ["a", "a longer text"]
+    padded = trained.pad([trained.encode(text) for text in texts])
+    expected = trained(texts, return_tensors="pt", padding=True)
+    assert padded.input_ids.equal(expected.input_ids) and padded.attention_mask.equal(expected.attention_mask)
+    assert padded.input_ids[0, 0] == trained.pad_token_id and padded.attention_mask[0, 0] == 0

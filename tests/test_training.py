@@ -190,6 +190,8 @@ def test_the_train_command_writes_a_checkpoint_and_goes_on(small_recipe, tmp_pat
     assert len(MixtralTokenizer.from_pretrained(tmp_path / "out")) == 2048
     main([*command, "--steps", "2"])
     assert "going on from step 2 of 2" in capsys.readouterr().out
+    log = json.loads((tmp_path / "out" / "training.json").read_text())
+    assert log["resumed_at"] == []  # nothing was left to do
 
 
 def test_a_run_never_writes_over_something_else(small_recipe, tmp_path, monkeypatch):
