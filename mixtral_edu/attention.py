@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from mixtral_edu.cache import CacheStep
 from mixtral_edu.config import MixtralConfig
+from mixtral_edu.flash import check_flash, flash_attention, packing_of
 from mixtral_edu.masks import Visibility
 from mixtral_edu.rope import apply_rotary
 
@@ -82,7 +83,34 @@ def attend_sdpa(q: Tensor, k: Tensor, v: Tensor, visibility: Visibility, dropout
     return sdpa_attention(q, k, v, visibility.mask, dropout)
 
 
-ATTENTION_BACKENDS: dict[str, Callable[..., Tensor]] = {"eager": attend_eager, "sdpa": attend_sdpa}
+def attend_flash(q: Tensor, k: Tensor, v: Tensor, visibility: Visibility, dropout: float = 0.0) -> Tensor:
+    """Backend "flash_attention_2": `flash_attention` on what is not padding.
+
+    Kernels count a window's distance along the tokens that they are given. Where padding inside a row makes that wrong,
+    `attend_sdpa` takes over.
+    """
+    packing = packing_of(visibility, len(q))
+    if packing is not None and packing.closes_gaps:
+        return attend_sdpa(q, k, v, visibility, dropout)
+    return flash_attention(q, k, v, visibility.window, packing, dropout)
+
+
+ATTENTION_BACKENDS: dict[str, Callable[..., Tensor]] = {
+    "eager": attend_eager,
+    "sdpa": attend_sdpa,
+    "flash_attention_2": attend_flash,
+}
+
+
+def check_backend(config: MixtralConfig, device: torch.device, dtype: torch.dtype, output_attentions: bool) -> None:
+    """Raise a ValueError, which says what to choose instead, unless the config's backend can do what is asked."""
+    if output_attentions and config.attn_implementation != "eager":
+        raise ValueError(
+            f"output_attentions=True: the {config.attn_implementation!r} backend never holds the weights; "
+            "load the model with attn_implementation='eager'"
+        )
+    if config.attn_implementation == "flash_attention_2":
+        check_flash(device, dtype, config.head_dim)
 
 
 def _window_cuts(visibility: Visibility) -> bool:

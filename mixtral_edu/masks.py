@@ -7,6 +7,7 @@ its position is -1, and so is that of a cache slot that holds nothing yet.
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -81,6 +82,29 @@ def row_positions(real: Tensor, next_position: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
+class Packing:
+    """The tokens of a padded batch that take part, end to end, as kernels for rows of unequal length take them.
+
+    Rows without a real query are left out, and so are keys that no query of their row may see.
+
+    Attributes:
+        queries, keys: where the tokens stand in the batch: rows and columns, two tensors (Nq,) and two (Nk,).
+        query_starts, key_starts: (rows + 1,) int32, where each row's tokens start among them, and the end.
+        most_queries, most_keys: the most in one row.
+        closes_gaps: somewhere padding was left out between tokens so far apart that a window tells them apart: packed,
+            they are nearer to each other than in their row.
+    """
+
+    queries: tuple[Tensor, Tensor]
+    keys: tuple[Tensor, Tensor]
+    query_starts: Tensor
+    key_starts: Tensor
+    most_queries: int
+    most_keys: int
+    closes_gaps: bool
+
+
+@dataclass(frozen=True)
 class Visibility:
     """Everything an attention backend has to know about positions, computed once and shared by all layers.
 
@@ -115,6 +139,43 @@ class Visibility:
     def mask(self) -> Tensor:
         """The whole mask: (B or 1, 1, T, S), broadcast over heads."""
         return attention_mask(self.query_positions, self.key_positions, self.window)[:, None]
+
+    @cached_property
+    def packing(self) -> Packing | None:
+        """What takes part, end to end; None if that is each query and key. Waits for the device, once for all layers.
+
+        >>> keys = torch.tensor([[-1, -1, 0, 1], [0, 1, 2, 3], [0, 1, 2, -1]])
+        >>> packing = Visibility(keys[:, 2:], keys, window=2, padded=True).packing
+        >>> packing.query_starts.tolist(), packing.key_starts.tolist()
+        ([0, 2, 4, 5], [0, 2, 5, 7])
+        """
+        queries, keys = self.query_positions, self.key_positions  # (B, T), (B, S)
+        real = queries != NO_POSITION
+        last = queries.amax(1, keepdim=True)  # (B, 1), NO_POSITION in a row without a query
+        first = torch.where(real, queries, last).amin(1, keepdim=True)  # (B, 1)
+        seen = (keys != NO_POSITION) & (keys <= last)
+        gapless = torch.ones_like(real[:, 0])  # (B,)
+        if self.window is not None:
+            seen = seen & (keys > first - self.window)
+            span = (last - torch.where(seen, keys, last)).amax(1) + 1  # (B,), from the oldest key to the last query
+            gapless = (span == seen.sum(1)) | (span <= self.window)
+        num_queries, num_keys, gapless = torch.stack((real.sum(1), seen.sum(1), gapless)).tolist()
+
+        (B, T), S = real.shape, seen.shape[1]
+        closes_gaps = not all(gapless)
+        if num_queries == [T] * B and num_keys == [S] * B and not closes_gaps:
+            return None
+        num_queries = [count for count in num_queries if count]
+        num_keys = [count for count in num_keys if count]
+        return Packing(
+            queries=real.nonzero(as_tuple=True),
+            keys=seen.nonzero(as_tuple=True),
+            query_starts=torch.tensor([0, *accumulate(num_queries)], dtype=torch.int32, device=real.device),
+            key_starts=torch.tensor([0, *accumulate(num_keys)], dtype=torch.int32, device=real.device),
+            most_queries=max(num_queries, default=0),
+            most_keys=max(num_keys, default=0),
+            closes_gaps=closes_gaps,
+        )
 
     def blocks(self, size: int) -> Iterator[tuple[slice, slice, Tensor]]:
         """Cut the queries into blocks, each with the few keys that its window reaches.
