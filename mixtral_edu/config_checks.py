@@ -21,21 +21,21 @@ def check(config: Any) -> None:
 def _rules(config: Any) -> Iterator[tuple[str, bool, str]]:
     """Yield (field, whether it is fine, what is wanted); a rule may rely on those before it."""
     for name in COUNTS:
-        yield name, _is_count(getattr(config, name)), "a whole number of at least 1"
+        yield name, is_count(getattr(config, name)), "a whole number of at least 1"
 
     heads, key_value_heads = config.num_attention_heads, config.num_key_value_heads
     if config.head_dim is None:
         splits = config.hidden_size % heads == 0
         yield "hidden_size", splits, f"a multiple of num_attention_heads={heads}, or head_dim has to be given"
     head_dim = config.hidden_size // heads if config.head_dim is None else config.head_dim
-    pairs = _is_count(head_dim) and head_dim % 2 == 0
+    pairs = is_count(head_dim) and head_dim % 2 == 0
     yield "head_dim", pairs, f"an even number, not {head_dim}: the rotary embedding turns pairs of numbers"
     shares = heads % key_value_heads == 0
     yield "num_key_value_heads", shares, f"a divisor of num_attention_heads={heads}: groups of query heads are equal"
     experts = config.num_local_experts
     yield "num_experts_per_tok", config.num_experts_per_tok <= experts, f"at most num_local_experts={experts}"
     window = config.sliding_window
-    yield "sliding_window", window is None or _is_count(window), "None, or at least 1: a query sees its own position"
+    yield "sliding_window", window is None or is_count(window), "None, or at least 1: a query sees its own position"
 
     yield "hidden_act", config.hidden_act == "silu", "'silu', the gate of Mixtral's experts"
     yield "tie_word_embeddings", not config.tie_word_embeddings, "False: lm_head has weights of its own"
@@ -48,9 +48,12 @@ def _rules(config: Any) -> Iterator[tuple[str, bool, str]]:
         ids = value if isinstance(value, list) else [value]
         inside = all(i is None or (_is_int(i) and 0 <= i < config.vocab_size) for i in ids)
         yield name, inside, f"None, or from 0 to vocab_size - 1 = {config.vocab_size - 1}"
-    yield "num_labels", config.num_labels is None or _is_count(config.num_labels), "a whole number of at least 1"
+    yield "num_labels", config.num_labels is None or is_count(config.num_labels), "a whole number of at least 1"
     yield "dtype", config.dtype in DTYPES, f"one of {DTYPES}"
     yield "problem_type", config.problem_type in PROBLEM_TYPES, f"one of {PROBLEM_TYPES}"
+    one_label = config.num_labels == 1 or config.num_labels is None and len(config.id2label or ()) == 1
+    choice = config.problem_type != "single_label_classification" or not one_label
+    yield "problem_type", choice, "another with one label: a choice needs num_labels=2 or more"
 
 
 def _is_int(value: Any) -> bool:
@@ -61,5 +64,5 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _is_count(value: Any) -> bool:
+def is_count(value: Any) -> bool:
     return _is_int(value) and value >= 1

@@ -7,6 +7,7 @@ from mixtral_edu.cache import RollingKVCache
 from mixtral_edu.config import MixtralConfig
 
 IGNORED_LABEL = -100  # of a token whose prediction is not counted
+_WHOLE = (torch.int64, torch.int32)
 
 
 def check_inputs(
@@ -22,20 +23,7 @@ def check_inputs(
 
     Values of ids are looked at on a CPU only: elsewhere that would wait for the device.
     """
-    if (input_ids is None) == (inputs_embeds is None):
-        raise ValueError("exactly one of input_ids and inputs_embeds is wanted")
-    if input_ids is not None:
-        _require_tensor("input_ids", input_ids)
-        _require(input_ids.ndim == 2 and input_ids.numel() > 0, "input_ids", input_ids, "(batch, tokens), not empty,")
-        check_ids("input_ids", input_ids, config.vocab_size, can_look_at(input_ids))
-        given = input_ids
-    else:
-        _require_tensor("inputs_embeds", inputs_embeds)
-        fits = inputs_embeds.ndim == 3 and inputs_embeds.numel() > 0 and inputs_embeds.shape[2] == config.hidden_size
-        wanted = f"(batch, tokens, hidden_size={config.hidden_size}), not empty,"
-        _require(fits, "inputs_embeds", inputs_embeds, wanted)
-        given = inputs_embeds
-
+    given = check_tokens(config, input_ids, inputs_embeds)
     B, T = given.shape[:2]
     past = 0
     if cache is not None:
@@ -52,27 +40,72 @@ def check_inputs(
         _require(fits, "position_ids", position_ids, f"({B}, {T}) or (1, {T})")
 
 
-def check_ids(name: str, ids: Tensor, vocab_size: int, look: bool = True) -> None:
-    """Raise unless `ids` are whole numbers and, where one may `look` at them, inside the vocabulary."""
-    if ids.dtype not in (torch.int64, torch.int32):
+def check_tokens(config: MixtralConfig, input_ids: Tensor | None, inputs_embeds: Tensor | None) -> Tensor:
+    """Return the ids (B, T) or embeddings (B, T, D), whichever is given; raise unless one is, and is right."""
+    if (input_ids is None) == (inputs_embeds is None):
+        raise ValueError("exactly one of input_ids and inputs_embeds is wanted")
+    if input_ids is not None:
+        _require_tensor("input_ids", input_ids)
+        _require(input_ids.ndim == 2 and input_ids.numel() > 0, "input_ids", input_ids, "(batch, tokens), not empty,")
+        check_ids("input_ids", input_ids, config.vocab_size, can_look_at(input_ids))
+        return input_ids
+    _require_tensor("inputs_embeds", inputs_embeds)
+    fits = inputs_embeds.ndim == 3 and inputs_embeds.numel() > 0 and inputs_embeds.shape[2] == config.hidden_size
+    wanted = f"(batch, tokens, hidden_size={config.hidden_size}), not empty,"
+    _require(fits, "inputs_embeds", inputs_embeds, wanted)
+    return inputs_embeds
+
+
+def check_ids(
+    name: str, ids: Tensor, count: int, look: bool = True, wanted: str = "ids from 0 to vocab_size - 1"
+) -> None:
+    """Raise unless `ids` are whole numbers and, where one may `look` at them, from 0 to below `count`."""
+    if ids.dtype not in _WHOLE:
         raise TypeError(f"{name} has dtype {ids.dtype}: torch.int64 is wanted")
     if look:
         low, high = int(ids.min()), int(ids.max())
-        if low < 0 or high >= vocab_size:
-            raise ValueError(
-                f"{name} reach from {low} to {high}: ids from 0 to vocab_size - 1 = {vocab_size - 1} are wanted"
-            )
+        if low < 0 or high >= count:
+            raise ValueError(f"{name} reach from {low} to {high}: {wanted} = {count - 1} are wanted")
 
 
-def check_labels(config: MixtralConfig, labels: Tensor, given: Tensor | None, logits_to_keep: int | Tensor) -> None:
-    """Raise unless `labels` (B, T) go with the given tokens (B, T) or embeddings (B, T, D), and all logits are kept."""
+def check_labels(
+    labels: Tensor, shape: tuple[int, ...], classes: int, classes_name: str, each: str = "a class each"
+) -> None:
+    """Raise unless `labels` have this shape, and each is `IGNORED_LABEL` or one of so many classes."""
     _require_tensor("labels", labels)
-    if isinstance(given, Tensor):
-        _require(labels.shape == given.shape[:2], "labels", labels, f"that of the tokens, {tuple(given.shape[:2])},")
-    if not (isinstance(logits_to_keep, int) and logits_to_keep == 0):
-        raise ValueError("labels are given with logits_to_keep: a loss needs all logits, logits_to_keep=0")
+    _require(labels.shape == shape, "labels", labels, f"{tuple(shape)}, {each},")
     counted = labels[labels != IGNORED_LABEL] if can_look_at(labels) else labels
-    check_ids("labels", counted, config.vocab_size, look=can_look_at(labels) and counted.numel() > 0)
+    look = can_look_at(labels) and counted.numel() > 0
+    check_ids("labels", counted, classes, look, f"{IGNORED_LABEL} or numbers from 0 to {classes_name} - 1")
+
+
+def check_sequence_labels(labels: Tensor, problem_type: str, B: int, num_labels: int) -> None:
+    """Raise unless `labels` are what a loss of this type takes for B texts."""
+    if problem_type == "single_label_classification":
+        each = "a class each (several labels a text are given as floating-point numbers)"
+        check_labels(labels, (B,), num_labels, "num_labels", each)
+        return
+    several = problem_type == "multi_label_classification"
+    _require_tensor("labels", labels)
+    shapes = [(B, num_labels)] if several or num_labels > 1 else [(B,), (B, 1)]
+    _require(labels.shape in shapes, "labels", labels, f"{' or '.join(map(str, shapes))} for {problem_type=}")
+    if not labels.is_floating_point() and (several or labels.dtype not in _WHOLE):
+        raise TypeError(f"labels has dtype {labels.dtype}: a floating-point type is wanted for {problem_type=}")
+    if can_look_at(labels):
+        fine = (labels >= 0) & (labels <= 1) if several else labels.isfinite()
+        if not fine.all():
+            wanted = "numbers from 0 to 1" if several else "finite numbers"
+            raise ValueError(f"labels hold {labels[~fine][0].item()}: {wanted} are wanted for {problem_type=}")
+
+
+def check_answer(start_positions: Tensor | None, end_positions: Tensor | None, rows: int) -> None:
+    """Raise unless both positions of an answer are given, a whole number for each of so many rows."""
+    for name, positions in (("start_positions", start_positions), ("end_positions", end_positions)):
+        if positions is None:
+            raise ValueError(f"{name} is None: the loss of an answer needs its start_positions and its end_positions")
+        _require_tensor(name, positions)
+        _require(positions.shape == (rows,), name, positions, f"({rows},), one column each,")
+        check_ids(name, positions, 0, look=False)
 
 
 def can_look_at(tensor: Tensor) -> bool:

@@ -5,10 +5,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mixtral_edu import generation
-from mixtral_edu.attention import GroupedQueryAttention
+from mixtral_edu.attention import GroupedQueryAttention, check_backend
 from mixtral_edu.cache import CacheStep, RollingKVCache
 from mixtral_edu.config import MixtralConfig
-from mixtral_edu.input_checks import IGNORED_LABEL, can_look_at, check_inputs, check_labels
+from mixtral_edu.input_checks import IGNORED_LABEL, can_look_at, check_inputs, check_labels, check_tokens
 from mixtral_edu.masks import NO_POSITION, Visibility, row_positions
 from mixtral_edu.moe import RouterOutput, SparseMoE, load_balancing_loss
 from mixtral_edu.norm import RMSNorm
@@ -85,19 +85,16 @@ class MixtralModel(PreTrained):
         Raises:
             TypeError: an argument that should be a tensor, or a cache, is something else.
             ValueError: neither or both of ids and embeddings, an id outside the vocabulary, shapes that do not fit, a
-                cache made for something else, or `output_attentions` with a backend that has no weights to show.
+                cache made for something else, `output_attentions` with a backend that has no weights to show, or a
+                backend that cannot run on the model's device or dtype.
             RuntimeError: the cache was left half-written by a pass that failed.
         """
         config = self.config
         output_router_logits = config.output_router_logits if output_router_logits is None else output_router_logits
         output_hidden_states = config.output_hidden_states if output_hidden_states is None else output_hidden_states
         output_attentions = config.output_attentions if output_attentions is None else output_attentions
-        if output_attentions and config.attn_implementation != "eager":
-            raise ValueError(
-                f"output_attentions=True: the {config.attn_implementation!r} backend never holds the weights; "
-                "load the model with attn_implementation='eager'"
-            )
         dtype = getattr(inputs_embeds, "dtype", self.dtype)
+        check_backend(config, self.device, dtype, output_attentions)
         check_inputs(config, dtype, input_ids, inputs_embeds, attention_mask, position_ids, past_key_values)
 
         x = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds  # (B, T, D)
@@ -192,7 +189,10 @@ class MixtralForCausalLM(PreTrained):
                 f"logits_to_keep={logits_to_keep}: a number of tokens from 0 on, or their indices, is wanted"
             )
         if labels is not None:
-            check_labels(self.config, labels, input_ids if inputs_embeds is None else inputs_embeds, logits_to_keep)
+            tokens = check_tokens(self.config, input_ids, inputs_embeds)
+            check_labels(labels, tokens.shape[:2], self.config.vocab_size, "vocab_size")
+            if not (isinstance(logits_to_keep, int) and logits_to_keep == 0):
+                raise ValueError("labels are given with logits_to_keep: a loss needs all logits, logits_to_keep=0")
         out = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,

@@ -30,13 +30,30 @@ class MixtralModelOutput:
 class MixtralOutput:
     """What a model with a head returns: the fields of `MixtralModelOutput`, and those of the head.
 
-    `logits` (B, T, V) for a causal model. `loss`: a scalar, if labels were given; with `output_router_logits` it holds
+    `logits` (B, T, V) for a causal model, (B, num_labels) for sequence classification and (B, T, num_labels) for token
+    classification. `loss`: a scalar, if labels were given; of a causal model with `output_router_logits` it holds
     `aux_loss`, the load-balancing loss, times `config.router_aux_loss_coef`.
     """
 
     loss: Tensor | None = None
     aux_loss: Tensor | None = None
     logits: Tensor | None = None
+    past_key_values: RollingKVCache | None = None
+    router_logits: tuple[Tensor, ...] | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
+
+
+@dataclass
+class MixtralQuestionAnsweringOutput:
+    """What the head for question answering returns: the fields of `MixtralModelOutput`, and those of the head.
+
+    `start_logits`, `end_logits` (B, T). `loss`: a scalar, if positions were given.
+    """
+
+    loss: Tensor | None = None
+    start_logits: Tensor | None = None
+    end_logits: Tensor | None = None
     past_key_values: RollingKVCache | None = None
     router_logits: tuple[Tensor, ...] | None = None
     hidden_states: tuple[Tensor, ...] | None = None
@@ -69,10 +86,15 @@ class PreTrained(nn.Module):
 
     @torch.no_grad()
     def init_weights(self) -> None:
-        """Draw every matrix from a normal distribution of deviation `config.initializer_range`; norms become ones."""
+        """Draw every matrix from a normal distribution of deviation `config.initializer_range`.
+
+        Norms are ones, biases and the embedding of padding zeros.
+        """
         for module in self.modules():
             if isinstance(module, nn.Linear | nn.Embedding):
                 module.weight.normal_(0.0, self.config.initializer_range)
+            if isinstance(module, nn.Linear) and module.bias is not None:
+                module.bias.zero_()
             if isinstance(module, nn.Embedding) and module.padding_idx is not None:
                 module.weight[module.padding_idx].zero_()
 
