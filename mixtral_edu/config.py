@@ -7,12 +7,16 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from mixtral_edu.config_checks import check
+from mixtral_edu.files import read_json_object
+from mixtral_edu.params import PARAMS_FILE, read_params
 
 # Written by transformers into each config.json, without a meaning for this model: neither kept nor warned about.
 _SILENT_KEYS = frozenset(
     "_attn_implementation_autoset _name_or_path architectures auto_map chunk_size_feed_forward is_encoder_decoder "
     "label2id model_type output_past return_dict rope_parameters rope_scaling torch_dtype transformers_version".split()
 )
+# No fields of Mixtral in transformers either, but used there and here where they are in `extra`.
+_EXTRA_KEYS = {"classifier_dropout"}
 # Chosen when a model is loaded, never part of a saved checkpoint.
 _RUNTIME_FIELDS = ("attn_implementation", "experts_implementation", "extra")
 
@@ -39,8 +43,9 @@ class MixtralConfig:
     V `vocab_size`, W `sliding_window` (the number of keys that a query may see, itself included; None for no window),
     E `num_local_experts`, K `num_experts_per_tok`.
 
-    `attn_implementation` ("eager", "sdpa") and `experts_implementation` ("reference", "sorted") choose among equal
-    forms of the computation and are not saved. `extra` keeps what a `config.json` held beyond the known fields.
+    `attn_implementation` ("eager", "sdpa", "flash_attention_2") and `experts_implementation` ("reference", "sorted")
+    choose among equal forms of the computation and are not saved. `extra` keeps what a `config.json` held beyond the
+    known fields.
 
     Raises:
         ValueError: a size or a combination of sizes that no Mixtral can have; the message names the field.
@@ -75,6 +80,7 @@ class MixtralConfig:
     num_labels: int | None = None
     id2label: dict[int, str] | None = None
     problem_type: str | None = None
+    quantization_config: dict | None = None
     dtype: str | None = None
     attn_implementation: str = "sdpa"
     experts_implementation: str = "sorted"
@@ -100,6 +106,11 @@ class MixtralConfig:
             self.id2label = _plain_labels(self.num_labels)
         if len(self.id2label) != self.num_labels:
             raise ValueError(f"num_labels={self.num_labels} and id2label with {len(self.id2label)} labels disagree")
+
+    @property
+    def label2id(self) -> dict[str, int]:
+        """The class that each label's name stands for."""
+        return {label: index for index, label in self.id2label.items()}
 
     @classmethod
     def mixtral_8x7b(cls, **changes) -> "MixtralConfig":
@@ -163,36 +174,38 @@ class MixtralConfig:
                 if theta is not None:
                     arguments["rope_theta"] = theta
         unknown = {name: value for name, value in values.items() if name not in known | _SILENT_KEYS}
-        if unknown:
-            warnings.warn(f"unknown config fields are kept but have no effect: {sorted(unknown)}", stacklevel=2)
+        if idle := sorted(unknown.keys() - _EXTRA_KEYS):
+            warnings.warn(f"unknown config fields are kept but have no effect: {idle}", stacklevel=2)
         return cls(**arguments, extra=unknown)
 
     def to_dict(self) -> dict[str, Any]:
         """Return what a `config.json` holds; transformers v4 reads `rope_theta` from it, v5 `rope_parameters`."""
         values = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in _RUNTIME_FIELDS}
         del values["num_labels"]  # the length of id2label
-        values["label2id"] = {label: index for index, label in self.id2label.items()}
+        if self.quantization_config is None:
+            del values["quantization_config"]  # transformers takes its presence for a quantized checkpoint
+        values["label2id"] = self.label2id
         rope_parameters = {"rope_type": "default", "rope_theta": self.rope_theta}
         return values | {"model_type": "mixtral", "rope_parameters": rope_parameters} | self.extra
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> "MixtralConfig":
-        """Read `folder/config.json`.
+        """Read `folder/config.json`; without one, `params.json`, which lies beside raw Mistral weights.
 
         Raises:
-            FileNotFoundError: there is no such file.
+            FileNotFoundError: there is neither file.
             ValueError: it holds no JSON object, or no Mixtral.
         """
-        path = Path(folder) / "config.json"
-        if not path.is_file():
+        path, params = Path(folder) / "config.json", Path(folder) / PARAMS_FILE
+        if path.is_file():
+            return cls.from_dict(read_json_object(path))
+        if not params.is_file():
             raise FileNotFoundError(f"{path} not found: a checkpoint folder in the Hugging Face layout has one")
+        values = read_params(params)
         try:
-            values = json.loads(path.read_text(encoding="utf-8"))
+            return cls.from_dict(values)
         except ValueError as error:
-            raise ValueError(f"{path} is no valid JSON: {error}") from error
-        if not isinstance(values, dict):
-            raise ValueError(f"{path} holds a {type(values).__name__}, a JSON object is wanted")
-        return cls.from_dict(values)
+            raise ValueError(f"{params}: {error}") from error
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write `folder/config.json`; the folder is made if it is missing."""

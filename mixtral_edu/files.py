@@ -1,5 +1,6 @@
 """Folders on disk: find a checkpoint's, and replace one so that an interruption loses nothing."""
 
+import json
 import os
 import re
 import shutil
@@ -8,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatch
 from pathlib import Path
+from typing import Any
 
 from mixtral_edu.data import BUNDLED, bundled_folder
 
@@ -92,6 +94,21 @@ def replace_folder(target: str | Path, overwrite: bool, written: Sequence[str]) 
         shutil.rmtree(new, ignore_errors=True)
         raise
     shutil.rmtree(old, ignore_errors=True)
+
+
+def read_json_object(path: Path) -> dict[str, Any]:
+    """Return the object that a JSON file holds.
+
+    Raises:
+        ValueError: the file holds no JSON, or something else than an object.
+    """
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is no valid JSON: {error}") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} holds a {type(values).__name__}, a JSON object is wanted")
+    return values
 
 
 @contextmanager

@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+
+from mixtral_edu.safetensors_file import LazyTensor, byte_count, write_safetensors
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
@@ -43,17 +44,21 @@ def stored_tensors(folder: Path) -> list[StoredTensor]:
     if single.is_file() and index.is_file():
         raise ValueError(f"{folder} holds both {SINGLE_FILE} and {INDEX_FILE}: remove the one that is out of date")
     if single.is_file():
-        return _read_header(single)
+        return read_header(single)
     if not index.is_file():
         others = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth") for path in folder.glob(pattern))
         hint = f"; {others[0]} is not read: save the model as safetensors first" if others else ""
         raise FileNotFoundError(f"{folder} holds neither {SINGLE_FILE} nor {INDEX_FILE}{hint}")
+    return indexed_tensors(index)
 
-    weight_map = _read_index(index)
+
+def indexed_tensors(index: Path) -> list[StoredTensor]:
+    """Read the headers of the shards that an index names; the errors are those of `stored_tensors`."""
+    folder, weight_map = index.parent, _read_index(index)
     missing = sorted({name for name in weight_map.values() if not (folder / name).is_file()})
     if missing:
         raise FileNotFoundError(f"{index} names {summary(missing)}, missing in {folder}")
-    tensors = [tensor for name in sorted(set(weight_map.values())) for tensor in _read_header(folder / name)]
+    tensors = [tensor for name in sorted(set(weight_map.values())) for tensor in read_header(folder / name)]
     places = {(tensor.name, tensor.file.name) for tensor in tensors}
     for key, file in weight_map.items():
         if (key, file) not in places:
@@ -78,26 +83,36 @@ def _read_index(index: Path) -> dict[str, str]:
     return weight_map
 
 
-def _read_header(path: Path) -> list[StoredTensor]:
+def read_header(path: Path) -> list[StoredTensor]:
+    """Read the header of one safetensors file.
+
+    Raises:
+        ValueError: the file is truncated or corrupted.
+    """
     try:
         with safe_open(path, framework="pt") as file:
             slices = {name: file.get_slice(name) for name in file.keys()}
             return [StoredTensor(name, path, tuple(s.get_shape()), s.get_dtype()) for name, s in slices.items()]
     except SafetensorError as error:
-        with open(path, "rb") as file:
-            pointer = file.read(24).startswith(b"version https://git-lfs")
-        reason = "holds a Git LFS pointer instead of weights: run `git lfs pull`" if pointer else str(error)
-        raise ValueError(f"{path} is truncated or corrupted: {reason}") from error
+        raise damaged(path, str(error)) from error
 
 
-def write_shards(folder: Path, tensors: Mapping[str, torch.Tensor], max_shard_size: int) -> None:
+def damaged(path: Path, reason: str) -> ValueError:
+    """Return the error for a file of weights that cannot be read."""
+    with open(path, "rb") as file:
+        if file.read(24).startswith(b"version https://git-lfs"):
+            reason = "holds a Git LFS pointer instead of weights: run `git lfs pull`"
+    return ValueError(f"{path} is truncated or corrupted: {reason}")
+
+
+def write_shards(folder: Path, tensors: Mapping[str, torch.Tensor | LazyTensor], max_shard_size: int) -> None:
     """Write `tensors` as one safetensors file, or as several with an index where they exceed `max_shard_size` bytes."""
-    sizes = {name: tensor.numel() * tensor.element_size() for name, tensor in tensors.items()}
+    sizes = {name: byte_count(tensor) for name, tensor in tensors.items()}
     shards = list(_split(sizes, max_shard_size))
     weight_map = {}
     for number, names in enumerate(shards, start=1):
         file = SINGLE_FILE if len(shards) == 1 else f"model-{number:05}-of-{len(shards):05}.safetensors"
-        _write_shard(folder / file, {name: tensors[name] for name in names})
+        write_safetensors(folder / file, {name: tensors[name] for name in names})
         weight_map |= dict.fromkeys(names, file)
     if len(shards) > 1:
         index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": weight_map}
@@ -114,20 +129,6 @@ def _split(sizes: Mapping[str, int], limit: int) -> Iterator[list[str]]:
         names.append(name)
         filled += size
     yield names
-
-
-def _write_shard(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
-    ready, storages = {}, set()
-    for name, tensor in tensors.items():
-        tensor = tensor.detach().cpu().contiguous()
-        if tensor.untyped_storage().data_ptr() in storages:  # safetensors refuses tensors that share memory
-            tensor = tensor.clone()
-        storages.add(tensor.untyped_storage().data_ptr())
-        ready[name] = tensor
-    path.touch()
-    mode = path.stat().st_mode
-    save_file(ready, path, metadata={"format": "pt"})
-    path.chmod(mode)  # save_file makes a file that only its owner may read
 
 
 def parse_size(size: int | str) -> int:

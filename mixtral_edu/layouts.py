@@ -1,0 +1,143 @@
+"""Where the four layouts of checkpoints keep each tensor: under which name, in which part, turned how.
+
+| layout    | one expert's w1 in layer 0                            | found in                                         |
+|-----------|-------------------------------------------------------|--------------------------------------------------|
+| published | `model.layers.0.block_sparse_moe.experts.5.w1.weight` | Hugging Face checkpoints, and this package       |
+| fused     | part of `model.layers.0.mlp.experts.gate_up_proj`     | models of transformers 5, in memory              |
+| raw       | `layers.0.feed_forward.experts.5.w1.weight`           | Mistral's own files                              |
+| stacked   | part of `layers.0.block_sparse_moe.w1`                | Mistral's own files of the first Mixtral release |
+
+Both of Mistral's own store q and k for a rotary embedding of neighbouring numbers (`rope.to_half_split`).
+"""
+
+import re
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from mixtral_edu.config import MixtralConfig
+from mixtral_edu.rope import to_half_split
+
+_RAW_WORDS = {  # published: raw
+    "model.embed_tokens": "tok_embeddings",
+    "model.layers": "layers",
+    "model.norm": "norm",
+    "lm_head": "output",
+    "input_layernorm": "attention_norm",
+    "self_attn.q_proj": "attention.wq",
+    "self_attn.k_proj": "attention.wk",
+    "self_attn.v_proj": "attention.wv",
+    "self_attn.o_proj": "attention.wo",
+    "post_attention_layernorm": "ffn_norm",
+    "block_sparse_moe": "feed_forward",
+}
+_EXPERT = re.compile(r"(.+)\.block_sparse_moe\.experts\.(\d+)\.(w[123])\.weight")
+Shape = tuple[int, ...]
+
+
+class Place(NamedTuple):
+    """Where a published tensor is: `change(stored[part])`, where the stored tensor has `name` and `shape`."""
+
+    name: str
+    shape: Shape
+    part: tuple[int | slice, ...] = ()
+    change: Callable[[Tensor], Tensor] | None = None
+
+
+def published_shapes(config: MixtralConfig) -> dict[str, Shape]:
+    """Return name and shape of each tensor of a causal Mixtral, in the order of the model.
+
+    >>> shapes = published_shapes(MixtralConfig.mixtral_8x7b())
+    >>> len(shapes), shapes["model.layers.31.block_sparse_moe.experts.7.w2.weight"]
+    (995, (4096, 14336))
+    """
+    D, F, V = config.hidden_size, config.intermediate_size, config.vocab_size
+    queries, keys = (config.head_dim * n for n in (config.num_attention_heads, config.num_key_value_heads))
+    layer = {
+        "self_attn.q_proj.weight": (queries, D),
+        "self_attn.k_proj.weight": (keys, D),
+        "self_attn.v_proj.weight": (keys, D),
+        "self_attn.o_proj.weight": (D, queries),
+        "block_sparse_moe.gate.weight": (config.num_local_experts, D),
+    }
+    for expert_idx in range(config.num_local_experts):
+        for matrix, shape in (("w1", (F, D)), ("w2", (D, F)), ("w3", (F, D))):
+            layer[f"block_sparse_moe.experts.{expert_idx}.{matrix}.weight"] = shape
+    layer |= {"input_layernorm.weight": (D,), "post_attention_layernorm.weight": (D,)}
+    layers = {
+        f"model.layers.{i}.{name}": shape for i in range(config.num_hidden_layers) for name, shape in layer.items()
+    }
+    return {"model.embed_tokens.weight": (V, D)} | layers | {"model.norm.weight": (D,), "lm_head.weight": (V, D)}
+
+
+def raw_name(published: str) -> str:
+    """Return what Mistral's own files call a tensor.
+
+    >>> raw_name("model.layers.0.self_attn.q_proj.weight")
+    'layers.0.attention.wq.weight'
+    """
+    for word, raw in _RAW_WORDS.items():
+        published = published.replace(word, raw)
+    return published
+
+
+def rotated_heads(published: str, config: MixtralConfig) -> int | None:
+    """Return how many heads' rows a rotary embedding turns in this matrix: Hq in q, Hkv in k, otherwise None."""
+    if published.endswith("self_attn.q_proj.weight"):
+        return config.num_attention_heads
+    if published.endswith("self_attn.k_proj.weight"):
+        return config.num_key_value_heads
+    return None
+
+
+def layout_of(names: Iterable[str], is_raw: bool) -> str:
+    """Return the layout that these stored names belong to; `is_raw` tells whose files they are in."""
+    if is_raw:
+        return "stacked" if any(re.search(r"\.block_sparse_moe\.w[123]$", name) for name in names) else "raw"
+    return "fused" if any(".mlp.experts." in name for name in names) else "published"
+
+
+def find_places(layout: str, config: MixtralConfig) -> dict[str, Place]:
+    """Return, by published name, where `layout` ("published", "fused", "raw", "stacked") keeps each tensor.
+
+    >>> config = MixtralConfig.mixtral_8x7b()
+    >>> find_places("stacked", config)["model.layers.0.block_sparse_moe.experts.1.w1.weight"]
+    Place(name='layers.0.block_sparse_moe.w1', shape=(114688, 4096), part=(slice(14336, 28672, None),), change=None)
+    """
+    find = {"published": _in_published, "fused": _in_fused, "raw": _in_raw, "stacked": _in_stacked}[layout]
+    return {name: find(name, shape, config) for name, shape in published_shapes(config).items()}
+
+
+def _in_published(name: str, shape: Shape, config: MixtralConfig) -> Place:
+    return Place(name, shape)
+
+
+def _in_fused(name: str, shape: Shape, config: MixtralConfig) -> Place:
+    expert = _EXPERT.fullmatch(name)
+    if not expert:
+        return Place(name.replace("block_sparse_moe", "mlp"), shape)
+    layer, expert_idx, matrix = expert[1], int(expert[2]), expert[3]
+    E, D, F = config.num_local_experts, config.hidden_size, config.intermediate_size
+    if matrix == "w2":
+        return Place(f"{layer}.mlp.experts.down_proj", (E, D, F), (expert_idx,))
+    rows = slice(0, F) if matrix == "w1" else slice(F, 2 * F)
+    return Place(f"{layer}.mlp.experts.gate_up_proj", (E, 2 * F, D), (expert_idx, rows))
+
+
+def _in_raw(name: str, shape: Shape, config: MixtralConfig) -> Place:
+    heads = rotated_heads(name, config)
+    return Place(raw_name(name), shape, change=partial(to_half_split, num_heads=heads) if heads else None)
+
+
+def _in_stacked(name: str, shape: Shape, config: MixtralConfig) -> Place:
+    expert = _EXPERT.fullmatch(name)
+    if not expert:
+        place = _in_raw(name, shape, config)
+        return place._replace(name=place.name.replace("feed_forward", "block_sparse_moe"))
+    layer, expert_idx, matrix = raw_name(expert[1]), int(expert[2]), expert[3]
+    E, D, F = config.num_local_experts, config.hidden_size, config.intermediate_size
+    rows = slice(expert_idx * F, (expert_idx + 1) * F)  # of w2 too: there each expert's matrix lies on its side
+    return Place(f"{layer}.block_sparse_moe.{matrix}", (E * F, D), (rows,), torch.t if matrix == "w2" else None)
