@@ -1,5 +1,6 @@
 """Checkpoints in the Hugging Face layout: a `config.json` beside safetensors files under the published names."""
 
+import shlex
 import warnings
 from dataclasses import replace
 from math import prod
@@ -9,9 +10,20 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
+from mixtral_edu.attention import check_backend
 from mixtral_edu.config import MixtralConfig
 from mixtral_edu.files import find_folder, replace_folder
-from mixtral_edu.placement import FLOATS, choose_device, choose_dtype, dtype_name, require_memory
+from mixtral_edu.layouts import layout_of
+from mixtral_edu.placement import FLOATS, INTEGERS, choose_device, choose_dtype, dtype_name, require_memory
+from mixtral_edu.quantization import (
+    QuantizationConfig,
+    check_finite,
+    choose_form,
+    install,
+    quantization_of,
+    quantized_layers,
+)
+from mixtral_edu.raw import is_raw
 from mixtral_edu.shards import WEIGHT_FILES, StoredTensor, parse_size, stored_tensors, summary, write_shards
 
 PREFIX = "model."  # of everything but the head, in models that have one
@@ -26,8 +38,10 @@ def load_pretrained(
     device: torch.device | str | None = None,
     attn_implementation: str | None = None,
     experts_implementation: str | None = None,
+    quantization: str | QuantizationConfig | None = None,
     num_labels: int | None = None,
     problem_type: str | None = None,
+    quantization_config: QuantizationConfig | None = None,
     torch_dtype: torch.dtype | str | None = None,
     device_map: torch.device | str | None = None,
 ) -> nn.Module:
@@ -43,7 +57,10 @@ def load_pretrained(
         dtype: a floating-point type ("bfloat16") to convert to, or None or "auto" for the checkpoint's own.
         device: None for the CPU.
         attn_implementation, experts_implementation, num_labels, problem_type: None for the config's value.
-        torch_dtype, device_map: older names of `dtype` and `device`; `device_map="auto"` takes a CUDA device if any.
+        quantization: "int8", "int4" or a `QuantizationConfig`: round attention and experts while loading, each matrix
+            as soon as it is read. None for the checkpoint's own form.
+        quantization_config, torch_dtype, device_map: transformers' names of `quantization`, `dtype` and `device`;
+            `device_map="auto"` takes a CUDA device if any.
 
     Returns:
         the model in eval mode, every parameter trainable.
@@ -51,7 +68,8 @@ def load_pretrained(
     Raises:
         FileNotFoundError: the folder, its `config.json` or a safetensors file is missing.
         ValueError: a damaged file, an index that contradicts its shards, tensors that are missing, unexpected or
-            wrongly shaped (by name), or an argument without meaning.
+            wrongly shaped (by name), an argument without meaning, or an `attn_implementation` that cannot run on that
+            device or dtype, or that has no weights to show where the config wants `output_attentions`.
         MemoryError: the model needs more memory than the device has free.
     """
     folder = find_folder(name_or_folder)
@@ -69,15 +87,32 @@ def load_pretrained(
     config = replace(config, **{name: value for name, value in changes.items() if value is not None})
     dtype = dtype or choose_dtype(config.dtype)
     config.dtype = dtype_name(dtype) if dtype else None
+    stored_form = QuantizationConfig.parse(config.quantization_config)
+    form = choose_form(quantization, quantization_config, stored_form, folder)
+    config.quantization_config = form.to_dict() if form else None
 
     with torch.device("meta"), _WithoutDrawing():
         model = model_class(config)
+    layers = quantized_layers(model, form, dtype) if form else {}
+    if stored_form:
+        install(model, layers)
     sources = _match(model, stored_tensors(folder), folder)
+    first, _ = next(model.named_parameters())  # the embedding, in whose type activations are
+    check_backend(config, device, dtype or FLOATS[sources[first].dtype], config.output_attentions)
+    if not stored_form:
+        install(model, layers)
     _check_memory(model, sources, dtype, device, folder)
 
+    to_round = {} if stored_form else layers
     for name, source in sources.items():
-        # copy=True: the parameter gets memory of its own, where the tensor just read may be a view of the mapped file
-        _place(model, name, source.read().to(device=device, dtype=dtype, copy=True))
+        tensor = source.read()
+        if layer := to_round.get(name.removesuffix(".weight")):
+            check_finite(f"{source.name} in {source.file.name}", tensor)
+            layer.quantize_(tensor.to(device), dtype or tensor.dtype)
+        else:
+            # copy=True: it gets memory of its own, where the tensor just read may be a view of the mapped file
+            own_dtype = dtype if tensor.is_floating_point() else None
+            _place(model, name, tensor.to(device=device, dtype=own_dtype, copy=True))
     _initialise_head(model, folder)
     return model.eval()
 
@@ -102,10 +137,12 @@ def save_pretrained(
     """
     limit = parse_size(max_shard_size)
     tensors = model.state_dict()
-    dtypes = {tensor.dtype for tensor in tensors.values()}
+    dtypes = {tensor.dtype for tensor in tensors.values() if tensor.is_floating_point()}
+    form = quantization_of(model)
     config = replace(
         model.config,
         dtype=dtype_name(dtypes.pop()) if len(dtypes) == 1 else None,  # None: each tensor keeps its own
+        quantization_config=form.to_dict() if form else None,
         extra=model.config.extra | {"architectures": [type(model).__name__]},
     )
     with replace_folder(folder, overwrite, written=("config.json", *WEIGHT_FILES)) as new:
@@ -123,17 +160,21 @@ class _WithoutDrawing(TorchFunctionMode):
 
 
 def _read_config(folder: Path) -> MixtralConfig:
-    if (folder / "params.json").is_file() and not (folder / "config.json").is_file():
-        raise ValueError(
-            f"{folder} holds a raw Mistral checkpoint (params.json, no config.json): it has to be converted to the "
-            "Hugging Face layout first"
-        )
+    if is_raw(folder):
+        raise ValueError(f"{folder} holds a raw Mistral checkpoint: {_how_to_convert(folder)}")
     return MixtralConfig.from_pretrained(folder)
+
+
+def _how_to_convert(folder: Path) -> str:
+    command = f"python -m mixtral_edu convert {shlex.quote(str(folder))} TARGET --to hf"
+    return f"convert it first, and load the target\n    {command}"
 
 
 def _match(model: nn.Module, stored: list[StoredTensor], folder: Path) -> dict[str, StoredTensor]:
     """Return where each of the model's parameters comes from; raise, naming all that does not fit."""
-    wanted = {name.removeprefix(PREFIX): (name, tuple(p.shape)) for name, p in model.named_parameters()}
+    if layout_of([tensor.name for tensor in stored], is_raw=False) == "fused":
+        raise ValueError(f"{folder} holds each layer's experts in one tensor: {_how_to_convert(folder)}")
+    wanted = {name.removeprefix(PREFIX): (name, tensor) for name, tensor in model.state_dict().items()}
     sources, unexpected, misfits = {}, [], []
     for tensor in stored:
         bare = tensor.name.removeprefix(PREFIX)
@@ -144,13 +185,14 @@ def _match(model: nn.Module, stored: list[StoredTensor], folder: Path) -> dict[s
             if not anothers_head and not derived:
                 unexpected.append(place)
             continue
-        name, shape = wanted[bare]
+        name, own = wanted[bare]
         if name in sources:
             unexpected.append(f"{place}, beside {sources[name].name} in {sources[name].file.name}")
-        elif tensor.shape != shape:
-            misfits.append(f"{place} is {tensor.shape}, the config wants {shape}")
-        elif tensor.dtype not in FLOATS:
-            misfits.append(f"{place} is stored as {tensor.dtype}, one of {', '.join(FLOATS)} is wanted")
+        elif tensor.shape != tuple(own.shape):
+            misfits.append(f"{place} is {tensor.shape}, the config wants {tuple(own.shape)}")
+        elif tensor.dtype not in _stored_types(own):
+            types = ", ".join(_stored_types(own))
+            misfits.append(f"{place} is stored as {tensor.dtype}, one of {types} is wanted")
         sources[name] = tensor
 
     missing = [name for name, _ in wanted.values() if name not in sources]
@@ -163,14 +205,28 @@ def _match(model: nn.Module, stored: list[StoredTensor], folder: Path) -> dict[s
     return sources
 
 
+def _stored_types(tensor: torch.Tensor) -> list[str]:
+    """What a checkpoint may hold for this tensor of the model: any float for a float, else just its own type."""
+    if tensor.is_floating_point():
+        return list(FLOATS)
+    return [name for name, dtype in INTEGERS.items() if dtype == tensor.dtype]
+
+
 def _check_memory(
     model: nn.Module, sources: dict[str, StoredTensor], dtype: torch.dtype | None, device: torch.device, folder: Path
 ) -> None:
-    in_model = 0
-    for name, parameter in model.named_parameters():
-        own = FLOATS[sources[name].dtype] if name in sources else parameter.dtype
-        in_model += parameter.numel() * (dtype or own).itemsize
-    on_the_way = max(prod(source.shape) * FLOATS[source.dtype].itemsize for source in sources.values())
+    in_model = on_the_way = 0
+    tensors = model.state_dict()
+    for name, tensor in tensors.items():
+        own = tensor.dtype
+        if own.is_floating_point:
+            own = dtype or (FLOATS[sources[name].dtype] if name in sources else own)
+        in_model += tensor.numel() * own.itemsize
+    for name, source in sources.items():
+        itemsize = (FLOATS | INTEGERS)[source.dtype].itemsize
+        if name not in tensors:  # it will be rounded, by way of twice as many numbers in float32
+            itemsize += 2 * torch.float32.itemsize
+        on_the_way = max(on_the_way, prod(source.shape) * itemsize)
     if device.type == "cpu":
         require_memory(in_model + on_the_way, device, str(folder))
     else:
@@ -179,8 +235,10 @@ def _check_memory(
 
 
 def _place(model: nn.Module, name: str, tensor: torch.Tensor) -> None:
-    module_name, _, parameter_name = name.rpartition(".")
-    setattr(model.get_submodule(module_name), parameter_name, nn.Parameter(tensor))
+    """Make `tensor` the model's parameter or buffer of this name."""
+    module_name, _, own_name = name.rpartition(".")
+    module = model.get_submodule(module_name)
+    setattr(module, own_name, nn.Parameter(tensor) if own_name in module._parameters else tensor)
 
 
 def _initialise_head(model: nn.Module, folder: Path) -> None:

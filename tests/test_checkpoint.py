@@ -11,22 +11,12 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from mixtral_edu import MixtralConfig, MixtralForCausalLM, MixtralModel, shards
+from mixtral_edu import MixtralForTokenClassification as Classifier  # a model whose head a checkpoint may lack
 from mixtral_edu.model import PreTrained
+from mixtral_edu.safetensors_file import write_safetensors
 
 NORM = "model.layers.1.input_layernorm.weight"
 IDS = torch.arange(14).reshape(2, 7)
-
-
-class Classifier(PreTrained):
-    """The smallest model whose head a checkpoint may lack."""
-
-    head_keys = ("score.",)
-    optional_head = True
-
-    def __init__(self, config: MixtralConfig):
-        super().__init__(config)
-        self.model = MixtralModel(config)
-        self.score = nn.Linear(config.hidden_size, config.num_labels)
 
 
 def small_model(model_class: type[PreTrained] = MixtralForCausalLM, seed: int = 0, **changes) -> PreTrained:
@@ -281,7 +271,7 @@ def test_damage_is_noticed_before_loading(folder, refused):
 
 def test_a_raw_mistral_folder_is_recognised(folder, refused):
     (folder / "config.json").rename(folder / "params.json")
-    refused(folder, ValueError, "raw Mistral checkpoint.*converted")
+    refused(folder, ValueError, r"raw Mistral checkpoint.*\n    python -m mixtral_edu convert .*saved TARGET --to hf$")
 
 
 def test_too_little_memory_is_noticed_before_loading(folder, monkeypatch, refused):
@@ -330,13 +320,13 @@ def test_a_model_is_saved_over_the_folder_it_came_from(folder):
 def test_a_save_that_fails_between_shards_leaves_the_old_checkpoint(folder, monkeypatch):
     written = []
 
-    def fail_at_the_third(tensors, path, metadata):
+    def fail_at_the_third(path, tensors):
         if len(written) == 2:
             raise OSError("disk full")
         written.append(path)
-        save_file(tensors, path, metadata)
+        write_safetensors(path, tensors)
 
-    monkeypatch.setattr(shards, "save_file", fail_at_the_third)
+    monkeypatch.setattr(shards, "write_safetensors", fail_at_the_third)
     with pytest.raises(OSError, match="disk full"):
         small_model(seed=1).save_pretrained(folder, max_shard_size="20KB", overwrite=True)
     assert len(written) == 2 and [path.name for path in folder.parent.iterdir()] == ["saved"]

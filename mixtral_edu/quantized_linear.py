@@ -1,0 +1,237 @@
+"""Linear layers whose weights are 8-bit or 4-bit integers, and how a matrix is rounded to them.
+
+    8 bits:  w ≈ q · scale                    q from -127 to 127, one scale for each row of a matrix
+    4 bits:  w ≈ (q - 8) · scale + zero       q from 0 to 15, scale and zero for each group of neighbours in a row
+
+Activations stay as they are: a product turns the integers back first, `F.linear(x, layer.dequantize())`, or leaves that
+to a kernel of PyTorch that does it on the way. The first form says what is computed, the second is used where it is
+faster. Round to nearest, no calibration.
+
+Source: group-wise rounding as in GPTQ and AWQ without their corrections, arXiv 2210.17323 and 2306.00978; the 4-bit
+formula is that of PyTorch's kernels.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple, Self
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+_HALVES = (torch.bfloat16, torch.float16)
+
+
+def quantize_rows(weight: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Round a matrix to 8 bits: integers and scales such that `weight ≈ q * scale[:, None]`.
+
+    >>> q, scale = quantize_rows(torch.tensor([[0.5, -1.0, 0.25], [0.0, 0.0, 0.0]]), torch.float32)
+    >>> q
+    tensor([[  64, -127,   32],
+            [   0,    0,    0]], dtype=torch.int8)
+    >>> [round(s, 5) for s in scale.tolist()]
+    [0.00787, 0.0]
+
+    Args:
+        weight: (F, D).
+        dtype: of the scales; q is chosen for them as they are rounded.
+
+    Returns:
+        (F, D) in int8, and (F,) in `dtype`.
+    """
+    weight = weight.float()
+    scale = (weight.abs().amax(dim=1) / 127).to(dtype)  # (F,)
+    steps = (weight / scale.float()[:, None]).nan_to_num_(0)  # a row of zeros has scale 0
+    return steps.round_().clamp_(-127, 127).to(torch.int8), scale
+
+
+def quantize_groups(weight: Tensor, group_size: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    """Round a matrix to 4 bits: integers, and scale and zero of each group, `weight ≈ (q - 8) * scale + zero`.
+
+    A group's smallest number becomes q = 0, its largest q = 15.
+
+    >>> q, scale, zero = quantize_groups(torch.tensor([[0.0, 1.0, 15.0, 7.0]]), group_size=4, dtype=torch.float32)
+    >>> q, scale, zero
+    (tensor([[ 0,  1, 15,  7]], dtype=torch.uint8), tensor([[1.]]), tensor([[8.]]))
+
+    Args:
+        weight: (F, D).
+        group_size: g, a divisor of D.
+        dtype: of scale and zero; q is chosen for them as they are rounded.
+
+    Returns:
+        (F, D) in uint8 with values 0 to 15, and twice (F, D/g) in `dtype`.
+    """
+    groups = weight.float().unflatten(1, (-1, group_size))  # (F, D/g, g)
+    low, high = groups.aminmax(dim=2)  # (F, D/g) each
+    scale = ((high - low) / 15).to(dtype)
+    zero = (low + 8 * scale.float()).to(dtype)
+    steps = (groups - zero.float()[..., None]).div_(scale.float()[..., None])  # in place: these matrices are large
+    steps.nan_to_num_(0)  # where all are equal, scale is 0 and zero says it all
+    return steps.round_().add_(8).clamp_(0, 15).to(torch.uint8).flatten(1), scale, zero
+
+
+def pack_pairs(q: Tensor) -> Tensor:
+    """Put two neighbours (0 to 15 each) into one byte, the first into its upper half: (F, D) to (F, D/2) in uint8.
+
+    >>> pack_pairs(torch.tensor([[1, 2, 15, 0]], dtype=torch.uint8))
+    tensor([[ 18, 240]], dtype=torch.uint8)
+    """
+    return q[:, ::2] << 4 | q[:, 1::2]
+
+
+def unpack_pairs(packed: Tensor) -> Tensor:
+    """The way back: (F, D/2) to (F, D)."""
+    return torch.stack((packed >> 4, packed & 15), dim=2).flatten(1)
+
+
+class Int8Linear(nn.Module):
+    """A linear layer without bias whose weights are 8-bit integers with one scale a row.
+
+    Buffers: `weight_int8` (F, D), `scale` (F,) in the dtype of the activations that it takes.
+    """
+
+    def __init__(self, in_features: int, out_features: int, dtype: torch.dtype | None = None):
+        super().__init__()
+        self.in_features, self.out_features = in_features, out_features
+        self.register_buffer("weight_int8", torch.empty(out_features, in_features, dtype=torch.int8))
+        self.register_buffer("scale", torch.empty(out_features, dtype=dtype))
+
+    def quantize_(self, weight: Tensor, dtype: torch.dtype) -> Self:
+        """Take the values of `weight` (F, D); the scales get `dtype`."""
+        self.weight_int8, self.scale = quantize_rows(weight, dtype)
+        return self
+
+    def dequantize(self) -> Tensor:
+        """Return the weights as numbers, (F, D)."""
+        return (self.weight_int8.float() * self.scale.float()[:, None]).to(self.scale.dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map x (..., D) to (..., F)."""
+        if not _takes_kernel(x, self.in_features) or not _int8_kernel_takes(x):
+            return F.linear(x, self.dequantize())
+        y = torch.ops.aten._weight_int8pack_mm(_as_rows(x), self.weight_int8, self.scale)
+        return y.view(*x.shape[:-1], -1)
+
+    def extra_repr(self) -> str:
+        return f"{self.in_features}, {self.out_features}"
+
+
+class Int4Linear(nn.Module):
+    """A linear layer without bias whose weights are 4-bit integers, with a scale and a zero for each group.
+
+    Buffers: `weight_int4` (F, D/2) in uint8, two neighbours a byte; `scale_and_zero` (D/g, F, 2) in the dtype of the
+    activations, in the order that PyTorch's kernels read. The first product through such a kernel rearranges
+    `weight_int4` in place into that kernel's own layout, as nothing is held twice; saving, loading and moving the
+    layer turn it back.
+    """
+
+    def __init__(self, in_features: int, out_features: int, group_size: int, dtype: torch.dtype | None = None):
+        super().__init__()
+        self.in_features, self.out_features, self.group_size = in_features, out_features, group_size
+        self.kernel: str | None = None  # in whose layout `weight_int4` lies; None: two neighbours a byte
+        self.register_buffer("weight_int4", torch.empty(out_features, in_features // 2, dtype=torch.uint8))
+        self.register_buffer("scale_and_zero", torch.empty(in_features // group_size, out_features, 2, dtype=dtype))
+
+    def quantize_(self, weight: Tensor, dtype: torch.dtype) -> Self:
+        """Take the values of `weight` (F, D); scales and zeros get `dtype`."""
+        q, scale, zero = quantize_groups(weight, self.group_size, dtype)
+        self.kernel, self.weight_int4 = None, pack_pairs(q)
+        self.scale_and_zero = torch.stack((scale.T, zero.T), dim=2)  # (D/g, F, 2)
+        return self
+
+    def dequantize(self) -> Tensor:
+        """Return the weights as numbers, (F, D)."""
+        self._leave_kernel_layout()
+        q = unpack_pairs(self.weight_int4).unflatten(1, (-1, self.group_size)).float()  # (F, D/g, g)
+        scale, zero = self.scale_and_zero.float().transpose(0, 1)[..., None].unbind(2)  # (F, D/g, 1) each
+        return ((q - 8) * scale + zero).flatten(1).to(self.scale_and_zero.dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map x (..., D) to (..., F)."""
+        kernel = _int4_kernel_for(x, self.out_features, self.group_size)
+        if kernel is None or not _takes_kernel(x, self.in_features):
+            return F.linear(x, self.dequantize())
+        if self.kernel != kernel:
+            self._leave_kernel_layout()
+            self.weight_int4, self.kernel = _INT4_KERNELS[kernel].pack(self.weight_int4), kernel
+        return self._multiply(_as_rows(x), self.scale_and_zero).view(*x.shape[:-1], -1)
+
+    def _multiply(self, x: Tensor, scale_and_zero: Tensor) -> Tensor:
+        return _INT4_KERNELS[self.kernel].multiply(x, self.weight_int4, self.group_size, scale_and_zero)
+
+    def _leave_kernel_layout(self) -> None:
+        """Read the integers back through the kernel, whatever its layout is: (q - 8) · 1 + 8 times the unit matrix."""
+        if self.kernel is not None:
+            like = {"dtype": torch.bfloat16, "device": self.weight_int4.device}  # holds 0 to 15 exactly
+            unit = torch.eye(self.in_features, **like)
+            ones_and_eights = torch.tensor([1.0, 8.0], **like).expand_as(self.scale_and_zero).contiguous()
+            q = self._multiply(unit, ones_and_eights).T  # (F, D)
+            self.weight_int4, self.kernel = pack_pairs(q.to(torch.uint8)), None
+
+    def _apply(self, fn, recurse=True):  # moves to a device, changes the dtype
+        self._leave_kernel_layout()
+        return super()._apply(fn, recurse)
+
+    def _save_to_state_dict(self, *arguments):
+        self._leave_kernel_layout()
+        super()._save_to_state_dict(*arguments)
+
+    def _load_from_state_dict(self, *arguments):
+        self._leave_kernel_layout()
+        super()._load_from_state_dict(*arguments)
+
+    def extra_repr(self) -> str:
+        return f"{self.in_features}, {self.out_features}, group_size={self.group_size}"
+
+
+def _as_rows(x: Tensor) -> Tensor:
+    return x.reshape(-1, x.shape[-1]).contiguous()
+
+
+def _takes_kernel(x: Tensor, in_features: int) -> bool:
+    """Kernels have no backward pass, and trust the sizes that they are given."""
+    return not (torch.is_grad_enabled() and x.requires_grad) and x.shape[-1] == in_features and x.numel() > 0
+
+
+def _int8_kernel_takes(x: Tensor) -> bool:
+    """Whether PyTorch has an 8-bit product for x that is right, and faster than turning the integers back.
+
+    In float32, and on CUDA, it is slower; rows that do not fill the processor's vectors are read past their end.
+    """
+    return x.device.type == "cpu" and x.dtype in _HALVES and x.shape[-1] % 32 == 0
+
+
+class _Int4Kernel(NamedTuple):
+    """`pack` rearranges (F, D/2) pairs; `multiply(x, packed, group_size, scale_and_zero)` is x times the weights."""
+
+    dtypes: tuple[torch.dtype, ...]
+    pack: Callable[[Tensor], Tensor]
+    multiply: Callable[[Tensor, Tensor, int, Tensor], Tensor]
+
+
+_INT4_KERNELS = {
+    "cpu": _Int4Kernel(
+        _HALVES,  # float32 too, but slower than turning the integers back
+        lambda pairs: torch.ops.aten._convert_weight_to_int4pack_for_cpu(unpack_pairs(pairs).int(), 1),
+        torch.ops.aten._weight_int4pack_mm_for_cpu,
+    ),
+    "cuda": _Int4Kernel(
+        (torch.bfloat16,),
+        lambda pairs: torch.ops.aten._convert_weight_to_int4pack(pairs, _inner_k_tiles(2 * pairs.shape[1])),
+        torch.ops.aten._weight_int4pack_mm,
+    ),
+}
+
+
+def _int4_kernel_for(x: Tensor, out_features: int, group_size: int) -> str | None:
+    """Return the name of the kernel that can take x and these sizes, None if there is none."""
+    name = x.device.type
+    fits = group_size in (32, 64, 128, 256) and out_features % 16 == 0
+    return name if fits and name in _INT4_KERNELS and x.dtype in _INT4_KERNELS[name].dtypes else None
+
+
+def _inner_k_tiles(in_features: int) -> int:
+    """How many tiles of 16 inputs one load of the CUDA kernel covers: the most that divide the input size."""
+    return next(tiles for tiles in (8, 4, 2) if in_features % (16 * tiles) == 0)
+
+
