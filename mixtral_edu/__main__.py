@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import sys
 from pathlib import Path
 
 import mixtral_edu
@@ -11,6 +12,13 @@ def _count(text: str) -> int:
     number = int(text)
     if number < 1:
         raise argparse.ArgumentTypeError(f"{number} is less than 1")
+    return number
+
+
+def _seconds(text: str) -> float:
+    number = float(text)
+    if not 0 < number < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is not a number of seconds above 0")
     return number
 
 
@@ -37,13 +45,42 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     from mixtral_edu.evaluation import evaluate
     from mixtral_edu.recipes import RECIPES
 
-    model = MixtralForCausalLM.from_pretrained(arguments.model, dtype="float32")
+    model = MixtralForCausalLM.from_pretrained(arguments.model, dtype="float32", quantization=arguments.quantization)
     tokenizer = MixtralTokenizer.from_pretrained(arguments.model)
     domains = arguments.domains or [*RECIPES["tiny"].domains, *PROBES]
     text = json.dumps(evaluate(model, tokenizer, domains, cache=arguments.cache), indent=1)
     print(text)
     if arguments.json:
         arguments.json.write_text(text + "\n", encoding="utf-8")
+
+
+def _convert(arguments: argparse.Namespace) -> None:
+    try:
+        mixtral_edu.convert_checkpoint(
+            arguments.source,
+            arguments.target,
+            to=arguments.to,
+            overwrite=arguments.overwrite,
+            max_shard_size=arguments.max_shard_size,
+        )
+    except FileExistsError as error:
+        raise FileExistsError(str(error).replace("overwrite=True", "--overwrite")) from error
+
+
+def _grade(arguments: argparse.Namespace) -> None:
+    from mixtral_edu.exercises.marking import as_dict, as_table, mark
+
+    try:
+        results = mark(arguments.submission, arguments.lesson, arguments.timeout)
+        if arguments.json:
+            text = json.dumps(as_dict(arguments.submission, results), indent=1, ensure_ascii=False)
+            arguments.json.write_text(text + "\n", encoding="utf-8")
+    except (ValueError, OSError) as error:
+        print(f"python -m mixtral_edu grade: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    print(as_table(results))
+    if not all(results):
+        raise SystemExit(1)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -68,10 +105,30 @@ def main(argv: list[str] | None = None) -> None:
 
     evaluate = commands.add_parser("evaluate", help="measure a trained model: bits per byte, answers, experts")
     evaluate.add_argument("model", help="tiny, tiny-instruct, or a checkpoint folder with a tokenizer")
+    evaluate.add_argument("--quantization", choices=("int8", "int4"), help="round attention and experts first")
     evaluate.add_argument("--domains", nargs="+", metavar="DOMAIN", help="held-out texts to read; all by default")
     evaluate.add_argument("--cache", type=Path, metavar="FOLDER", help="where downloaded sources are kept")
     evaluate.add_argument("--json", type=Path, metavar="FILE", help="write the figures here too")
     evaluate.set_defaults(run=_evaluate)
+
+    convert = commands.add_parser("convert", help="write a checkpoint in another layout")
+    convert.add_argument("source", metavar="SOURCE", help="a folder in Hugging Face's or Mistral's layout, or tiny")
+    convert.add_argument("target", metavar="TARGET", help="the folder to write")
+    convert.add_argument(
+        "--to", choices=("hf", "mistral"), default="hf", help="Hugging Face's layout (default), or Mistral's own"
+    )
+    convert.add_argument("--overwrite", action="store_true", help="replace a checkpoint that TARGET holds")
+    convert.add_argument("--max-shard-size", default="5GB", metavar="SIZE", help="of a Hugging Face file; default 5GB")
+    convert.set_defaults(run=_convert)
+
+    grade = commands.add_parser("grade", help="check a student's exercises; exit status 0 if all passed, 1 if not")
+    grade.add_argument("submission", type=Path, metavar="STUDENT.py", help="a script or a notebook (.ipynb)")
+    grade.add_argument("--lesson", metavar="NN", help="which; by default, each of which it defines a function")
+    grade.add_argument("--json", type=Path, metavar="FILE", help="write a report here")
+    grade.add_argument(
+        "--timeout", type=_seconds, default=10.0, metavar="S", help="seconds for loading, and for each exercise (10)"
+    )
+    grade.set_defaults(run=_grade)
 
     arguments = parser.parse_args(argv)
     try:

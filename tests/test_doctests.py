@@ -10,7 +10,7 @@ import mixtral_edu
 
 FOUND = (module.name for module in pkgutil.walk_packages(mixtral_edu.__path__, "mixtral_edu."))
 MODULES = ["mixtral_edu", *(name for name in FOUND if not name.endswith("__main__"))]
-WITH_EXAMPLES = {"mixtral_edu.config", "mixtral_edu.rope", "mixtral_edu.masks", "mixtral_edu.cache"}
+WITH_EXAMPLES = {f"mixtral_edu.{name}" for name in ("config", "rope", "masks", "cache", "layouts", "exercises.comparison")}
 
 
 @pytest.mark.parametrize("name", MODULES)
