@@ -52,7 +52,8 @@ def generate(
     input_ids: Tensor,
     attention_mask: Tensor | None = None,
     *,
-    max_new_tokens: int,
+    max_new_tokens: int | None = None,
+    max_length: int | None = None,
     do_sample: bool = False,
     temperature: float | None = 1.0,
     top_k: int | None = None,
@@ -73,7 +74,8 @@ def generate(
         model: a causal language model with a `config`; used in evaluation mode, and left in the mode it was in.
         input_ids: (B, T) prompts.
         attention_mask: (B, T), 0 for padding, which must be on the left. None means that there is none.
-        max_new_tokens: at most so many new ids a row.
+        max_new_tokens: at most so many new ids a row; has to be given, or `max_length`.
+        max_length: an older way to say it: at most so many ids in all, the T of the prompt included.
         do_sample: draw from the distribution; otherwise take the most likely id, and ignore the next four.
         temperature, top_k, top_p, min_p: shape the distribution, in this order; None leaves it as it is.
         repetition_penalty: before them, for all ids of the row so far, pads left out.
@@ -86,15 +88,15 @@ def generate(
     Raises:
         TypeError, ValueError: an argument is not what is wanted; the message names it.
     """
-    options = GenerationOptions(max_new_tokens, do_sample, temperature, top_k, top_p, min_p, repetition_penalty,
-                                eos_token_id, pad_token_id, seed)  # fmt: skip
+    options = GenerationOptions(max_new_tokens, max_length, do_sample, temperature, top_k, top_p, min_p,
+                                repetition_penalty, eos_token_id, pad_token_id, seed)  # fmt: skip
     tokens = _new_tokens(model, input_ids, attention_mask, options)
     if streamer is not None:
         _check_single(input_ids, "a streamer")
         streamer.put(input_ids.cpu())
     ids = [input_ids]
     try:
-        with _progress_bar(max_new_tokens) if progress else nullcontext() as bar:
+        with _progress_bar(options.steps(input_ids.shape[1])) if progress else nullcontext() as bar:
             for token in tokens:
                 ids.append(token[:, None])
                 if streamer is not None:
@@ -140,12 +142,18 @@ def stream(
 def _new_tokens(model: nn.Module, ids: Tensor, mask: Tensor | None, options: GenerationOptions) -> Iterator[Tensor]:
     """Check the arguments; return an iterator of the new ids (B,), step by step until all rows have stopped."""
     mask = _checked_prompt(model, ids, mask)
-    return _steps(model, ids, mask, options, *options.stop_and_pad_ids(model.config))
+    return _steps(model, ids, mask, options, options.steps(ids.shape[1]), *options.stop_and_pad_ids(model.config))
 
 
 @torch.no_grad()  # left at each yield; in inference mode a model could not train later with tensors that it keeps
 def _steps(
-    model: nn.Module, ids: Tensor, mask: Tensor | None, options: GenerationOptions, stop_ids: list[int], pad_id: int
+    model: nn.Module,
+    ids: Tensor,
+    mask: Tensor | None,
+    options: GenerationOptions,
+    num_steps: int,
+    stop_ids: list[int],
+    pad_id: int,
 ) -> Iterator[Tensor]:
     stops = torch.tensor(stop_ids, dtype=torch.long, device=ids.device)
     generator = None if options.seed is None else torch.Generator(ids.device).manual_seed(options.seed)
@@ -153,7 +161,7 @@ def _steps(
     stopped, num_stopped = torch.zeros(len(ids), dtype=torch.bool, device=ids.device), 0
     cache = None
     with _evaluation_mode(model):
-        for _ in range(options.max_new_tokens):
+        for _ in range(num_steps):
             out = model(ids, attention_mask=mask, past_key_values=cache, use_cache=True, logits_to_keep=1)
             cache = out.past_key_values
             token = options.choose(out.logits[:, -1].float(), seen, seen_mask, generator)  # (B,)

@@ -92,7 +92,8 @@ class GenerationOptions:
         TypeError, ValueError: a field is not what is wanted; the message names it.
     """
 
-    max_new_tokens: int
+    max_new_tokens: int | None = None
+    max_length: int | None = None
     do_sample: bool = False
     temperature: float | None = 1.0
     top_k: int | None = None
@@ -104,9 +105,15 @@ class GenerationOptions:
     seed: int | None = None
 
     def __post_init__(self):
-        if self.max_new_tokens is None:
+        if self.max_new_tokens is None and self.max_length is None:
             raise TypeError("max_new_tokens=None: an int of at least 1 is wanted")
-        _check("max_new_tokens", self.max_new_tokens, Integral, lambda n: n >= 1, "an int of at least 1")
+        if self.max_new_tokens is not None and self.max_length is not None:
+            raise ValueError(
+                f"max_new_tokens={self.max_new_tokens} and max_length={self.max_length}: give one of them, better the "
+                "first"
+            )
+        for name in ("max_new_tokens", "max_length"):
+            _check(name, getattr(self, name), Integral, lambda n: n >= 1, "an int of at least 1")
         _check("temperature", self.temperature, Real, lambda t: 0 < t < math.inf,
                "a number above 0 (do_sample=False takes the most likely token)")  # fmt: skip
         _check("top_k", self.top_k, Integral, lambda k: k >= 1, "an int of at least 1, or None,")
@@ -118,6 +125,21 @@ class GenerationOptions:
         unused = [name for name, values in defaults.items() if getattr(self, name) not in values]
         if unused and not self.do_sample:
             warnings.warn(f"{', '.join(unused)} only matter with do_sample=True, and are ignored", stacklevel=4)
+
+    def steps(self, prompt_length: int) -> int:
+        """Return how many new ids there may be after a prompt of so many.
+
+        Raises:
+            ValueError: `max_length` leaves no room for one.
+        """
+        if self.max_length is None:
+            return self.max_new_tokens
+        if self.max_length <= prompt_length:
+            raise ValueError(
+                f"max_length={self.max_length}: the prompt alone has {prompt_length} ids; max_new_tokens counts the "
+                "new ones only"
+            )
+        return self.max_length - prompt_length
 
     def choose(self, logits: Tensor, seen: Tensor, seen_mask: Tensor, generator: torch.Generator | None) -> Tensor:
         """Return the next ids (B,) for logits (B, V) after the ids `seen` (B, S), those masked 0 left out."""

@@ -122,21 +122,31 @@ class MixtralTokenizer:
             raise ValueError(f"text holds a lone surrogate, {text[error.start]!r}, at index {error.start}") from None
         return [self.bos_token_id] * add_special_tokens + self.processor.encode(text)
 
-    def decode(self, ids: int | Sequence[int] | torch.Tensor, skip_special_tokens: bool = False) -> str:
+    def decode(
+        self,
+        ids: int | Sequence[int] | torch.Tensor,
+        skip_special_tokens: bool = False,
+        clean_up_tokenization_spaces: bool = False,
+    ) -> str:
         """Return the text of one sequence of ids.
 
         Skipped, special ids show as in SentencePiece: `<s>` and `</s>` as nothing, `<unk>` as " ⁇ "; pads in front of
         `<s>` are left out. Kept, they show by name: "<s> Once upon". Bytes that are no UTF-8 become U+FFFD, one each.
+        `clean_up_tokenization_spaces` is there for callers of transformers; a text is given as it is.
 
         Raises:
             TypeError: `ids` is no flat sequence of ints.
-            ValueError: an id lies outside the vocabulary.
+            ValueError: an id lies outside the vocabulary, or spaces shall be cleaned up.
         """
+        if clean_up_tokenization_spaces:
+            raise ValueError("clean_up_tokenization_spaces=True: False is wanted, spaces belong to the text")
         return self.decode_part(self.checked_ids(ids), skip_special_tokens, at_start=True)
 
-    def batch_decode(self, sequences: Iterable, skip_special_tokens: bool = False) -> list[str]:
+    def batch_decode(
+        self, sequences: Iterable, skip_special_tokens: bool = False, clean_up_tokenization_spaces: bool = False
+    ) -> list[str]:
         """Return `decode` of each row of `sequences`: a `(B, T)` tensor or a list of id lists."""
-        return [self.decode(ids, skip_special_tokens) for ids in sequences]
+        return [self.decode(ids, skip_special_tokens, clean_up_tokenization_spaces) for ids in sequences]
 
     def pieces(self, text: str | Sequence[int] | torch.Tensor, add_special_tokens: bool = False) -> list[Piece]:
         """Return the tokens of a text, or of ids, as `(id, piece, is_byte)`; `<s>` only if it is asked for."""

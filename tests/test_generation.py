@@ -208,3 +208,9 @@ def test_a_progress_bar_counts_tokens_on_stderr(capsys):
 def test_tqdm_is_imported_only_when_a_bar_is_asked_for():
     code = "import sys, mixtral_edu.generation; print('tqdm.auto' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
+
+
+def test_max_length_counts_the_prompt_too():
+    model = HistoryModel()
+    expected = generate(model, PROMPTS, MASK, max_new_tokens=3)
+    assert torch.equal(generate(model, PROMPTS, MASK, max_length=PROMPTS.shape[1] + 3), expected)

@@ -219,3 +219,10 @@ def test_rows_of_ids_are_padded_as_texts_are(trained):
     expected = trained(texts, return_tensors="pt", padding=True)
     assert padded.input_ids.equal(expected.input_ids) and padded.attention_mask.equal(expected.attention_mask)
     assert padded.input_ids[0, 0] == trained.pad_token_id and padded.attention_mask[0, 0] == 0
+
+
+def test_spaces_are_not_cleaned_up(trained):
+    ids = trained.encode("one , two")
+    assert trained.batch_decode([ids], True, clean_up_tokenization_spaces=False) == ["one , two"]
+    with pytest.raises(ValueError, match="clean_up_tokenization_spaces=True"):
+        trained.decode(ids, clean_up_tokenization_spaces=True)
