@@ -1,8 +1,15 @@
 """What the README says of the package holds."""
 
 import ast
+import json
 import re
 from pathlib import Path
+
+import pytest
+
+from mixtral_edu import MixtralConfig
+from mixtral_edu.data import bundled_folder
+from mixtral_edu.quantization import checkpoint_bytes, quantization_of
 
 
 def order_of(repository: Path) -> list[str]:
@@ -39,3 +46,24 @@ def test_every_link_of_the_readme_leads_somewhere(repository: Path):
     links = re.findall(r"\]\(([^)#:]+)\)", (repository / "README.md").read_text(encoding="utf-8"))
     assert "notebooks/images/quickstart.png" in links
     assert [link for link in links if not (repository / link).is_file()] == []
+
+
+@pytest.mark.filterwarnings("ignore:.*initialised at random")
+def test_the_python_snippets_run(repository: Path, capsys: pytest.CaptureFixture):
+    snippets = re.findall(r"```python\n(.*?)```", (repository / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    names = {}
+    for snippet in snippets:
+        exec(compile(snippet, "README.md", "exec"), names)
+    assert capsys.readouterr().out.startswith("Once upon a time")
+    assert names["logits"].shape == (2, 3) and quantization_of(names["model"]).bits == 4
+
+
+def test_the_figures_of_rounded_weights_are_the_measured_ones(repository: Path):
+    rows = []
+    for form, name in ((None, "bfloat16"), ("int8", "`int8`"), ("int4", "`int4`")):
+        file = "evaluation.json" if form is None else f"evaluation-{form}.json"
+        measured = json.loads((bundled_folder("tiny") / file).read_text(encoding="utf-8"))["held_out_bits_per_byte"]
+        large, tiny = (checkpoint_bytes(c, form) for c in (MixtralConfig.mixtral_8x7b(), MixtralConfig.tiny()))
+        bits = " | ".join(f"{measured[domain]:.3f}" for domain in ("shakespeare", "python", "stories"))
+        rows.append(f"| {name} | {large / 1e9:.1f} GB | {tiny / 1e6:.1f} MB | {bits} |")
+    assert "\n".join(rows) in (repository / "README.md").read_text(encoding="utf-8")

@@ -1,6 +1,7 @@
 """Write the README.md beside each bundled checkpoint from what was measured and recorded.
 
 python -m mixtral_edu evaluate tiny --json mixtral_edu/data/tiny/evaluation.json
+python -m mixtral_edu evaluate tiny --quantization int4 --json mixtral_edu/data/tiny/evaluation-int4.json
 python tools/write_model_cards.py              write all cards
 python tools/write_model_cards.py --check      change nothing; exit 1 if a card is out of date
 """
@@ -15,6 +16,7 @@ from safetensors import safe_open
 from mixtral_edu import MixtralConfig
 from mixtral_edu.corpus import DOMAINS, PROBES, SOURCES
 from mixtral_edu.data import BUNDLED, bundled_folder
+from mixtral_edu.quantization import checkpoint_bytes
 from mixtral_edu.recipes import RECIPES
 
 PURPOSE = {
@@ -56,7 +58,8 @@ def card(name: str) -> str:
     """Return the text of one card."""
     folder = bundled_folder(name)
     training = json.loads((folder / "training.json").read_text(encoding="utf-8"))
-    measured = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))
+    measured = evaluation(folder, "evaluation.json")
+    rounded = {form: evaluation(folder, f"evaluation-{form}.json") for form in ("int8", "int4")}
     counts = MixtralConfig.from_pretrained(folder).parameter_counts()
     sections = [
         f"# {name}",
@@ -65,6 +68,7 @@ def card(name: str) -> str:
         "## What it does",
         bits(name, measured["held_out_bits_per_byte"]),
         answers(measured["behaviour"]),
+        in_fewer_bits(folder, measured, rounded),
         load(measured["expert_load"]),
         "## Data",
         data(name, training["python"]),
@@ -75,6 +79,10 @@ def card(name: str) -> str:
         "The weights are under the package's licence, Apache-2.0.",
     ]
     return "\n\n".join(sections) + "\n"
+
+
+def evaluation(folder: Path, file: str) -> dict:
+    return json.loads((folder / file).read_text(encoding="utf-8"))
 
 
 def table(*rows: tuple) -> str:
@@ -121,6 +129,21 @@ def answers(measured: dict[str, int]) -> str:
         f"* of {facts} small facts (sums, capitals, opposites, number words; all were in training),\n"
         f"  {measured['facts_right']} are right;\n"
         f"* of {sums} sums that training left out, {measured['unseen_sums_right']} are right."
+    )
+
+
+def in_fewer_bits(folder: Path, measured: dict, rounded: dict[str, dict]) -> str:
+    config = MixtralConfig.from_pretrained(folder)
+    forms = {"16 bits": (None, measured), **{f"`{form}`": (form, figures) for form, figures in rounded.items()}}
+    rows = [("bits per byte", *forms)]
+    for domain in measured["held_out_bits_per_byte"]:
+        rows.append((domain, *(f"{figures['held_out_bits_per_byte'][domain]:.3f}" for _, figures in forms.values())))
+    for key, name in (("stories_keeping_hero", "stories that keep their hero"), ("facts_right", "facts right")):
+        rows.append((name, *(figures["behaviour"][key] for _, figures in forms.values())))
+    rows.append(("weights", *(f"{checkpoint_bytes(config, form) / 1e6:.1f} MB" for form, _ in forms.values())))
+    return (
+        'With `from_pretrained(..., quantization="int8")` or `"int4"` the weights of attention and experts are\n'
+        "rounded to 8 bits, or to 4 bits in groups of 64:\n\n" + table(*rows)
     )
 
 
