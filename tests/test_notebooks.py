@@ -109,6 +109,25 @@ def test_a_notebooks_file(path: Path):
     assert len(text.encode()) < 1_000_000, "smaller figures, or fewer; 300 KB is a good size"
 
 
+def broken_links(notebook: NotebookNode, folder: Path) -> list[str]:
+    """Links and images of the texts that name a file which is not there; addresses in the web are left alone."""
+    texts = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
+    targets = re.findall(r"\]\(([^)\s#:]+)(?:#[^)\s]*)?\)", texts)
+    return [target for target in targets if not (folder / target).exists()]
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=name_of)
+def test_links_lead_somewhere_in(path: Path):
+    assert broken_links(read(path), path.parent) == []
+
+
+def test_a_broken_link_is_found(tmp_path: Path):
+    (tmp_path / "there.md").touch()
+    links = "[a](there.md), [b](there.md#part), [c](https://a.org/x), [d](#part), ![e](gone.png), [f](../g.md#part)"
+    notebook = new_notebook(cells=[new_markdown_cell(links), new_code_cell("[0](code.md)")])
+    assert broken_links(notebook, tmp_path) == ["gone.png", "../g.md"]
+
+
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=name_of)
 def test_the_readme_lists(path: Path):
     assert path.relative_to(REPOSITORY).as_posix() in (REPOSITORY / "README.md").read_text(encoding="utf-8")

@@ -1,0 +1,95 @@
+"""Exercises that check themselves, in a notebook, in a script and in a class.
+
+For students:
+
+    from mixtral_edu.exercises import check
+
+    check.rms_norm(rms_norm)     # your function; returns a result with .passed, .score (0 to 1) and .message
+    check.rms_norm               # shows the task
+    check                        # lists all exercises
+
+For marks: `python -m mixtral_edu grade STUDENT.py` takes a script or a notebook. Or put the same call into an nbgrader
+test cell: `assert check.rms_norm(rms_norm)` gives all points or none, and `4 * check.rms_norm(rms_norm).score` as the
+last line of a cell worth 4 points gives a share. (A cell that merely shows the result earns all, whatever it says.)
+Checks guard against accidents, not against malice: run what you do not trust in a container.
+
+For authors, with lesson 02 as the example to follow:
+
+1. `lesson_02.py`: an exercise is its reference solution, whose docstring is the task, and a list of checks.
+
+       @exercise("RMSNorm")
+       def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+           "Divide each vector of x (..., D) by its root mean square."
+           return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps) * weight
+
+       @rms_norm.check("Is eps added to the mean square, inside the root?")
+       def eps_inside_the_root(answer):
+           x = torch.tensor([[3.0, 4.0]])                   # mean square 12.5
+           return answer(x, torch.ones(2), 12.5), x / 5     # found, expected
+
+   * Checks run in the order of the file: fundamental ones first. Each looks for one mistake, which its question names,
+     on inputs where that mistake shows (sizes that differ, a large eps, a pad row, an expert without a token).
+   * A check returns (found, expected): tensors, numbers, or lists, tuples and dicts of them. The expected side is a
+     closed form, loops in numpy, or PyTorch's own; never the reference. A tensor fixes the dtype, an array does not.
+   * Every answer is also checked for exceptions, endless loops, inputs changed in place and random numbers. Where the
+     task asks for such things: `@exercise(…, changes=("cache",))`, `@exercise(…, random=True)`.
+   * `torch.randn` and the like give a check the same numbers each time it runs.
+   * The reference uses its arguments and what the notebook's first cell imports. Its name is unique among all lessons,
+     and its lines have at most 95 characters, for it is read in a notebook. The module imports nothing heavy.
+
+2. `tests/exercises_02.py`: other right answers, and planted mistakes, at least one for each check.
+3. `python tools/write_exercises.py notebooks/exercises/02_….ipynb` writes stubs, checks and folded solutions. Write the
+   tasks (idea, formula, table of shapes, numbers by hand) and hints, and run `tools/refresh_notebooks.py`.
+"""
+
+import difflib
+import importlib
+import pkgutil
+from functools import cache
+
+from mixtral_edu.exercises.framework import Exercise, exercise
+from mixtral_edu.exercises.result import Outcome, Result
+
+__all__ = ["Exercise", "Outcome", "Result", "check", "exercise", "exercises"]
+
+
+@cache
+def exercises() -> dict[str, Exercise]:
+    """All exercises by name, in the order of the lessons.
+
+    Raises:
+        ValueError: two exercises have the same name.
+    """
+    found: dict[str, Exercise] = {}
+    names = sorted(module.name for module in pkgutil.iter_modules(__path__) if module.name.startswith("lesson_"))
+    for name in names:
+        module = importlib.import_module(f"{__name__}.{name}")
+        for each in [thing for thing in vars(module).values() if isinstance(thing, Exercise)]:
+            if each.name in found:
+                raise ValueError(f"{each.name} is an exercise of lessons {found[each.name].lesson} and {each.lesson}")
+            found[each.name] = each
+    return found
+
+
+class _Checks:
+    """`check.NAME(function)` runs the checks of an exercise; `check.NAME` shows its task."""
+
+    def __getattr__(self, name: str) -> Exercise:
+        if name.startswith("_"):  # Python and IPython ask for many of these
+            raise AttributeError(name)
+        if name not in exercises():
+            close = difflib.get_close_matches(name, exercises(), n=1)
+            hint = f"did you mean check.{close[0]}?" if close else f"there are {', '.join(exercises())}"
+            raise AttributeError(f"there is no exercise {name!r}; {hint}")
+        return exercises()[name]
+
+    def __dir__(self) -> list[str]:
+        return list(exercises())
+
+    def __repr__(self) -> str:
+        width = max(map(len, exercises()))
+        lines = [f"{each.lesson}  check.{each.name:{width}}  {each.title}" for each in exercises().values()]
+        return "\n".join(lines)
+
+
+check = _Checks()

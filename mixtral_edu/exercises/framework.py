@@ -1,0 +1,95 @@
+"""An exercise: a task, a reference solution, and checks that each look for one mistake."""
+
+import ast
+import inspect
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from mixtral_edu.exercises.grading import grade
+from mixtral_edu.exercises.result import Result
+
+SECONDS = 10.0  # for all checks of one exercise; a right answer takes a fraction of one
+
+
+@dataclass(frozen=True)
+class Check:
+    """One check: `function` calls the student's function and returns (found, expected)."""
+
+    function: Callable
+    question: str
+    rtol: float | None
+
+
+class Exercise:
+    """One exercise; `check.NAME` is one, and is called with the student's function.
+
+    Attributes:
+        name: of the function that the student writes, and of the exercise.
+        title: in a few words.
+        lesson: its number in two digits.
+        reference: a right answer. Its docstring is the task.
+        changes: parameters that the function has to change in place.
+        random: whether it may draw from the shared random generators.
+        checks: in order, from fundamental to subtle.
+    """
+
+    def __init__(self, reference: Callable, title: str, changes: tuple[str, ...] = (), random: bool = False):
+        self.reference = reference
+        self.name = reference.__name__
+        self.title = title
+        self.lesson = reference.__module__.rpartition("lesson_")[2]
+        self.signature = inspect.signature(reference)
+        self.changes = changes
+        if not set(changes) <= set(self.signature.parameters):
+            raise ValueError(f"changes={changes}: {self.name} has the parameters {list(self.signature.parameters)}")
+        self.random = random
+        self.checks: list[Check] = []
+        self.__doc__ = f"{title}.\n\n{inspect.getdoc(reference)}"  # what `check.NAME?` shows in a notebook
+
+    def check(self, question: str, rtol: float | None = None) -> Callable[[Callable], Callable]:
+        """Decorator that adds a check to the exercise.
+
+        Args:
+            question: names the likely cause if the check fails.
+            rtol: relative tolerance, if the usual one of the dtype does not fit.
+        """
+
+        def add(function: Callable) -> Callable:
+            self.checks.append(Check(function, question, rtol))
+            return function
+
+        return add
+
+    def __call__(self, answer: Callable, seconds: float = SECONDS) -> Result:
+        """Run the checks on `answer`, the student's function, for at most `seconds`."""
+        return grade(self, answer, seconds)
+
+    def __repr__(self) -> str:
+        return f"check.{self.name}(your_function)\n\n{self.__doc__}"
+
+    @property
+    def stub(self) -> str:
+        """Text of the cell in which the student writes: signature and task."""
+        signature, task, _ = self._source()
+        return f"{signature}{task}    raise NotImplementedError"
+
+    @property
+    def solution(self) -> str:
+        """Text of the reference solution as a function `NAME_solution`, without the task."""
+        signature, _, body = self._source()
+        return signature.replace(f"def {self.name}(", f"def {self.name}_solution(") + body.strip("\n")
+
+    def _source(self) -> tuple[str, str, str]:
+        """Signature, docstring and body of the reference, as they are written."""
+        source = inspect.getsource(self.reference)
+        function = ast.parse(source).body[0]
+        docstring = function.body[0]
+        lines = source.splitlines(keepends=True)
+        cuts = function.lineno - 1, docstring.lineno - 1, docstring.end_lineno, len(lines)  # no decorator
+        return tuple("".join(lines[start:end]) for start, end in itertools.pairwise(cuts))
+
+
+def exercise(title: str, *, changes: tuple[str, ...] = (), random: bool = False) -> Callable[[Callable], Exercise]:
+    """Decorator that makes an exercise of its reference solution; see the guide in `mixtral_edu.exercises`."""
+    return lambda reference: Exercise(reference, title, changes, random)
