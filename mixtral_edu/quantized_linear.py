@@ -162,10 +162,9 @@ class Int4Linear(nn.Module):
     def _leave_kernel_layout(self) -> None:
         """Read the integers back through the kernel, whatever its layout is: (q - 8) · 1 + 8 times the unit matrix."""
         if self.kernel is not None:
-            like = {"dtype": torch.bfloat16, "device": self.weight_int4.device}  # holds 0 to 15 exactly
-            unit = torch.eye(self.in_features, **like)
-            ones_and_eights = torch.tensor([1.0, 8.0], **like).expand_as(self.scale_and_zero).contiguous()
-            q = self._multiply(unit, ones_and_eights).T  # (F, D)
+            unit = torch.eye(self.in_features, dtype=torch.bfloat16, device=self.weight_int4.device)
+            ones = torch.ones_like(self.scale_and_zero[..., 0], dtype=torch.bfloat16)  # holds 0 to 15 exactly
+            q = self._multiply(unit, torch.stack((ones, 8 * ones), dim=2)).T  # (F, D)
             self.weight_int4, self.kernel = pack_pairs(q.to(torch.uint8)), None
 
     def _apply(self, fn, recurse=True):  # moves to a device, changes the dtype

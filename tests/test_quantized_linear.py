@@ -9,6 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.testing import assert_close
 
 from mixtral_edu.quantized_linear import (
@@ -162,6 +163,16 @@ def test_an_input_of_another_size_or_dtype_is_refused(kind):
     for wrong in (torch.randn(3, 128).bfloat16(), torch.randn(3, 32).bfloat16(), torch.randn(3, 64)):
         with pytest.raises(RuntimeError):
             layer(wrong)
+
+
+@pytest.mark.parametrize(("D", "outputs"), [(256, 64), (96, 16), (64, 48), (4096, 14336)])
+def test_the_gpu_kernel_is_called_as_its_signature_wants(D, outputs):
+    """PyTorch's own checks of shapes and dtypes, without a GPU; the numbers are a matter of the gpu tests."""
+    with FakeTensorMode(), torch.no_grad(), torch.device("cuda"):
+        layer = Int4Linear(D, outputs, 32, torch.bfloat16)
+        y = layer(torch.empty(5, 3, D, dtype=torch.bfloat16))
+        assert layer.kernel == "cuda" and (y.shape, y.dtype) == ((5, 3, outputs), torch.bfloat16)
+        assert layer.weight_int4.nbytes == outputs * D // 2
 
 
 @pytest.mark.gpu
