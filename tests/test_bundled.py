@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from fractions import Fraction
 
 import pytest
@@ -80,12 +81,14 @@ def test_the_recipe_begins_just_as_the_recorded_run_did(tokenizer):
     recorded = json.loads((bundled_folder("tiny-instruct") / "training.json").read_text())["history"][:2]
     recipe = RECIPES["tiny-instruct"]
     torch.manual_seed(recipe.seed)
-    trainer = Trainer(MixtralForCausalLM(recipe.config), Mixture(tokenizer, recipe), recipe.training)
+    # In float32, which moves these losses by 0.001 at most: without hardware for bfloat16 that would take minutes.
+    settings = replace(recipe.training, mixed_precision=False)
+    trainer = Trainer(MixtralForCausalLM(recipe.config), Mixture(tokenizer, recipe), settings)
     trainer.train(until=21, progress=False)
     assert [entry["step"] for entry in recorded] == [0, 20]
     for entry in recorded:
-        assert trainer.history[entry["step"]]["loss"] == pytest.approx(entry["loss"], abs=0.02)
-        assert trainer.history[entry["step"]]["aux_loss"] == pytest.approx(entry["aux_loss"], abs=0.02)
+        assert trainer.history[entry["step"]]["loss"] == pytest.approx(entry["loss"], abs=0.005)
+        assert trainer.history[entry["step"]]["aux_loss"] == pytest.approx(entry["aux_loss"], abs=0.005)
 
 
 def test_model_cards_say_what_was_measured():
