@@ -1,0 +1,135 @@
+"""What a cache saves and costs, drawn: tokens computed, memory, and the error of a ring that is used wrongly."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, NullLocator
+from numpy.typing import ArrayLike
+
+from mixtral_edu.viz.style import ACCENT, INK, MUTED, new_figure, use_style
+
+LINES = (ACCENT, "#8D2B0B", "#486581", "#B7791F")  # none of them an expert's
+
+
+def tokens_computed(
+    counts: Mapping[str, Sequence[int]], title: str | None = None, figure: Figure | None = None
+) -> Figure:
+    """Lines: how many tokens each forward pass puts through the layers while a text grows.
+
+    Args:
+        counts: for each way to generate, the tokens of pass 0, 1, 2, …
+        title: instead of the computed one, which gives the sums.
+        figure: a figure to draw into instead of a new one.
+
+    Raises:
+        ValueError: nothing to draw.
+    """
+    if not counts or not all(map(len, counts.values())):
+        raise ValueError("counts is empty: give at least one name and its tokens of each pass")
+    if title is None:
+        title = "Tokens computed: " + ", ".join(f"{sum(values):,} {name}" for name, values in counts.items())
+    with use_style():
+        figure = new_figure(8.5, 3.4, figure)
+        axes = figure.add_axes((0.085, 0.17, 0.73, 0.68))
+        for (name, values), colour in zip(counts.items(), LINES, strict=False):
+            axes.fill_between(range(len(values)), values, color=colour, alpha=0.13, linewidth=0)
+            axes.plot(values, color=colour, linewidth=2, marker=".", markersize=5)
+            end = (len(values) - 1, values[-1])
+            axes.annotate(name, end, (8, 0), textcoords="offset points", color=colour, va="center", weight="bold")
+        passes = max(map(len, counts.values()))
+        axes.set(xlabel="forward pass", ylabel="tokens computed", xlim=(-0.5, passes - 0.7), ylim=(0, None))
+        axes.set_title(title)
+    return figure
+
+
+def memory(
+    tokens: Sequence[int], sizes: Mapping[str, ArrayLike], title: str | None = None, figure: Figure | None = None
+) -> Figure:
+    """Lines on logarithmic axes: bytes of a cache against the tokens that it has seen.
+
+    Args:
+        tokens: the lengths, growing.
+        sizes: for each kind of cache its bytes at these lengths.
+        title: instead of the computed one, which compares the largest with the smallest at the last length.
+        figure: a figure to draw into instead of a new one.
+
+    Raises:
+        ValueError: nothing to draw, or lengths that differ.
+    """
+    if not sizes or any(np.shape(values) != np.shape(tokens) for values in sizes.values()):
+        raise ValueError(f"sizes needs {len(tokens)} bytes for each kind of cache, one for each entry of tokens")
+    last = {name: float(values[-1]) for name, values in sizes.items()}
+    if title is None:
+        most, least = max(last, key=last.get), min(last, key=last.get)
+        title = f"At {tokens[-1]:,} tokens: {most} takes {last[most] / last[least]:.0f} times the memory of {least}"
+    with use_style():
+        figure = new_figure(10, 4.2, figure)
+        axes = figure.add_axes((0.095, 0.15, 0.65, 0.74))
+        for (name, values), colour in zip(sizes.items(), LINES, strict=False):
+            axes.plot(tokens, values, color=colour, linewidth=2.2)
+            label = f"{name}: {_in_bytes(last[name])}"
+            axes.text(tokens[-1] * 1.08, last[name], label, color=colour, va="center", weight="bold", size=10.5)
+        axes.set_xscale("log", base=2)
+        axes.set_yscale("log", base=2)
+        low, high = min(map(np.min, sizes.values())), max(last.values())
+        powers = range(int(np.floor(np.log2(low))), int(np.ceil(np.log2(high))) + 1)
+        axes.yaxis.set_major_locator(FixedLocator([2.0**power for power in powers if power % 2 == 0]))
+        axes.yaxis.set_major_formatter(lambda value, _: _in_bytes(value))
+        axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+        axes.yaxis.set_minor_locator(NullLocator())
+        axes.set(xlabel="tokens seen", ylabel="memory of keys and values", xlim=(tokens[0], tokens[-1]))
+        axes.grid(True)
+        axes.set_title(title)
+    return figure
+
+
+def differences_by_position(
+    differences: Mapping[int, ArrayLike], window: int, title: str | None = None, figure: Figure | None = None
+) -> Figure:
+    """Bars: how far each token's logits are from the right ones, one panel for each size of chunk.
+
+    Args:
+        differences: for a number of tokens a chunk, the largest difference at each position (T,).
+        window: W, marked by a dashed line: the ring is full from there on.
+        title: instead of the computed one.
+        figure: a figure to draw into instead of a new one.
+
+    Raises:
+        ValueError: nothing to draw.
+    """
+    if not differences:
+        raise ValueError("differences is empty: give at least one size of chunk and its differences")
+    differences = {chunk: np.asarray(values, dtype=float) for chunk, values in differences.items()}
+    if title is None:
+        worst = {chunk: values.max() for chunk, values in differences.items()}
+        title = "Largest error of a logit: " + ", ".join(f"{most:.1f} in chunks of {c}" for c, most in worst.items())
+    height = 0.9 + 1.6 * len(differences)
+    with use_style():
+        figure = new_figure(10, height, figure)
+        figure.text(0.07, 1 - 0.25 / height, title, size=13, weight="bold", va="center")
+        for row, (chunk, values) in enumerate(differences.items()):
+            bottom = (height - 0.75 - 1.6 * row - 1.05) / height
+            axes = figure.add_axes((0.07, bottom, 0.91, 1.05 / height))
+            axes.bar(range(len(values)), values, width=1, color=ACCENT)
+            for start in range(chunk, len(values), chunk):
+                axes.axvline(start - 0.5, color=MUTED, linewidth=0.8)
+            axes.axvline(window - 0.5, color=INK, linestyle="--", linewidth=1)
+            label = {"color": MUTED, "size": 10, "ha": "right", "va": "top", "transform": axes.transAxes}
+            axes.text(0.995, 1.08, f"chunks of {chunk}", **label)
+            top = 1.1 * max(1e-6, values.max())
+            axes.set(xlim=(-0.5, len(values) - 0.5), ylim=(0, top), ylabel="difference")
+        axes.set_xlabel("position of the token (line: a chunk begins; dashed: the ring is full)")
+    return figure
+
+
+def _in_bytes(size: float) -> str:
+    """A size in the largest unit that leaves a whole or half.
+
+    >>> [_in_bytes(2.0**power) for power in (10, 19, 29, 36)]
+    ['1 KiB', '0.5 MiB', '0.5 GiB', '64 GiB']
+    """
+    for unit, power in (("GiB", 30), ("MiB", 20), ("KiB", 10)):
+        if size >= 2 ** (power - 1):
+            return f"{size / 2**power:.3g} {unit}"
+    return f"{size:.0f} B"

@@ -1,0 +1,185 @@
+"""The ring of the rolling cache, drawn as one and step by step: what it holds, and which keys new queries find."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from ipywidgets import Dropdown, IntSlider, Play, jslink
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle, Wedge
+
+from mixtral_edu.masks import NO_POSITION, attention_mask
+from mixtral_edu.viz.cache import age_colour, canvas, positions_held, write
+from mixtral_edu.viz.style import ACCENT, FAINT, INK, MUTED, PAPER, text_colour, use_style
+from mixtral_edu.viz.widgets import FigureView
+
+LOST = "#B42318"  # a key that a query needs and no longer finds
+MOST_SLOTS = 12  # whose numbers can be read in a ring
+ORDERS = {"attend, then write": False, "write first (wrong)": True}
+
+
+def lost_keys(window: int, seen: int, new: int, write_first: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Which keys the queries of `new` tokens need after `seen` older ones, and which of them are overwritten too early.
+
+    Returns:
+        Two boolean arrays (T, S). The keys are the positions from `seen - W + 1` on, or from 0, to the newest.
+    """
+    queries = torch.arange(seen, seen + new)
+    keys = torch.arange(max(0, seen - window + 1), seen + new)
+    needed = attention_mask(queries[None], keys[None], window)[0]
+    gone = keys < seen + new - window if write_first else torch.zeros_like(keys, dtype=torch.bool)
+    return needed.numpy(), (needed & gone).numpy()
+
+
+def ring_step(
+    window: int, seen: int, new: int, write_first: bool = False, title: str | None = None, figure: Figure | None = None
+) -> Figure:
+    """One step of the ring: on the left the slots after it, on the right which keys its queries find.
+
+    In the ring, an outer number is the slot, the middle one the position that lies there, and the inner one, struck
+    through, what it replaced. On the right, blue is a key that the query sees, and a red cross one that belongs to its
+    window but has already been overwritten, which happens only with `write_first`.
+
+    Args:
+        window: W, at most 12.
+        seen: tokens before this step.
+        new: T, the step's own tokens.
+        write_first: make the mistake: write the new tokens into the ring, then let all queries read the ring.
+        title: instead of the computed one.
+        figure: a figure to draw into instead of a new one.
+
+    Raises:
+        ValueError: a window that is too small or too large to draw, or a count that is too small.
+    """
+    if not 1 <= window <= MOST_SLOTS:
+        raise ValueError(f"window={window}: 1 to {MOST_SLOTS} is wanted")
+    if seen < 0 or new < 1:
+        raise ValueError(f"seen={seen}, new={new}: seen of at least 0 and new of at least 1 are wanted")
+    needed, lost = lost_keys(window, seen, new, write_first)
+    before, after = (positions_held(tokens, window) for tokens in (seen, seen + new))
+    if title is None:
+        title = _step_title(seen, new, before, int(needed.sum()), int(lost.sum()))
+    with use_style():
+        figure, axes = canvas(11.5, max(4.0, 1.5 + new * _cell_size(needed)[1] / 72), figure, title)
+        _draw_ring(axes, before, after, seen + new - 1)
+        _draw_keys(axes, needed, lost, seen)
+    return figure
+
+
+class RingView(FigureView):
+    """Feed a ring of W slots step by step, and see what its slots hold and which keys the new queries find.
+
+    Its static face shows a token that goes to an empty slot, one that overwrites another, a chunk, and the same chunk
+    written too early.
+
+    Args:
+        window: W, from 2 to 12.
+        num_steps: how many steps there are to play.
+
+    Raises:
+        ValueError: a window outside that range, or fewer than two steps.
+    """
+
+    def __init__(self, window: int = 8, num_steps: int = 20):
+        if not 2 <= window <= MOST_SLOTS:
+            raise ValueError(f"window={window}: 2 to {MOST_SLOTS} is wanted")
+        if num_steps < 2:
+            raise ValueError(f"num_steps={num_steps}: at least 2 is wanted")
+        self.window = window
+        self.play = Play(min=0, max=num_steps - 1, interval=700, description="play")
+        self.step = IntSlider(value=0, min=0, max=num_steps - 1, description="step")
+        self.chunk = IntSlider(value=1, min=1, max=window + 2, description="chunk")
+        self.order = Dropdown(options=ORDERS, description="order")
+        self.link = jslink((self.play, "value"), (self.step, "value"))  # in the browser: the kernel follows the slider
+        super().__init__([self.play, self.step, self.chunk, self.order])
+
+    def state(self) -> dict[str, Any]:
+        new = self.chunk.value
+        return {"seen": self.step.value * new, "new": new, "write_first": self.order.value}
+
+    def draw(self, figure: Figure, seen: int, new: int, write_first: bool) -> None:
+        ring_step(self.window, seen, new, write_first, figure=figure)
+
+    def telling_states(self) -> list[dict[str, Any]]:
+        W, chunk = self.window, max(2, self.window // 2)
+        singles = [{"seen": seen, "new": 1, "write_first": False} for seen in (W // 2, W + 1)]
+        return singles + [{"seen": 3 * chunk, "new": chunk, "write_first": first} for first in (False, True)]
+
+    def summary(self) -> str:
+        """What the slots hold after each of the static face's steps, and how many query-key pairs were lost."""
+        lines = [f"W = {self.window}; slots after the step, from slot 0 on; query-key pairs lost"]
+        for state in self.telling_states():
+            held = positions_held(state["seen"] + state["new"], self.window)
+            slots = " ".join("-" if position == NO_POSITION else str(position) for position in held)
+            order = "write first" if state["write_first"] else "attend first"
+            needed, lost = lost_keys(self.window, **state)
+            what = f"{_tokens(state['seen'], state['new'])}, {order}:"
+            lines.append(f"{what:34}{slots:28}{lost.sum()} of {needed.sum()}")
+        return "\n".join(lines)
+
+
+def _step_title(seen: int, new: int, before: list[int], needed: int, lost: int) -> str:
+    if new > 1:
+        pairs = f"{needed} query-key pairs of their windows"
+        verdict = f"written first, have lost {lost} of the" if lost else "find all"
+        return f"{_tokens(seen, new).capitalize()}{', ' if lost else ' '}{verdict} {pairs}"
+    slot = seen % len(before)
+    where = f"replaces token {before[slot]} in slot {slot}" if before[slot] >= 0 else f"goes to slot {slot}"
+    return f"Token {seen} {where}, and its query sees {needed} {'key' if needed == 1 else 'keys'}"
+
+
+def _tokens(seen: int, new: int) -> str:
+    return f"token {seen}" if new == 1 else f"tokens {seen} to {seen + new - 1}"
+
+
+def _draw_ring(axes: Axes, before: list[int], after: list[int], newest: int) -> None:
+    middle, W = (165, 165), len(after)
+    for slot in range(W):
+        start, stop = 90 - 360 * (slot + 1) / W, 90 - 360 * slot / W
+        new, colour = after[slot] != before[slot], age_colour(after[slot], newest, W)
+        # The axis points down, so the angle's sign is turned: slot 0 begins at the top, and slots go clockwise.
+        axes.add_patch(Wedge(middle, 96, -stop, -start, width=38, facecolor=colour, zorder=3 if new else 2,
+                             edgecolor=INK if new else "white", linewidth=2 if new else 1))  # fmt: skip
+        angle = np.deg2rad((start + stop) / 2)
+        x, y = np.cos(angle), -np.sin(angle)
+        write(axes, middle[0] + 112 * x, middle[1] + 112 * y, f"{slot}", 9.5, MUTED)
+        if after[slot] >= 0:
+            write(axes, middle[0] + 77 * x, middle[1] + 77 * y, f"{after[slot]}", 11, text_colour(colour), zorder=4)
+        if new and before[slot] >= 0:
+            at = middle[0] + 45 * x, middle[1] + 45 * y
+            write(axes, *at, f"{before[slot]}", 9, MUTED)
+            axes.plot((at[0] - 8, at[0] + 8), (at[1], at[1]), color=MUTED, linewidth=1)
+    write(axes, middle[0], middle[1], "slots", 9.5, MUTED)
+
+
+def _cell_size(needed: np.ndarray) -> tuple[float, float]:
+    width = min(30.0, 440 / needed.shape[1])
+    return width, min(width, 26)
+
+
+def _draw_keys(axes: Axes, needed: np.ndarray, lost: np.ndarray, seen: int) -> None:
+    queries, keys = (range(seen + len(needed) - count, seen + len(needed)) for count in needed.shape)
+    size, height = _cell_size(needed)
+    left, top = 365, 92
+    labelled = 1 if size > 20 else 2  # three digits need some room
+    for column, key in enumerate(keys):
+        if column % labelled == 0:
+            write(axes, left + (column + 0.5) * size, top - 10, str(key), 9.5)
+    for row, query in enumerate(queries):
+        write(axes, left - 8, top + (row + 0.5) * height, str(query), 9.5, ha="right")
+        for column in range(len(keys)):
+            is_lost = lost[row, column]
+            face = "white" if is_lost else ACCENT if needed[row, column] else PAPER
+            axes.add_patch(Rectangle((left + column * size, top + row * height), size - 2, height - 2, facecolor=face,
+                                     edgecolor=LOST if is_lost else FAINT))  # fmt: skip
+            if is_lost:
+                write(axes, left + (column + 0.5) * size - 1, top + (row + 0.5) * height - 1, "×", 15, LOST)
+    older = len(keys) - len(queries)
+    write(axes, left, top - 40, "key position j", 10.5, ha="left")
+    middle = top + max(45, len(queries) * height / 2)  # a single row is shorter than its name
+    write(axes, left - 42, middle, "query position i", 10.5, rotation=90, va="center")
+    for start, stop, label in ((0, older, "older"), (older, len(keys), "new")):
+        if stop > start:
+            axes.plot((left + start * size + 1, left + stop * size - 3), (top - 20, top - 20), color=MUTED, linewidth=2)
+            write(axes, left + (start + stop) / 2 * size - 1, top - 27, label, 9.5, MUTED)
