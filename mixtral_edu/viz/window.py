@@ -1,0 +1,214 @@
+"""What a sliding window saves, and how far a stack of layers reaches through it: counted, drawn and measured."""
+
+from collections.abc import Mapping, Sequence
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.figure import Figure
+from numpy.typing import ArrayLike
+
+from mixtral_edu.viz.style import ACCENT, FAINT, INK, MUTED, PAPER, new_figure, use_style
+
+
+def pair_counts(window: int, longest: int, title: str | None = None, figure: Figure | None = None) -> Figure:
+    """Pairs of query and key that attention computes for a text of T tokens, with a window and without.
+
+    Args:
+        window: W.
+        longest: T at the right edge.
+        title: instead of the computed one, which compares the two at the right edge.
+        figure: a figure to draw into instead of a new one.
+
+    Raises:
+        ValueError: a window below 1, or one that is not shorter than the longest text.
+    """
+    if not 1 <= window < longest:
+        raise ValueError(f"window={window}: from 1 to below longest={longest} is wanted")
+    lengths = np.linspace(0, longest, 257)
+    dense = lengths * (lengths + 1) / 2
+    windowed = np.where(lengths <= window, dense, window * lengths - window * (window - 1) / 2)
+    if title is None:
+        title = f"At T = {longest:,} a window of {window:,} leaves {windowed[-1] / dense[-1]:.0%} of the pairs"
+    with use_style():
+        figure = new_figure(8.5, 3.6, figure)
+        axes = figure.add_axes((0.1, 0.16, 0.62, 0.68))
+        for counts, colour, line, name in (
+            (dense, MUTED, "--", "no window:\nT (T + 1) / 2"),
+            (windowed, ACCENT, "-", "window:\nalmost T · W"),
+        ):
+            axes.plot(lengths, counts / 1e6, color=colour, linestyle=line, linewidth=2)
+            axes.text(1.02 * longest, counts[-1] / 1e6, name, color=colour, va="center")
+        axes.axvline(window, color=INK, linewidth=0.8, linestyle=":")
+        axes.text(window + 0.01 * longest, 0.9 * dense[-1] / 1e6, f"T = W = {window:,}", size=10.5)
+        axes.set(xlim=(0, longest), ylim=(0, None), xlabel="length of the text, T", ylabel="pairs, in millions")
+        axes.xaxis.set_major_formatter("{x:,.0f}")
+        axes.set_title(title)
+    return figure
+
+
+def receptive_field(
+    window: int, num_layers: int, num_tokens: int, title: str | None = None, figure: Figure | None = None
+) -> Figure:
+    """The growing reach: all paths by which tokens may influence the last one, through layer upon layer.
+
+    Args:
+        window: W.
+        num_layers: L.
+        num_tokens: T; the query is the last of them.
+        title: instead of the computed one.
+        figure: a figure to draw into instead of a new one.
+
+    Raises:
+        ValueError: a size below 1.
+    """
+    for name, size in (("window", window), ("num_layers", num_layers), ("num_tokens", num_tokens)):
+        if size < 1:
+            raise ValueError(f"{name}={size}: at least 1 is wanted")
+    last, step = num_tokens - 1, window - 1
+    if title is None:
+        title = f"Each layer reaches {step} further back: {num_layers} layers reach {num_layers * step} tokens back"
+    with use_style():
+        figure = new_figure(10, 1.5 + 0.75 * num_layers, figure)
+        height = figure.get_figheight()
+        axes = figure.add_axes((0.1, 0.62 / height, 0.72, 1 - 1.1 / height))
+        for layer in range(num_layers + 1):
+            oldest = max(0, last - (num_layers - layer) * step)
+            for position in range(num_tokens):
+                inside = position >= oldest
+                axes.plot(position, layer, "o", markersize=11, color=ACCENT if inside else PAPER, markeredgecolor=MUTED)
+                if inside and layer:
+                    for key in range(max(0, position - step), position + 1):
+                        edge = position == oldest and key == position - step
+                        look = {"color": INK, "linewidth": 2.2} if edge else {"color": FAINT, "linewidth": 0.9}
+                        axes.plot((key, position), (layer - 1, layer), zorder=0.5 if edge else 0, **look)
+            note = "the query itself" if layer == num_layers else f"{last - oldest} back: {last - oldest + 1} tokens"
+            axes.text(1.02, layer, note, va="center", size=10.5, transform=axes.get_yaxis_transform())
+        names = ["embedding", *(f"layer {layer}" for layer in range(1, num_layers + 1))]
+        axes.set(yticks=range(num_layers + 1), yticklabels=names, xticks=range(num_tokens), xlabel="position")
+        axes.set(xlim=(-0.6, num_tokens - 0.4), ylim=(-0.4, num_layers + 0.4))
+        axes.spines[:].set_visible(False)
+        axes.tick_params(length=0)
+        axes.set_title(title)
+    return figure
+
+
+def accuracy_by_position(
+    accuracies: Mapping[int, ArrayLike],
+    window: int,
+    chance: float,
+    title: str | None = None,
+    figure: Figure | None = None,
+) -> Figure:
+    """For models of several depths, how often each position names what stood at position 0.
+
+    Args:
+        accuracies: by number of layers L, (T,) shares from 0 to 1.
+        window: W of all models; a dotted line marks each model's reach L · (W − 1).
+        chance: the share that guessing gets.
+        title: instead of the computed one, which names each curve's last position nearer to 1 than to chance.
+        figure: a figure to draw into instead of a new one.
+
+    Raises:
+        ValueError: no accuracies, or of unequal length.
+    """
+    _check_lengths("accuracies", accuracies)
+    if title is None:
+        half_way = (1 + chance) / 2
+        known = [
+            max(np.flatnonzero(np.asarray(values) > half_way), default="nowhere") for values in accuracies.values()
+        ]
+        title = f"The first symbol is known up to position {', '.join(map(str, known))}, and not one further"
+    with use_style():
+        figure = new_figure(9.5, 4, figure)
+        axes = figure.add_axes((0.08, 0.15, 0.89, 0.7))
+        for (layers, values), colour in zip(accuracies.items(), _shades(len(accuracies)), strict=True):
+            reach = layers * (window - 1)
+            axes.plot(values, ".-", color=colour, linewidth=1.8, markersize=7)
+            axes.axvline(reach, color=colour, linewidth=1, linestyle=":")
+            look = {"color": colour, "weight": "bold", "rotation": 90, "ha": "right", "va": "center"}
+            axes.text(reach - 0.25, 0.6, f"L = {layers}: {reach}", **look)
+        axes.axhline(chance, color=MUTED, linewidth=1, linestyle="--")
+        axes.text(0, chance + 0.03, f"chance: {chance:.3g}", color=MUTED, size=10.5)
+        axes.set(xlabel="position i of the answer", ylabel="share of right answers", ylim=(0, 1.05), xlim=(-0.5, None))
+        axes.set_title(title)
+    return figure
+
+
+def influence_by_distance(
+    influences: Mapping[int, ArrayLike], window: int, title: str | None = None, figure: Figure | None = None
+) -> Figure:
+    """How much a token i − j back moves what a layer makes of position i; the curves end where influence does.
+
+    Args:
+        influences: by number of layers passed, (T,) numbers from 0 up, the query's own position first.
+        window: W.
+        title: instead of the computed one, which names the farthest token that has any.
+        figure: a figure to draw into instead of a new one.
+
+    Raises:
+        ValueError: no influences, or of unequal length.
+    """
+    _check_lengths("influences", influences)
+    if title is None:
+        farthest = max(np.flatnonzero(influences[max(influences)]), default=0)
+        title = f"{farthest} tokens back influence ends, and is small long before"
+    with use_style():
+        figure = new_figure(9.5, 4.2, figure)
+        axes = figure.add_axes((0.09, 0.15, 0.88, 0.71))
+        for (layers, values), colour in zip(influences.items(), _shades(len(influences)), strict=True):
+            values = np.asarray(values, dtype=float)
+            reach = layers * (window - 1)
+            axes.semilogy(np.where(values > 0, values, np.nan), color=colour, linewidth=1.5)
+            axes.axvline(reach, color=colour, linewidth=1, linestyle=":")
+            look = {"color": colour, "size": 10, "rotation": 90, "ha": "left", "va": "bottom"}
+            axes.text(reach + 2, 0.03, f"after layer {layers}: {reach}", transform=axes.get_xaxis_transform(), **look)
+        axes.set(xlabel="distance i − j", ylabel="influence (gradient, log scale)", xlim=(0, None))
+        axes.set_title(title)
+    return figure
+
+
+def disagreement(
+    positions: Sequence[int],
+    differences: Mapping[str, ArrayLike],
+    window: int,
+    title: str,
+    figure: Figure | None = None,
+) -> Figure:
+    """How far two computations of the same logits are apart, by position, on a log scale.
+
+    Args:
+        positions: (T,).
+        differences: by name, (T,) numbers from 0 up.
+        window: W; a dotted line marks the first position that does not see position 0 any more.
+        title: the finding.
+        figure: a figure to draw into instead of a new one.
+
+    Raises:
+        ValueError: no differences, or not one for each position.
+    """
+    _check_lengths("differences", differences, len(positions))
+    with use_style():
+        figure = new_figure(9.5, 3.6, figure)
+        axes = figure.add_axes((0.1, 0.17, 0.87, 0.66))
+        looks = ((ACCENT, "o"), (INK, "s"), (MUTED, "^"))
+        for (name, values), (colour, marker) in zip(differences.items(), looks, strict=False):
+            axes.semilogy(positions, np.maximum(values, 1e-8), marker, markersize=4, color=colour, label=name)
+        axes.axvline(window - 0.5, color=INK, linewidth=1, linestyle=":")
+        axes.set(xlabel="position", ylabel="largest difference of a logit")
+        axes.legend(loc="center right")
+        axes.set_title(title)
+    return figure
+
+
+def _shades(number: int) -> list:
+    """Blues from light to dark: layers are in order, and experts keep their colours to themselves."""
+    return [mpl.colormaps["Blues"](share) for share in np.linspace(0.55, 1, number)]
+
+
+def _check_lengths(name: str, curves: Mapping, length: int | None = None) -> None:
+    lengths = {len(values) for values in curves.values()}
+    if len(lengths) != 1 or (length is not None and lengths != {length}):
+        wanted = "one length" if length is None else f"{length} numbers"
+        raise ValueError(
+            f"{name} holds curves of lengths {sorted(lengths)}: at least one curve and {wanted} are wanted"
+        )
