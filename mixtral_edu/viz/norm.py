@@ -1,0 +1,70 @@
+"""What RMSNorm and LayerNorm make of a few vectors, drawn in the plane."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from numpy.typing import ArrayLike
+
+from mixtral_edu.viz.plane import draw_plane
+from mixtral_edu.viz.style import ACCENT, FAINT, INK, new_figure, use_style
+
+
+def normalised_points(
+    names: Sequence[str], points: ArrayLike, eps: float = 1e-5, title: str | None = None, figure: Figure | None = None
+) -> Figure:
+    """Vectors of two numbers as they come, after RMSNorm and after LayerNorm, without weights.
+
+    Args:
+        names: N names. Points that fall together share one label.
+        points: (N, 2).
+        eps: of both norms.
+        title: instead of the computed one, which says how many different points each norm leaves.
+        figure: a figure to draw into instead of a new one.
+
+    Raises:
+        ValueError: points that are not (N, 2), or not one name for each.
+    """
+    x = torch.as_tensor(np.asarray(points, dtype=np.float64))
+    if x.ndim != 2 or x.shape[1] != 2 or len(names) != len(x):
+        raise ValueError(f"points has shape {tuple(x.shape)} with {len(names)} names: (N, 2) with N names is wanted")
+    rms, layer = F.rms_norm(x, (2,), eps=eps), F.layer_norm(x, (2,), eps=eps)
+    kept, left = len(_grouped(names, rms)), len(_grouped(names, layer))
+    reach = 1.25 * float(x.abs().max())
+    with use_style():
+        figure = new_figure(10.5, 4.3, figure)
+        title = title or f"Of {len(x)} vectors RMSNorm leaves {kept} different ones, LayerNorm {left}"
+        figure.text(0.012, 0.94, title, size=13, weight="bold", va="center")
+        panels = (
+            ("as they come", x, reach),
+            ("RMSNorm: to one length", rms, 2.2),
+            ("LayerNorm: to one length, mean 0", layer, 2.2),
+        )
+        for number, (heading, values, limit) in enumerate(panels):
+            axes = figure.add_axes((0.055 + 0.33 * number, 0.13, 0.275, 0.275 * 10.5 / 4.3))
+            draw_plane(axes, limit, 2**0.5 if number else None)
+            if number == 2:
+                axes.plot((-limit, limit), (limit, -limit), color=FAINT, linewidth=1.2, zorder=0)
+            _arrows(axes, names, values)
+            axes.set_title(heading, size=11.5, weight="normal")
+            axes.set(xlabel="first number", ylabel="" if number else "second number")
+    return figure
+
+
+def _arrows(axes: Axes, names: Sequence[str], values: torch.Tensor) -> None:
+    for label, (x, y) in _grouped(names, values).items():
+        axes.plot((0, x), (0, y), color=ACCENT, linewidth=1.2)
+        axes.plot(x, y, "o", color=ACCENT, markersize=6)
+        axes.annotate(label, (x, y), (7, 6), textcoords="offset points", color=INK)
+
+
+def _grouped(names: Sequence[str], values: torch.Tensor) -> dict[str, tuple[float, float]]:
+    """Points that look the same in the picture under one label."""
+    groups: dict[tuple[float, float], list[str]] = {}
+    for name, point in zip(names, values.tolist(), strict=True):
+        place = next((p for p in groups if np.allclose(p, point, rtol=0, atol=0.02)), tuple(point))
+        groups.setdefault(place, []).append(name)
+    return {", ".join(members): place for place, members in groups.items()}
