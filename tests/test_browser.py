@@ -47,3 +47,40 @@ def test_quickstart_runs_and_its_layer_slider_redraws_the_tokens(jupyterlab: Jup
         assert notebook.errors() == []
         before, after = notebook.picture_change(notebook.press_slider)
         assert before != after
+
+
+WIDGETS = {
+    "RopeView": """
+from mixtral_edu.viz.rope_widget import RopeView
+RopeView(head_dim=32, theta=1e4)""",
+    "MaskView": """
+from mixtral_edu.viz.masks import MaskView
+MaskView()""",
+    "RingView": """
+from mixtral_edu.viz.cache_ring import RingView
+RingView()""",
+    "SamplingView": """
+from mixtral_edu import MixtralForCausalLM, MixtralTokenizer
+from mixtral_edu.viz.sampling_widget import SamplingView
+model, tokenizer = (kind.from_pretrained("tiny") for kind in (MixtralForCausalLM, MixtralTokenizer))
+SamplingView(model.float(), tokenizer, {"a story": "Once upon a time there was a"})""",
+    "QuantizationView": """
+import torch
+from mixtral_edu.viz.quantization_widget import QuantizationView
+QuantizationView(torch.linspace(-1, 1, 256) ** 3)""",
+}
+
+
+@pytest.mark.parametrize("name", WIDGETS)
+def test_a_widget_redraws_when_its_slider_moves(jupyterlab: JupyterLab, name: str):
+    cells = [nbformat.v4.new_code_cell(WIDGETS[name].strip())]
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=METADATA), jupyterlab.root / f"{name}.ipynb")
+    with jupyterlab.notebook(f"{name}.ipynb") as notebook:
+        notebook.run_all()
+        assert notebook.errors() == []
+        before, after = notebook.picture_change(notebook.press_slider)
+        assert before != after
+        if name == "RingView":
+            play = notebook.page.locator(".jupyter-widgets button").first
+            before, after = notebook.picture_change(play.click)
+            assert before != after
