@@ -1,7 +1,9 @@
 """The tokenizer against SentencePiece itself and the decoder of transformers' fast tokenizers."""
 
 import copy
+import json
 import pickle
+from importlib.resources import files
 
 import pytest
 import sentencepiece
@@ -10,6 +12,7 @@ import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from mixtral_edu.data import probe_text
 from mixtral_edu.tokenizer import MixtralTokenizer, Piece, TokenizerOutput, train_tokenizer
 from tokenizer_samples import OFFICIAL, ROCKET, TEXTS, id_lists, texts
 
@@ -226,3 +229,17 @@ def test_spaces_are_not_cleaned_up(trained):
     assert trained.batch_decode([ids], True, clean_up_tokenization_spaces=False) == ["one , two"]
     with pytest.raises(ValueError, match="clean_up_tokenization_spaces=True"):
         trained.decode(ids, clean_up_tokenization_spaces=True)
+
+
+def test_the_stored_counts_of_mixtrals_own_tokenizer_are_measured_again(official):
+    results = json.loads(files("mixtral_edu.data").joinpath("results/bytes_per_token.json").read_text("utf-8"))
+    pieces = [p.piece for p in official.pieces(range(259, 32000))]
+    merged = sum(len(piece) > 1 for piece in pieces)
+    assert (results["merged_pieces"], results["characters"]) == (merged, len(pieces) - merged)
+    assert not any(set(piece) & set("0123456789") for piece in pieces if len(piece) > 1)  # digits stay alone
+    for domain, stored in results["bytes_per_token"].items():
+        text = probe_text(domain)[:10_000]
+        measured = len(text.encode()) / len(official.encode(text, add_special_tokens=False))
+        assert measured == pytest.approx(stored, abs=0.2 if domain == "python" else 0.01)  # our source changes
+    counts = {word: len(official.encode(word, add_special_tokens=False)) for word in results["tokens"]}
+    assert counts == results["tokens"]

@@ -1,0 +1,196 @@
+"""The merges of byte-pair encoding, drawn one by one, and a text as the first so many merges leave it."""
+
+import re
+from collections.abc import Mapping, Sequence
+from itertools import accumulate
+from typing import Any
+
+from ipywidgets import Dropdown, SelectionSlider, Text
+from matplotlib.figure import Figure
+
+from mixtral_edu.tokenizer import MixtralTokenizer, Piece
+from mixtral_edu.viz.router import MARGIN, WIDTH
+from mixtral_edu.viz.style import ACCENT, INK, MUTED, PAPER, new_figure, printable, use_style
+from mixtral_edu.viz.tokens import box, canvas, token_boxes
+from mixtral_edu.viz.widgets import FigureView
+
+
+def merge_history(symbols: Sequence[str], rank: Mapping[str, int]) -> list[list[str]]:
+    """Return all states of a word while it is merged, from `symbols` to its last one.
+
+    Of all neighbours whose joined text has a rank, the pair with the lowest rank is joined, the leftmost of equals;
+    and again, until no pair has one.
+
+    >>> merge_history("▁then", {"he": 0, "▁t": 1, "hen": 2, "▁the": 3})[1:]
+    [['▁', 't', 'he', 'n'], ['▁t', 'he', 'n'], ['▁t', 'hen']]
+    """
+    history = [list(symbols)]
+    while True:
+        last = history[-1]
+        joined = [a + b for a, b in zip(last, last[1:], strict=False)]
+        candidates = [(rank[text], place) for place, text in enumerate(joined) if text in rank]
+        if not candidates:
+            return history
+        _, place = min(candidates)
+        history.append([*last[:place], joined[place], *last[place + 2 :]])
+
+
+def merged_pieces(tokenizer: MixtralTokenizer) -> list[str]:
+    """The pieces of more than one character that merges have made, in the order in which they were learned."""
+    pieces = tokenizer.pieces(range(3, len(tokenizer)))
+    return [piece.piece for piece in pieces if not piece.is_byte and len(piece.piece) > 1]
+
+
+def split_with(tokenizer: MixtralTokenizer, text: str, num_merges: int | None = None) -> list[Piece]:
+    """The tokens of `text` if training had stopped after the first `num_merges` merges; None takes all of them."""
+    merged = merged_pieces(tokenizer)[:num_merges]
+    rank = {piece: order for order, piece in enumerate(merged)}
+    ids, known = [], {}
+    spelled = "▁" + text.replace(" ", "▁") if text else ""
+    for word in re.findall("▁*[^▁]+|▁+", spelled):
+        if word not in known:
+            symbols = merge_history(word, rank)[-1]
+            known[word] = [i for symbol in symbols for i in _ids_of(tokenizer, symbol)]
+        ids += known[word]
+    return tokenizer.pieces(ids)
+
+
+def merge_steps(
+    rows: Sequence[Sequence[str]], notes: Sequence[str], title: str, figure: Figure | None = None
+) -> Figure:
+    """A text in boxes, once for each step: a box that the step before did not have is drawn in blue.
+
+    Args:
+        rows: for each step the pieces of the text; all rows spell the same text, of at most 40 characters.
+        notes: one for each row, written at its right.
+        title: states the finding.
+        figure: a figure to draw into instead of a new one.
+
+    Raises:
+        ValueError: no rows, notes that do not match, rows that spell different texts, or a text that is too long.
+    """
+    if not rows or len(rows) != len(notes):
+        raise ValueError(f"{len(rows)} rows and {len(notes)} notes: equally many, not 0, are wanted")
+    text = "".join(rows[0])
+    if not 0 < len(text) <= 40:
+        raise ValueError(f"the text has {len(text)} characters: 1 to 40 are wanted")
+    for step, row in enumerate(rows):
+        if "".join(row) != text:
+            raise ValueError(f"row {step} spells {''.join(row)!r}, and row 0 {text!r}")
+    gaps = list(accumulate(char == "▁" for char in text))
+    cell = min(26.0, (WIDTH - 2 * MARGIN - 200 - 10 * gaps[-1]) / len(text))
+    lefts = [MARGIN + index * cell + 10 * (gap - gaps[0]) for index, gap in enumerate(gaps)]
+    with use_style():
+        figure, axes = canvas(46 + 34 * len(rows), title, figure)
+        before: set[tuple[int, int]] = set()
+        for step, row in enumerate(rows):
+            ends = list(accumulate(map(len, row)))
+            spans = {(end - len(piece), end): piece for piece, end in zip(row, ends, strict=True)}
+            top = 40 + 34 * step
+            for (start, end), piece in spans.items():
+                colour = ACCENT if step and (start, end) not in before else PAPER
+                width = lefts[end - 1] + cell - lefts[start] - 2
+                box(axes, lefts[start], top, width, 24, printable(piece), colour, size=12)
+            axes.text(lefts[-1] + cell + 14, top + 12, notes[step], size=10.5, va="center_baseline", parse_math=False)
+            before = set(spans)
+    return figure
+
+
+def tokens_against_merges(
+    num_merges: Sequence[int], values: Mapping[str, Sequence[float]], title: str, figure: Figure | None = None
+) -> Figure:
+    """Curves: bytes a token of each domain, against the number of merges that the vocabulary has learned.
+
+    Args:
+        num_merges: M increasing numbers from 0.
+        values: by domain, at most six, M numbers.
+        title: states the finding.
+        figure: a figure to draw into instead of a new one.
+
+    Raises:
+        ValueError: no domain or more than six, or numbers that do not match.
+    """
+    if not 1 <= len(values) <= 6:
+        raise ValueError(f"values has {len(values)} domains: one to six are wanted")
+    looks = [(ACCENT, "-"), (INK, "--"), (MUTED, "-"), (ACCENT, ":"), (INK, "-."), (MUTED, ":")]
+    with use_style():
+        figure = new_figure(8.5, 3.8, figure)
+        axes = figure.add_axes((0.08, 0.16, 0.76, 0.70))
+        for (domain, of_domain), (colour, line) in zip(values.items(), looks, strict=False):
+            if len(of_domain) != len(num_merges):
+                raise ValueError(f"{domain!r} has {len(of_domain)} values for {len(num_merges)} numbers of merges")
+            axes.plot(num_merges, of_domain, line, color=colour, linewidth=2, marker="o", markersize=4)
+            label = f" {domain} {of_domain[-1]:.1f}"
+            axes.text(num_merges[-1] * 1.05, of_domain[-1], label, color=colour, va="center")
+        axes.set_xscale("symlog", linthresh=10)
+        axes.set(xlim=(-1, num_merges[-1] * 1.05), ylim=(0, None), xlabel="merges learned", ylabel="bytes a token")
+        axes.set_xticks([0, *(tick for tick in (10, 100, 1000, 10000) if tick <= num_merges[-1])])
+        axes.xaxis.set_major_formatter("{x:,.0f}")
+        axes.grid(axis="y")
+        axes.set_title(title)
+    return figure
+
+
+class MergesView(FigureView):
+    """Choose how many merges the vocabulary has learned, and see what it makes of a text.
+
+    Its static face shows the beginning of the first text after no merges, after 30, 300, and all of them.
+
+    Args:
+        tokenizer: a `MixtralTokenizer`.
+        texts: texts to choose from, by name; what is typed into the field "own text" goes before them.
+        max_characters: longer texts are cut to this length.
+        film_characters: the same for the static face.
+
+    Raises:
+        ValueError: `texts` is empty.
+    """
+
+    def __init__(
+        self,
+        tokenizer: MixtralTokenizer,
+        texts: Mapping[str, str],
+        max_characters: int = 200,
+        film_characters: int = 90,
+    ):
+        if not texts:
+            raise ValueError("texts is empty: give at least one name and its text")
+        self.tokenizer, self.texts = tokenizer, dict(texts)
+        self.max_characters, self.film_characters = max_characters, film_characters
+        self.num_merges = len(merged_pieces(tokenizer))
+        steps = [steps for steps in (0, 1, 3, 10, 30, 100, 300, 1000, 3000, 10000) if steps < self.num_merges]
+        self.text = Dropdown(options=list(texts), description="text")
+        self.merges = SelectionSlider(options=[*steps, self.num_merges], description="merges")
+        self.own_text = Text(placeholder="type here, then Enter", description="own text", continuous_update=False)
+        super().__init__([self.text, self.merges, self.own_text])
+
+    def state(self) -> dict[str, Any]:
+        text = self.own_text.value or self.texts[self.text.value]
+        return {"text": text[: self.max_characters], "num_merges": self.merges.value}
+
+    def draw(self, figure: Figure, text: str, num_merges: int) -> None:
+        pieces = split_with(self.tokenizer, text, num_merges)
+        title = f"After {num_merges:,} merges: {len(text.encode())} bytes in {len(pieces)} tokens"
+        token_boxes(pieces, title=title, figure=figure)
+
+    def telling_states(self) -> list[dict[str, Any]]:
+        text = next(iter(self.texts.values()))[: self.film_characters]
+        numbers = sorted({min(number, self.num_merges) for number in (0, 30, 300, self.num_merges)})
+        return [{"text": text, "num_merges": number} for number in numbers]
+
+    def summary(self) -> str:
+        """Tokens, and bytes a token, after each of the static face's numbers of merges."""
+        states = self.telling_states()
+        num_bytes = len(states[0]["text"].encode())
+        lines = [f"the first {num_bytes} bytes of {next(iter(self.texts))!r}"]
+        for state in states:
+            count = len(split_with(self.tokenizer, **state))
+            lines.append(f"{state['num_merges']:5d} merges {count:4d} tokens {num_bytes / count:5.2f} bytes a token")
+        return "\n".join(lines)
+
+
+def _ids_of(tokenizer: MixtralTokenizer, symbol: str) -> list[int]:
+    to_id = tokenizer.processor.piece_to_id
+    if to_id(symbol) != tokenizer.unk_token_id:
+        return [to_id(symbol)]
+    return [to_id(f"<0x{byte:02X}>") for byte in symbol.encode()]
