@@ -145,7 +145,7 @@ def load_balancing_loss(
         top_k: K.
         attention_mask: (B, T) with B*T = N; tokens where it is 0 do not count.
         per_layer: average each layer's own loss. Otherwise f and P are taken over all layers together, as transformers
-            does, where opposite imbalances of two layers cancel. The minimum is the same.
+            does, where opposite imbalances of two layers cancel. Perfect balance gives K in both.
 
     Source: Switch Transformer, arXiv 2101.03961, equations 4 to 6, with top-k as transformers counts it.
     """
