@@ -1,0 +1,304 @@
+"""Exercises of lesson 06: the router, one expert, dispatch to experts, and the load-balancing loss."""
+
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mixtral_edu.exercises.framework import exercise
+
+
+@exercise("The router's choice and its weights")
+def route_tokens(logits: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
+    """Choose the `top_k` best experts of each token, and weigh them.
+
+    The weights are the softmax over the chosen scores only, computed in float32.
+
+    Args:
+        logits: (N, E), each token's scores for the experts, in any dtype.
+        top_k: K, the number of experts a token.
+
+    Returns:
+        weights (N, K) in float32, and experts (N, K); the best expert of a token first.
+    """
+    best = logits.float().topk(top_k, dim=-1)
+    return best.values.softmax(dim=-1), best.indices
+
+
+def route_by_probability(logits: Tensor, top_k: int) -> tuple[np.ndarray, np.ndarray]:
+    """The other way round, in float64: softmax over all, the best of these, divided by their sum."""
+    best = logits.double().softmax(dim=-1).topk(top_k)
+    return (best.values / best.values.sum(dim=-1, keepdim=True)).numpy(), best.indices.numpy()
+
+
+@route_tokens.check("Are the experts those with the highest scores, the best first?")
+def highest_scores(answer):
+    _, experts = answer(torch.tensor([[0.0, 2.0, -5.0, 3.0]]), 2)
+    return experts, np.array([[3, 1]])
+
+
+@route_tokens.check("Are they a softmax, e to the power of each score over their sum, along one token's experts?")
+def softmax_of_a_token(answer):
+    weights, _ = answer(torch.tensor([[-1.0, -1.0 - math.log(3), -9e9]]), 2)
+    return weights, np.array([[0.75, 0.25]])
+
+
+@route_tokens.check("Do the weights of the chosen sum to 1? Those left out have no part in them.")
+def weights_sum_to_one(answer):
+    weights, _ = answer(torch.tensor([[1.0, 1.0 - math.log(3), 0.0, -0.5]]), 1)
+    return weights, np.array([[1.0]])
+
+
+@route_tokens.check("Does each token choose for itself, by its own scores?")
+def each_token_for_itself(answer):
+    logits = torch.randn(5, 4)
+    return answer(logits, 2), route_by_probability(logits, 2)
+
+
+@route_tokens.check("Are there top_k experts, also where that is not 2?")
+def other_k(answer):
+    logits = torch.randn(3, 5)
+    return answer(logits, 4), route_by_probability(logits, 4)
+
+
+@route_tokens.check(
+    "Is the best chosen among the scores themselves? In bfloat16, different scores may tie as probabilities."
+)
+def chosen_by_score(answer):
+    logits = torch.tensor([[0.5, 0.1001, 0.1006, -1.0]]).bfloat16()  # experts 1 and 2 tie after a softmax in bfloat16
+    _, experts = answer(logits, 2)
+    return experts, np.array([[0, 2]])
+
+
+@route_tokens.check("Are the weights in float32, and computed in it, whatever the dtype of the scores?")
+def weights_in_float32(answer):
+    logits = torch.tensor([[1.0, 0.5, -2.0]]).bfloat16()
+    weights, _ = answer(logits, 2)
+    return weights, torch.tensor([[1 / (1 + math.exp(-0.5)), 1 / (1 + math.exp(0.5))]])
+
+
+@exercise("One expert: a gated feed-forward network")
+def gated_expert(x: Tensor, w1: Tensor, w2: Tensor, w3: Tensor) -> Tensor:
+    """Compute w2(silu(w1 x) · w3 x) for each token x.
+
+    silu(g) = g / (1 + e^-g). The matrices have the shape (out, in), as layers store them.
+
+    Args:
+        x: (N, D), one token a row.
+        w1: (F, D), the gate.
+        w2: (D, F), down.
+        w3: (F, D), up.
+
+    Returns:
+        (N, D)
+    """
+    gates = x @ w1.T  # (N, F)
+    gates = gates * torch.sigmoid(gates)
+    return (gates * (x @ w3.T)) @ w2.T
+
+
+@gated_expert.check("Is a matrix of shape (out, in) applied to rows x as x @ w.T? The result has the shape of x.")
+def matrices_of_layers(answer):
+    return answer(torch.ones(2, 1), torch.ones(3, 1), torch.zeros(1, 3), torch.ones(3, 1)), torch.zeros(2, 1)
+
+
+@gated_expert.check("Is the gate silu(w1 x), with silu(g) = g · sigmoid(g), and w3 x without silu?")
+def silu_of_the_gate(answer):
+    one = torch.ones(1, 1)
+    return answer(one, -2 * one, one, one), np.array([[-2 / (1 + math.exp(2))]])
+
+
+@gated_expert.check("Is silu(w1 x) multiplied by w3 x, number by number, after the silu?")
+def multiplied_by_the_way_up(answer):
+    one = torch.ones(1, 1)
+    return answer(one, 2 * one, one, 3 * one), np.array([[3 * 2 / (1 + math.exp(-2))]])
+
+
+@gated_expert.check("Are the matrices transposed where they have to be, also where they are square?")
+def square_matrices(answer):
+    x, (w1, w2, w3) = torch.randn(4, 3), torch.randn(3, 3, 3)
+    return answer(x, w1, w2, w3), F.linear(F.silu(F.linear(x, w1)) * F.linear(x, w3), w2)
+
+
+@exercise("Send tokens to their experts")
+def dispatch_tokens(
+    x: Tensor, weights: Tensor, chosen: Tensor, experts: list
+) -> Tensor:
+    """Compute the weighted sum of each token's experts.
+
+        y[n] = Σ_k weights[n, k] · experts[chosen[n, k]](x[n])
+
+    Each expert is called at most once, with all of its tokens and no others; an expert
+    without a token is not called.
+
+    Args:
+        x: (N, D), one token a row.
+        weights: (N, K), in float32.
+        chosen: (N, K), the K different experts of each token, 0 to E - 1.
+        experts: E functions from (n, D) to (n, D), for any n above 0.
+
+    Returns:
+        (N, D), in the dtype of x.
+    """
+    y = torch.zeros_like(x)
+    for expert_idx, expert in enumerate(experts):
+        token_idx, choice_idx = (chosen == expert_idx).nonzero(as_tuple=True)  # (n,) each
+        if len(token_idx):
+            out = expert(x[token_idx]) * weights[token_idx, choice_idx, None]  # (n, D)
+            y[token_idx] += out.to(x.dtype)
+    return y
+
+
+class Factors:
+    """Experts that multiply by a factor each and note the first number of each row they get."""
+
+    def __init__(self, factors: Sequence[float]):
+        self.calls: list[list[list[float]]] = [[] for _ in factors]
+        self.experts = [self._expert(*pair) for pair in enumerate(factors)]
+
+    def _expert(self, expert_idx: int, factor: float) -> Callable:
+        def run(x: Tensor) -> Tensor:
+            self.calls[expert_idx].append(sorted(x.reshape(-1, x.shape[-1])[:, 0].tolist()))
+            return factor * x
+
+        return run
+
+
+def dispatch_by_loops(x: Tensor, weights: Tensor, chosen: Tensor, factors: Sequence[float]) -> np.ndarray:
+    y = np.zeros(x.shape)
+    for token_idx, choice_idx in np.ndindex(*chosen.shape):
+        factor = factors[chosen[token_idx, choice_idx].item()]
+        y[token_idx] += weights[token_idx, choice_idx].item() * factor * x[token_idx].double().numpy()
+    return y
+
+
+@dispatch_tokens.check("Does a token go to the expert that it chose, and the output back to its row?")
+def own_expert(answer):
+    x, ones, chosen = torch.tensor([[1.0, 2.0], [3.0, 4.0]]), torch.ones(2, 1), torch.tensor([[1], [0]])
+    return answer(x, ones, chosen, Factors([10, 100]).experts), torch.tensor([[100.0, 200.0], [30.0, 40.0]])
+
+
+@dispatch_tokens.check("Is each output multiplied by the weight of that token for that expert?")
+def own_weight(answer):
+    x, weights, chosen = torch.ones(3, 2), torch.tensor([[0.5], [0.25], [2.0]]), torch.tensor([[1], [0], [1]])
+    return answer(x, weights, chosen, Factors([10, 100]).experts), dispatch_by_loops(x, weights, chosen, [10, 100])
+
+
+@dispatch_tokens.check("Are the outputs of a token's experts added, so that none replaces another?")
+def outputs_added(answer):
+    x, weights = torch.randn(4, 3), torch.tensor([[0.75, 0.25]]).repeat(4, 1)
+    chosen = torch.tensor([[0, 1], [0, 1], [0, 1], [0, 1]])
+    return answer(x, weights, chosen, Factors([10, 100]).experts), dispatch_by_loops(x, weights, chosen, [10, 100])
+
+
+@dispatch_tokens.check("Does a weight stay with its token and expert, in whatever order the choices stand?")
+def any_order(answer):
+    x, weights, factors = torch.randn(5, 3), torch.rand(5, 2), [1, -10, 100, -1000]
+    chosen = torch.tensor([[3, 1], [0, 2], [2, 3], [1, 0], [3, 0]])
+    return answer(x, weights, chosen, Factors(factors).experts), dispatch_by_loops(x, weights, chosen, factors)
+
+
+@dispatch_tokens.check("Is each expert called once at most, with all of its tokens and no others?")
+def one_call(answer):
+    x, factors = torch.arange(1.0, 5.0)[:, None].repeat(1, 3), Factors([1, 2, 3])
+    chosen = torch.tensor([[0, 1], [2, 0], [1, 2], [0, 2]])
+    answer(x, torch.full((4, 2), 0.5), chosen, factors.experts)
+    return factors.calls, [[[1.0, 2.0, 4.0]], [[1.0, 3.0]], [[2.0, 3.0, 4.0]]]
+
+
+@dispatch_tokens.check("Is an expert without a token left alone? It must not be called, not even with no rows.")
+def idle_expert(answer):
+    x, factors = torch.arange(1.0, 3.0)[:, None], Factors([1, 2, 3, 4])
+    answer(x, torch.ones(2, 2), torch.tensor([[3, 1], [1, 3]]), factors.experts)
+    return factors.calls, [[], [[1.0, 2.0]], [], [[1.0, 2.0]]]
+
+
+@dispatch_tokens.check("Does the result have the dtype of x, although the weights are in float32?")
+def dtype_of_tokens(answer):
+    x, weights, chosen = torch.ones(2, 3).bfloat16(), torch.tensor([[0.75], [0.5]]), torch.tensor([[1], [0]])
+    found = answer(x, weights, chosen, Factors([1, 2]).experts)
+    return found, torch.tensor([[1.5] * 3, [0.5] * 3]).bfloat16()
+
+
+@exercise("The load-balancing loss, pads left out")
+def balancing_loss(logits: Tensor, top_k: int, mask: Tensor) -> Tensor:
+    """Compute E · Σ_e f_e · P_e over the real tokens of one layer.
+
+    f_e is how many real tokens have expert e among their top_k best scores, divided by the
+    number of real tokens. P_e is the mean over real tokens of the softmax over all E scores.
+
+    Args:
+        logits: (N, E), each token's scores for the experts.
+        top_k: K, the number of experts a token.
+        mask: (N,), 1 for a real token and 0 for a pad; at least one is real.
+
+    Returns:
+        The loss, a tensor without dimensions, whose gradient flows through P.
+    """
+    real = logits[mask.bool()]  # (n, E)
+    experts = real.topk(top_k, dim=-1).indices
+    f = experts.flatten().bincount(minlength=logits.shape[1]) / len(real)  # (E,)
+    P = real.softmax(dim=-1).mean(dim=0)  # (E,)
+    return logits.shape[1] * (f * P).sum()
+
+
+def loads_by_loops(logits: Tensor, top_k: int, mask: Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """f (E,), and the probabilities (n, E) of the n real tokens."""
+    real = logits.detach().double().numpy()[mask.numpy() == 1]
+    f, probabilities = np.zeros(logits.shape[1]), np.zeros(real.shape)
+    for token_idx, scores in enumerate(real):
+        probabilities[token_idx] = np.exp(scores) / np.exp(scores).sum()
+        for expert_idx in np.argsort(-scores)[:top_k]:
+            f[expert_idx] += 1 / len(real)
+    return f, probabilities
+
+
+def loss_by_loops(logits: Tensor, top_k: int, mask: Tensor) -> float:
+    f, probabilities = loads_by_loops(logits, top_k, mask)
+    return logits.shape[1] * float(f @ probabilities.mean(axis=0))
+
+
+@balancing_loss.check("Does even load give K? (Is there the factor E, and do the f sum to K?)")
+def even_load_gives_k(answer):
+    logits = 1e-5 * torch.tensor([[1.0, 1.0, 0.0, 0.0], [0.0, 0.0, 1.0, 1.0]])
+    return answer(logits, 2, torch.ones(2)), 2.0
+
+
+@balancing_loss.check("Is P the softmax over all E scores, and not over the chosen ones?")
+def softmax_over_all(answer):
+    logits = 1e-5 * torch.tensor([3.0, 2.0, 1.0, 0.0]).repeat(3, 1)  # P is a quarter for each
+    return answer(logits, 2, torch.ones(3)), 4 * (0.25 + 0.25)
+
+
+@balancing_loss.check("Does f count choices? A token counts 1 for each of its top_k experts, however sure it is.")
+def f_counts_choices(answer):
+    logits = torch.tensor([0.4, 0.35, 0.15, 0.1]).log().repeat(3, 1)
+    return answer(logits, 2, torch.ones(3)), 4 * (0.4 + 0.35)
+
+
+@balancing_loss.check("Are f and P means over the tokens, each taken before they are multiplied?")
+def means_first(answer):
+    logits = torch.randn(5, 4)
+    return answer(logits, 2, torch.ones(5)), loss_by_loops(logits, 2, torch.ones(5))
+
+
+@balancing_loss.check("Are pads left out of f, of P, and of the number of tokens?")
+def pads_left_out(answer):
+    logits, mask = torch.randn(7, 4), torch.tensor([0, 0, 1, 1, 0, 1, 1])
+    logits[:, 0] += 3 * (1 - mask)
+    return answer(logits, 2, mask), loss_by_loops(logits, 2, mask)
+
+
+@balancing_loss.check("Does the gradient flow through P, with f as it is?")
+def gradient_through_p(answer):
+    logits, mask = torch.randn(5, 4), torch.tensor([1, 1, 0, 1, 1])
+    logits[:, 0] += 3  # an uneven load: an even one has no gradient
+    logits.requires_grad_()
+    (found,) = torch.autograd.grad(answer(logits, 2, mask), logits)
+    f, p = loads_by_loops(logits, 2, mask)
+    expected = np.zeros(logits.shape)
+    expected[mask.numpy() == 1] = 4 / len(p) * p * (f - p @ f[:, None])
+    return found, expected

@@ -1,0 +1,154 @@
+"""One token's way through a router: the gate of an expert, the scores, the choice of K, and their weights."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from ipywidgets import IntSlider
+from matplotlib.figure import Figure
+from numpy.typing import ArrayLike
+
+from mixtral_edu.viz.style import ACCENT, FAINT, INK, MUTED, expert_colour, new_figure, printable, use_style
+from mixtral_edu.viz.widgets import FigureView
+
+
+def gate_curve(values: ArrayLike, title: str | None = None, figure: Figure | None = None) -> Figure:
+    """The curve silu(g) = g · sigmoid(g) beside relu(g), with the gates of a worked example marked.
+
+    Args:
+        values: gates g to mark, from -6 to 6.
+        title: instead of the usual one.
+        figure: a figure to draw into instead of a new one.
+
+    Raises:
+        ValueError: a value lies outside the picture.
+    """
+    values = np.asarray(values, dtype=float)
+    if np.abs(values).max(initial=0) > 6:
+        raise ValueError(f"values={values.tolist()}: gates from -6 to 6 can be shown")
+    g = np.linspace(-6, 6, 241)
+    with use_style():
+        figure = new_figure(8.5, 3.4, figure)
+        axes = figure.add_axes((0.085, 0.17, 0.895, 0.69))
+        axes.plot(g, np.maximum(g, 0), color=MUTED, linestyle="--", linewidth=1.2, label="relu(g), for comparison")
+        axes.plot(g, _silu(g), color=ACCENT, linewidth=2, label="silu(g) = g · sigmoid(g)")
+        axes.plot(values, _silu(values), "o", color=INK)
+        for value in values:
+            axes.annotate(
+                f"silu({value:g}) = {_silu(value):.3f}",
+                (value, _silu(value)),
+                (0, 12),
+                textcoords="offset points",
+                ha="right",
+                size=10,
+            )
+        axes.set(xlim=(-6, 6), ylim=(-0.7, 6.2), yticks=(0, 2, 4, 6), xlabel="gate g", ylabel="silu(g)")
+        axes.grid(True)
+        axes.legend(loc="upper left")
+        axes.set_title(title or "The gate shuts below zero, and opens in proportion above it")
+    return figure
+
+
+def router_choice(scores: ArrayLike, top_k: int, name: str = "", figure: Figure | None = None) -> Figure:
+    """One token's scores, and what becomes of them: bars of E scores, and of the weights of the best K.
+
+    Chosen experts wear their colours. Dashed outlines beside the weights show the softmax over all E.
+
+    Args:
+        scores: (E,) router logits.
+        top_k: K.
+        name: of the token, for the title, which names the chosen experts and their weights.
+        figure: a figure to draw into instead of a new one.
+
+    Raises:
+        ValueError: `scores` is no vector, or `top_k` lies outside 1..E.
+    """
+    scores = np.asarray(scores, dtype=float)
+    if scores.ndim != 1:
+        raise ValueError(f"scores have the shape {scores.shape}: one token's, (E,), are wanted")
+    if not 1 <= top_k <= len(scores):
+        raise ValueError(f"top_k={top_k}: a number from 1 to {len(scores)} is wanted")
+    chosen, weights = best_choices(scores, top_k)
+    colours = [expert_colour(expert) if expert in chosen else FAINT for expert in range(len(scores))]
+    named = ", ".join(f"{expert} ({weight:.2f})" for expert, weight in zip(chosen[:3], weights, strict=False))
+    title = f"{name + ' · ' if name else ''}the best {top_k} of {len(scores)}: expert {named}{', …' * (top_k > 3)}"
+    with use_style():
+        figure = new_figure(10.5, 3.5, figure)
+        left, right = figure.add_axes((0.065, 0.17, 0.42, 0.60)), figure.add_axes((0.56, 0.17, 0.42, 0.60))
+        left.bar(range(len(scores)), scores, color=colours, edgecolor=INK, linewidth=0.6)
+        left.axhline(0, color=MUTED, linewidth=0.8)
+        left.set(xlabel="expert", ylabel="score", xticks=range(len(scores)))
+        left.set_title("scores x · W_g", size=11, weight="normal")
+        right.bar(chosen, weights, color=[colours[expert] for expert in chosen], edgecolor=INK, linewidth=0.6)
+        right.bar(range(len(scores)), _softmax(scores), width=0.5, facecolor="none", edgecolor=INK, linestyle="--")
+        for expert, weight in zip(chosen, weights, strict=True):
+            right.text(expert, weight + 0.02, f"{weight:.2f}", ha="center", size=10)
+        right.set(xlabel="expert", ylabel="weight", xticks=range(len(scores)), ylim=(0, 1.12))
+        right.set_title(f"weights: softmax over the best {top_k} (dashed: over all)", size=11, weight="normal")
+        figure.text(0.012, 0.92, title, size=13, weight="bold", parse_math=False)
+    return figure
+
+
+def best_choices(scores: ArrayLike, top_k: int) -> tuple[np.ndarray, np.ndarray]:
+    """The K experts with the best scores, best first, and the softmax over their scores."""
+    scores = np.asarray(scores, dtype=float)
+    chosen = np.argsort(-scores, kind="stable")[:top_k]
+    return chosen, _softmax(scores[chosen])
+
+
+class ChoiceView(FigureView):
+    """Choose a token, a layer and K, and see the router's scores become weights.
+
+    Its static face shows one token with K = 1, 2 and E.
+
+    Args:
+        model: a `MixtralForCausalLM` or `MixtralModel`.
+        tokenizer: its `MixtralTokenizer`.
+        text: whose tokens to choose from.
+        token: index of the token shown first.
+
+    Raises:
+        ValueError: the text has no such token.
+    """
+
+    def __init__(self, model, tokenizer, text: str, token: int = 0):
+        ids = tokenizer.encode(text)
+        if not 0 <= token < len(ids):
+            raise ValueError(f"token={token}: the text has tokens 0 to {len(ids) - 1}")
+        self.pieces = [piece.piece for piece in tokenizer.pieces(ids)]
+        with torch.inference_mode():
+            out = model(torch.tensor([ids], device=model.device), output_router_logits=True)
+        self.scores = torch.stack(out.router_logits).float().cpu().numpy()  # (L, N, E)
+        num_layers, num_tokens, num_experts = self.scores.shape
+        self.first_token, self.usual_k = token, model.config.num_experts_per_tok
+        self.token = IntSlider(value=token, min=0, max=num_tokens - 1, description="token")
+        self.layer = IntSlider(value=0, min=0, max=num_layers - 1, description="layer")
+        self.top_k = IntSlider(value=self.usual_k, min=1, max=num_experts, description="K")
+        super().__init__([self.token, self.layer, self.top_k])
+
+    def state(self) -> dict[str, Any]:
+        return {"token": self.token.value, "layer": self.layer.value, "top_k": self.top_k.value}
+
+    def draw(self, figure: Figure, token: int, layer: int, top_k: int) -> None:
+        router_choice(self.scores[layer, token], top_k, f"{printable(self.pieces[token])!r}, layer {layer}", figure)
+
+    def telling_states(self) -> list[dict[str, Any]]:
+        num_experts = self.scores.shape[-1]
+        return [{"token": self.first_token, "layer": 0, "top_k": k} for k in sorted({1, self.usual_k, num_experts})]
+
+    def summary(self) -> str:
+        """The experts and weights of the states that the static face shows."""
+        lines = [f"{self.pieces[self.first_token]!r}, layer 0: expert and weight"]
+        for state in self.telling_states():
+            choice = zip(*best_choices(self.scores[0, self.first_token], state["top_k"]), strict=True)
+            lines.append(f"K = {state['top_k']}   " + "   ".join(f"{expert} {weight:.2f}" for expert, weight in choice))
+        return "\n".join(lines)
+
+
+def _silu(g: np.ndarray) -> np.ndarray:
+    return g / (1 + np.exp(-g))
+
+
+def _softmax(scores: np.ndarray) -> np.ndarray:
+    powers = np.exp(scores - scores.max())
+    return powers / powers.sum()

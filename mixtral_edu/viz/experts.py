@@ -1,0 +1,223 @@
+"""Many tokens and their experts: the order of dispatch, the load, how it moves in training, and how many are read."""
+
+from collections.abc import Mapping, Sequence
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.colors import TwoSlopeNorm, to_hex
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Rectangle
+from numpy.typing import ArrayLike
+
+from mixtral_edu.config import MixtralConfig
+from mixtral_edu.viz.style import ACCENT, INK, MUTED, expert_colour, new_figure, text_colour, use_style
+
+MOST_CHOICES = 48  # that dispatch_order can number legibly
+MARKERS = ("o", "s", "^", "D")
+
+
+def dispatch_order(
+    experts: ArrayLike, num_experts: int = 8, title: str | None = None, figure: Figure | None = None
+) -> Figure:
+    """The N·K choices in the order of the tokens, and sorted by expert; each box holds its token's index.
+
+    Args:
+        experts: (N, K) chosen experts, of at most 48 choices together.
+        num_experts: E.
+        title: instead of the computed one, which counts products of matrices.
+        figure: a figure to draw into instead of a new one.
+
+    Raises:
+        ValueError: too many choices, or an expert outside 0..E-1.
+    """
+    experts = np.asarray(experts)
+    if experts.ndim != 2 or not 0 < experts.size <= MOST_CHOICES:
+        raise ValueError(f"experts have the shape {experts.shape}: (N, K) with 1 to {MOST_CHOICES} choices is wanted")
+    if experts.min() < 0 or experts.max() >= num_experts:
+        raise ValueError(f"experts must lie in 0..{num_experts - 1}, got {experts.min()}..{experts.max()}")
+    chosen, top_k = experts.ravel(), experts.shape[1]
+    order = chosen.argsort(kind="stable")
+    counts = np.bincount(chosen, minlength=num_experts)
+    busy = int((counts > 0).sum())
+    top = np.arange(len(chosen)) + 0.35 * (np.arange(len(chosen)) // top_k)  # left edges: a gap between tokens
+    group = np.cumsum(counts > 0)[chosen[order]] - 1
+    bottom = np.arange(len(chosen)) + (top[-1] - len(chosen) + 1) / max(busy - 1, 1) * group  # and between experts
+    if title is None:
+        title = f"Sorted by expert, {len(chosen)} choices are {busy} products of matrices, not {len(chosen)}"
+    with use_style():
+        figure = new_figure(10.5, 3.4, figure)
+        axes = figure.add_axes((0.012, 0.02, 0.976, 0.83))
+        for place, choice in enumerate(order):
+            colour = expert_colour(chosen[choice])
+            axes.plot([top[choice] + 0.5, bottom[place] + 0.5], [2.0, 1.0], color=colour, linewidth=1.2, zorder=0)
+            for left, y in ((top[choice], 2.0), (bottom[place], 0.4)):
+                axes.add_patch(Rectangle((left, y), 1, 0.6, facecolor=colour, edgecolor="white"))
+                axes.text(
+                    left + 0.5,
+                    y + 0.3,
+                    str(choice // top_k),
+                    ha="center",
+                    va="center",
+                    size=9,
+                    color=text_colour(colour),
+                )
+        for expert in np.flatnonzero(counts):
+            places = bottom[chosen[order] == expert]
+            axes.text(
+                (places[0] + places[-1] + 1) / 2,
+                0.26,
+                f"expert {expert}" if counts[expert] > 0.05 * len(chosen) else f"e{expert}",
+                ha="center",
+                va="top",
+                size=9.5,
+            )
+        axes.text(0, 2.72, "in the order of the tokens (numbers: token index)", size=10, color=MUTED)
+        axes.set(xlim=(-0.2, top[-1] + 1.2), ylim=(-0.15, 3.0), xticks=(), yticks=())
+        axes.spines[:].set_visible(False)
+        axes.set_title(title)
+    return figure
+
+
+def load_table(
+    loads: ArrayLike, rows: Sequence[str], even: float, title: str | None = None, figure: Figure | None = None
+) -> Figure:
+    """A table of loads, one row a layer or text: each cell the share of tokens that the expert sees.
+
+    White is an even load, blue is more, red is less.
+
+    Args:
+        loads: (R, E), each from 0 to 1.
+        rows: R names. An empty name leaves its row blank, as a gap between groups.
+        even: K/E, the load that every expert would have if all had the same.
+        title: instead of the computed one, which names the largest load.
+        figure: a figure to draw into instead of a new one.
+
+    Raises:
+        ValueError: another number of names than of rows.
+    """
+    loads = np.asarray(loads, dtype=float)
+    if loads.ndim != 2 or len(rows) != len(loads):
+        raise ValueError(f"loads have the shape {loads.shape} and there are {len(rows)} row names: (R, E) and R wanted")
+    named = [row for row, name in enumerate(rows) if name]
+    if title is None:
+        row, expert = max(((r, e) for r in named for e in range(loads.shape[1])), key=lambda place: loads[place])
+        title = f"{rows[row]}: expert {expert} sees {loads[row, expert]:.0%} of the tokens (even: {even:.0%})"
+    colours, norm = mpl.colormaps["RdBu"], TwoSlopeNorm(even, -0.6 * even, 1.2)  # ends that no load reaches: too dark
+    with use_style():
+        figure = new_figure(8.5, 1.25 + 0.3 * len(rows), figure)
+        bottom, height = 0.6 / figure.get_figheight(), 0.3 * len(rows) / figure.get_figheight()
+        axes = figure.add_axes((0.24, bottom, 0.74, height))
+        for row in named:
+            for expert, load in enumerate(loads[row]):
+                colour = to_hex(colours(norm(load)))
+                axes.add_patch(Rectangle((expert - 0.5, row - 0.5), 1, 1, facecolor=colour, edgecolor="white"))
+                axes.text(expert, row, f"{load:.0%}", ha="center", va="center", size=10, color=text_colour(colour))
+        axes.set(xlim=(-0.5, loads.shape[1] - 0.5), ylim=(len(rows) - 0.5, -0.5), xlabel="expert")
+        axes.set(xticks=range(loads.shape[1]), yticks=named, yticklabels=[rows[row] for row in named])
+        axes.tick_params(length=0)
+        axes.spines[:].set_visible(False)
+        figure.text(0.012, 1 - 0.36 / figure.get_figheight(), title, size=13, weight="bold")
+    return figure
+
+
+def load_over_steps(loads: Mapping[str, ArrayLike], even: float, title: str, figure: Figure | None = None) -> Figure:
+    """How the experts' loads move while a router learns: a panel for each run, a line for each expert.
+
+    Args:
+        loads: (steps, E) by the name of the run; shares of tokens from 0 to 1.
+        even: K/E, the dashed line.
+        title: the finding.
+        figure: a figure to draw into instead of a new one.
+
+    Raises:
+        ValueError: no runs, or runs with different numbers of experts.
+    """
+    runs = {name: np.asarray(values, dtype=float) for name, values in loads.items()}
+    if len({values.shape[-1] for values in runs.values()}) != 1:
+        raise ValueError(f"loads of {[values.shape for values in runs.values()]}: one or more (steps, E) are wanted")
+    num_experts = next(iter(runs.values())).shape[-1]
+    with use_style():
+        figure = new_figure(10.5, 4.1, figure)
+        panels = figure.subplots(1, len(runs), sharey=True, squeeze=False)[0]
+        figure.subplots_adjust(left=0.07, right=0.985, top=0.79, bottom=0.22, wspace=0.08)
+        for axes, (name, values) in zip(panels, runs.items(), strict=True):
+            for expert in range(num_experts):
+                axes.plot(values[:, expert], color=expert_colour(expert), linewidth=1.8)
+            axes.axhline(even, color=INK, linewidth=1, linestyle="--")
+            axes.set(xlim=(0, len(values) - 1), ylim=(0, 1), xlabel="step")
+            axes.set_title(name, size=11, weight="normal")
+            axes.grid(True, axis="y")
+        panels[0].set_ylabel("share of tokens")
+        panels[0].yaxis.set_major_formatter(lambda share, _: f"{share:.0%}")
+        keys = [Line2D([], [], color=expert_colour(e), linewidth=3, label=f"expert {e}") for e in range(num_experts)]
+        keys.append(Line2D([], [], color=INK, linestyle="--", label="even load"))
+        figure.legend(handles=keys, ncols=len(keys), loc="lower center", columnspacing=1.2, handlelength=1.4)
+        figure.text(0.012, 0.925, title, size=13, weight="bold")
+    return figure
+
+
+def expected_touched(batch_size: ArrayLike, num_experts: int, top_k: int) -> np.ndarray:
+    """How many experts of a layer a step touches in the mean, if each of B tokens draws K of E at random.
+
+    E · (1 - (1 - K/E)^B): one token misses an expert with probability 1 - K/E, and B tokens all miss it with that
+    to the power of B.
+
+    >>> expected_touched([1, 2], num_experts=8, top_k=2)
+    array([2. , 3.5])
+    """
+    return num_experts * (1 - (1 - top_k / num_experts) ** np.asarray(batch_size, dtype=float))
+
+
+def experts_touched(
+    batch_sizes: Sequence[int],
+    measured: Mapping[str, ArrayLike],
+    config: MixtralConfig,
+    title: str | None = None,
+    figure: Figure | None = None,
+) -> Figure:
+    """Experts touched in a layer as the batch grows: the formula as a line, measurements as marks.
+
+    The axis on the right says how many parameters of `config` a step then reads.
+
+    Args:
+        batch_sizes: B of each mark, one token a text.
+        measured: as many mean numbers of experts, by name; at most four names.
+        config: has E, K and the sizes for the axis on the right.
+        title: instead of the computed one, which says where nine tenths of the experts are touched.
+        figure: a figure to draw into instead of a new one.
+
+    Raises:
+        ValueError: a measurement has another length than `batch_sizes`, or there are more than four.
+    """
+    if len(measured) > len(MARKERS) or any(len(values) != len(batch_sizes) for values in measured.values()):
+        lengths = {name: len(values) for name, values in measured.items()}
+        raise ValueError(f"measured has {lengths}: up to {len(MARKERS)} of length {len(batch_sizes)} are wanted")
+    num_experts, top_k, counts = config.num_local_experts, config.num_experts_per_tok, config.parameter_counts()
+    per_expert = counts.per_part["experts"] / num_experts  # in all layers together
+    rest = counts.total - counts.per_part["experts"]
+    if title is None:
+        sizes = np.arange(1, 10_000)
+        most = sizes[expected_touched(sizes, num_experts, top_k) >= 0.9 * num_experts][0]
+        title = f"With even loads, {most} tokens a step touch nine tenths of the experts"
+    curve = np.geomspace(1, max(batch_sizes), 200)
+    with use_style():
+        figure = new_figure(9, 4.2, figure)
+        axes = figure.add_axes((0.08, 0.14, 0.82, 0.74))
+        even = expected_touched(curve, num_experts, top_k)
+        axes.plot(curve, even, color=ACCENT, linewidth=2, label=r"even and random: $E\,(1-(1-K/E)^B)$")
+        for marker, (name, values) in zip(MARKERS, measured.items(), strict=False):
+            axes.plot(batch_sizes, values, marker, color=INK, markerfacecolor="white", label=name)
+        axes.set(xscale="log", xlim=(0.93, 1.07 * max(batch_sizes)), ylim=(0, 1.06 * num_experts))
+        axes.set_xticks(batch_sizes, [str(size) for size in batch_sizes])
+        axes.minorticks_off()
+        axes.set(xlabel="batch size B: texts that each generate one token", ylabel="experts touched in a layer")
+        right = axes.secondary_yaxis(
+            "right",
+            functions=(lambda t: (rest + t * per_expert) / 1e9, lambda p: (1e9 * p - rest) / per_expert),
+        )
+        right.set_ylabel(f"billion parameters read, of {counts.total / 1e9:.1f}")
+        axes.grid(True)
+        axes.legend(loc="lower right")
+        axes.set_title(title)
+    return figure
