@@ -1,6 +1,5 @@
 """What all tests share: reproducible numbers, a small model's configuration, a JupyterLab in a browser."""
 
-import os
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,8 +16,6 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 # A shared machine makes deadlines fail at random; and the same examples each time, so that a failure is there to stay.
 hypothesis.settings.register_profile("mixtral_edu", deadline=None, derandomize=True, print_blob=True)
 hypothesis.settings.load_profile("mixtral_edu")
-if "OMP_NUM_THREADS" not in os.environ:
-    torch.set_num_threads(1)  # the models are so small that threads wait for each other most of the time
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
