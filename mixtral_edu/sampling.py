@@ -141,8 +141,14 @@ class GenerationOptions:
             )
         return self.max_length - prompt_length
 
-    def choose(self, logits: Tensor, seen: Tensor, seen_mask: Tensor, generator: torch.Generator | None) -> Tensor:
-        """Return the next ids (B,) for logits (B, V) after the ids `seen` (B, S), those masked 0 left out."""
+    def shape(self, logits: Tensor, seen: Tensor, seen_mask: Tensor) -> Tensor:
+        """Return what the next ids are chosen from: logits (B, V) with everything applied that is set.
+
+        Args:
+            logits: (B, V), of the model.
+            seen: (B, S) ids so far.
+            seen_mask: (B, S), 0 for padding.
+        """
         if self.repetition_penalty is not None:
             logits = apply_repetition_penalty(logits, seen, self.repetition_penalty, seen_mask)
         if self.do_sample:
@@ -154,7 +160,11 @@ class GenerationOptions:
                 logits = keep_top_p(logits, self.top_p)
             if self.min_p is not None:
                 logits = keep_min_p(logits, self.min_p)
-        return next_token(logits, self.do_sample, generator)
+        return logits
+
+    def choose(self, logits: Tensor, seen: Tensor, seen_mask: Tensor, generator: torch.Generator | None) -> Tensor:
+        """Return the next ids (B,) for logits (B, V) after the ids `seen` (B, S), those masked 0 left out."""
+        return next_token(self.shape(logits, seen, seen_mask), self.do_sample, generator)
 
     def stop_and_pad_ids(self, config: Any) -> tuple[list[int], int]:
         """Return the ids that stop a row, and the one that fills it up after that.

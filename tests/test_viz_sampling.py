@@ -1,9 +1,9 @@
-"""The picture of the next token's distribution."""
+"""Pictures of the next token's distribution, before and after settings change it."""
 
 import pytest
 from matplotlib import pyplot as plt
 
-from mixtral_edu.viz.sampling import next_tokens
+from mixtral_edu.viz.sampling import before_and_after, next_tokens, tokens_left
 
 
 def test_bars_show_the_probabilities_in_order_with_their_tokens():
@@ -29,3 +29,61 @@ def test_no_text_is_clipped():
 def test_pieces_and_probabilities_have_to_match(pieces, probabilities):
     with pytest.raises(ValueError, match="equally many"):
         next_tokens(pieces, probabilities)
+
+
+VOCABULARY = ["a", "b", "c", "d", "e"]
+BEFORE = [0.1, 0.5, 0.25, 0.05, 0.1]
+AFTER = [0.0, 0.6, 0.4, 0.0, 0.0]
+
+
+def test_bars_before_and_after_are_sorted_and_the_last_one_holds_all_others():
+    figure = before_and_after(VOCABULARY, {"here": (BEFORE, AFTER), "there": (BEFORE, BEFORE)}, num_bars=3)
+    here, there = figure.axes
+    heights = [bar.get_height() for bar in here.patches]
+    assert heights[:4] == pytest.approx([0.5, 0.25, 0.1, 0.15])  # before: b, c, a, and d with e
+    assert heights[4:] == pytest.approx([0.6, 0.4, 0, 0])
+    assert [label.get_text() for label in here.get_xticklabels()] == ["b", "c", "a", "all others"]
+    assert here.get_title(loc="left") == "here: 2 of 5 tokens left"
+    assert there.get_title(loc="left") == "there: 5 of 5 tokens left"
+    plt.close(figure)
+
+
+def test_no_bar_for_others_where_there_are_none():
+    figure = before_and_after(VOCABULARY, {"here": (BEFORE, AFTER)}, num_bars=5)
+    assert [label.get_text() for label in figure.axes[0].get_xticklabels()] == ["b", "c", "a", "e", "d"]
+    plt.close(figure)
+
+
+def test_probabilities_have_to_match_the_vocabulary():
+    with pytest.raises(ValueError, match=r"'here' has \[5, 4\] probabilities: 5 each"):
+        before_and_after(VOCABULARY, {"here": (BEFORE, AFTER[1:])})
+    with pytest.raises(ValueError, match="at least one panel"):
+        before_and_after(VOCABULARY, {})
+
+
+def test_curves_are_the_counts_and_no_label_is_clipped():
+    orders = "one order", "the other order"
+    counts = {
+        "flat": dict(zip(orders, ([3, 4, 900], [3, 3, 3]), strict=True)),
+        "peaked": dict(zip(orders, ([1, 2, 300], [2, 2, 2]), strict=True)),
+    }
+    figure = tokens_left([0.5, 1.0, 2.0], counts, title="The order matters")
+    drawn = [[line.get_ydata().tolist() for line in axes.lines if len(line.get_ydata()) == 3] for axes in figure.axes]
+    assert drawn == [[list(curve) for curve in curves.values()] for curves in counts.values()]
+    assert [axes.get_yscale() for axes in figure.axes] == ["log", "log"]
+    assert tuple(text.get_text() for text in figure.legends[0].get_texts()) == orders
+    figure.canvas.draw()
+    for text in [*figure.texts, *figure.legends[0].get_texts()]:
+        assert text.get_window_extent().x1 <= figure.bbox.x1, text.get_text()
+    plt.close(figure)
+
+
+@pytest.mark.parametrize("counts", [{}, {"flat": {}}, {"flat": {"a": [1, 2]}}])
+def test_each_temperature_needs_its_count(counts):
+    with pytest.raises(ValueError, match="3 in each"):
+        tokens_left([0.5, 1.0, 2.0], counts)
+
+
+def test_panels_with_other_curves_are_refused():
+    with pytest.raises(ValueError, match="not the same"):
+        tokens_left([1.0], {"flat": {"one": [1]}, "peaked": {"other": [1]}})
