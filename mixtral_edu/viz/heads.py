@@ -1,0 +1,243 @@
+"""What trained heads look at: their maps, how much of them lies where, and one query at a time."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from ipywidgets import Dropdown, IntSlider, Text
+from matplotlib.axes import Axes
+from matplotlib.colors import to_hex
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from numpy.typing import ArrayLike
+
+from mixtral_edu.viz.attention import SHADES
+from mixtral_edu.viz.style import ACCENT, INK, MONO, MUTED, new_figure, printable, text_colour, use_style
+from mixtral_edu.viz.widgets import FigureView
+
+
+def head_maps(
+    weights: ArrayLike,
+    tokens: Sequence[str],
+    num_kv_heads: int,
+    layer: int | None = None,
+    title: str | None = None,
+    figure: Figure | None = None,
+) -> Figure:
+    """The weights of all heads of a layer; heads that share their keys stand in one row.
+
+    Args:
+        weights: (Hq, T, T), a row for each query.
+        tokens: T pieces, written beside the first map of each row.
+        num_kv_heads: Hkv.
+        layer: the layer that they come from, for the title.
+        title: instead of the computed one.
+        figure: a figure to draw into instead of a new one.
+
+    Raises:
+        ValueError: weights of another shape, or heads that cannot be divided among Hkv.
+    """
+    weights, T = np.asarray(weights), len(tokens)
+    if weights.ndim != 3 or weights.shape[1:] != (T, T):
+        raise ValueError(f"weights has shape {weights.shape}: (Hq, {T}, {T}) is wanted, as there are {T} tokens")
+    if num_kv_heads < 1 or len(weights) % num_kv_heads:
+        raise ValueError(f"num_kv_heads={num_kv_heads}: it has to divide the {len(weights)} query heads")
+    group = len(weights) // num_kv_heads
+    if title is None:
+        place = "" if layer is None else f"Layer {layer}: "
+        title = f"{place}{len(weights)} heads read the same text, each in its own way; a row shares its keys"
+    wide, tall, left, top, gap = 9.7 / group, 2.7, 1.15, 0.75, 0.4  # inches
+    height = top + num_kv_heads * (tall + gap)
+    with use_style():
+        figure = new_figure(11, height, figure)
+        figure.text(0.012, 1 - 0.24 / height, title, size=13, weight="bold", va="center")
+        for head, values in enumerate(weights):
+            row, column = divmod(head, group)
+            x, y = left + column * wide, height - top - row * (tall + gap) - tall
+            axes = figure.add_axes((x / 11, y / height, (wide - 0.08) / 11, tall / height))
+            _map(axes, values)
+            axes.set_title(f"head {head}, keys {row}", size=10.5, pad=4)
+            axes.set(xticks=[], yticks=[])
+            if column == 0:
+                axes.set_yticks(range(T), [printable(token) for token in tokens], family=MONO, size=min(9, 165 / T))
+            if row == num_kv_heads - 1:
+                axes.set_xlabel("key position j", size=10)
+    return figure
+
+
+def head_scores(shares: Mapping[str, ArrayLike], title: str | None = None, figure: Figure | None = None) -> Figure:
+    """Heat maps of one number a head, in percent; rows are layers.
+
+    Args:
+        shares: for each kind of number, which becomes the heading, (L, Hq) values from 0 to 1.
+        title: instead of the computed one, which names the largest number.
+        figure: a figure to draw into instead of a new one.
+
+    Raises:
+        ValueError: nothing to draw, or shapes that differ.
+    """
+    shares = {kind: np.asarray(values) for kind, values in shares.items()}
+    shapes = {values.shape for values in shares.values()}
+    if len(shapes) != 1 or len(shape := shapes.pop()) != 2:
+        raise ValueError("shares: at least one kind of number, each of one shape (L, Hq), is wanted")
+    num_layers, num_heads = shape
+    if title is None:
+        kind = max(shares, key=lambda kind: shares[kind].max())
+        layer, head = np.unravel_index(shares[kind].argmax(), shape)
+        title = f"Layer {layer}, head {head} has the largest share, {shares[kind].max():.0%}: {kind}"
+    grid = 0.36 * num_layers  # inches, as all lengths here
+    panel = grid + 0.95
+    height = 0.55 + -(-len(shares) // 2) * panel
+    with use_style():
+        figure = new_figure(11, height, figure)
+        figure.text(0.012, 1 - 0.25 / height, title, size=13, weight="bold", va="center", parse_math=False)
+        for number, (kind, values) in enumerate(shares.items()):
+            row, column = divmod(number, 2)
+            bottom = height - 0.91 - row * panel - grid
+            axes = figure.add_axes((0.06 + 0.49 * column, bottom / height, 0.435, grid / height))
+            axes.imshow(values, cmap=SHADES, vmin=0, vmax=1, aspect="auto")
+            for (layer, head), share in np.ndenumerate(values):
+                ink = text_colour(to_hex(SHADES(float(share))))
+                axes.text(head, layer, f"{100 * share:.0f}", ha="center", va="center", color=ink, size=10)
+            axes.set_title(kind, size=11, pad=6, parse_math=False)
+            axes.set(xticks=range(num_heads), yticks=range(num_layers), xlabel="head", ylabel="layer")
+            axes.tick_params(length=0)
+            axes.spines[:].set_visible(False)
+    return figure
+
+
+def looking(
+    weights: ArrayLike, tokens: Sequence[str], query: int, title: str | None = None, figure: Figure | None = None
+) -> Figure:
+    """One head: its map with a query's row framed, and the keys that get most of its weight.
+
+    Args:
+        weights: (T, T), a row for each query.
+        tokens: T pieces.
+        query: the row.
+        title: instead of the computed one, which names query and favourite key.
+        figure: a figure to draw into instead of a new one.
+
+    Raises:
+        ValueError: weights of another shape, or a query outside the text.
+    """
+    weights, T = np.asarray(weights), len(tokens)
+    if weights.shape != (T, T):
+        raise ValueError(f"weights has shape {weights.shape}: {(T, T)} is wanted, as there are {T} tokens")
+    if not 0 <= query < T:
+        raise ValueError(f"query={query}: a position from 0 to {T - 1} is wanted")
+    tokens = [printable(token) for token in tokens]
+    keys = favourites(weights[query], query, 8)
+    if title is None:
+        best = weights[query, keys[0]]
+        title = f"“{tokens[query]}” ({query}) gives {best:.0%} of its weight to “{tokens[keys[0]]}” ({keys[0]})"
+    with use_style():
+        figure = new_figure(10, 5.1, figure)
+        figure.text(0.012, 0.95, title, size=13, weight="bold", va="center", parse_math=False)
+        axes = figure.add_axes((0.13, 0.11, 0.405, 0.405 * 10 / 5.1))
+        _map(axes, weights)
+        axes.add_patch(Rectangle((-0.5, query - 0.5), query + 1, 1, fill=False, edgecolor="#8D2B0B", linewidth=1.5))
+        axes.set_yticks(range(T), tokens, family=MONO, size=min(9, 240 / T))
+        axes.set(xticks=[], xlabel="key position j", ylabel="query position i")
+        bars = figure.add_axes((0.7, 0.11, 0.27, 0.76))
+        bars.barh(range(len(keys)), weights[query, keys], color=ACCENT, height=0.7)
+        for row, key in enumerate(keys):
+            bars.text(weights[query, key] + 0.02, row, f"{weights[query, key]:.0%}", va="center", size=10)
+        bars.set_yticks(range(len(keys)), [f"{key} {tokens[key]}" for key in keys], family=MONO)
+        bars.set(xlim=(0, 1.15), ylim=(7.5, -0.5), xlabel="weight")
+        bars.xaxis.set_major_formatter("{x:.0%}")
+    return figure
+
+
+def favourites(weights: ArrayLike, query: int, most: int) -> list[int]:
+    """The keys that get most of a query's weight, first the largest: at most so many, each at least a hundredth.
+
+    >>> favourites([0.295, 0.004, 0.7, 0.001], query=3, most=3)
+    [2, 0]
+    """
+    weights = np.asarray(weights)[: query + 1]
+    keys = np.argsort(-weights, kind="stable")[:most].tolist()
+    return [key for key in keys if weights[key] >= 0.01] or keys[:1]
+
+
+class AttentionView(FigureView):
+    """Choose a text, a layer, a head and a query, and see which keys it looks at.
+
+    Args:
+        model: a `MixtralForCausalLM` or `MixtralModel` with the backend "eager".
+        tokenizer: its `MixtralTokenizer`.
+        texts: texts to choose from, by name; what is typed into the field "own text" goes before them.
+        telling: (layer, head, query) of each picture of the static face, which shows the first text.
+        max_tokens: longer texts are cut to this number of tokens.
+
+    Raises:
+        ValueError: `texts` or `telling` is empty, or the backend keeps no weights.
+    """
+
+    def __init__(
+        self, model, tokenizer, texts: Mapping[str, str], telling: Sequence[tuple[int, int, int]], max_tokens: int = 32
+    ):
+        if not texts or not telling:
+            raise ValueError("texts and telling: at least one text and one (layer, head, query) are wanted")
+        self.model, self.tokenizer, self.texts, self.telling = model, tokenizer, dict(texts), list(telling)
+        self.max_tokens, self._seen = max_tokens, (None, None, None)
+        config, (layer, head, query) = model.config, self.telling[0]
+        self.text = Dropdown(options=list(texts), description="text")
+        self.layer = IntSlider(value=layer, min=0, max=config.num_hidden_layers - 1, description="layer")
+        self.head = IntSlider(value=head, min=0, max=config.num_attention_heads - 1, description="head")
+        self.query = IntSlider(value=query, min=0, max=max_tokens - 1, description="query i")
+        self.own_text = Text(placeholder="type here, then Enter", description="own text", continuous_update=False)
+        super().__init__([self.text, self.layer, self.head, self.query, self.own_text])
+
+    def state(self) -> dict[str, Any]:
+        text = self.own_text.value or self.texts[self.text.value]
+        return {"text": text, "layer": self.layer.value, "head": self.head.value, "query": self.query.value}
+
+    def draw(self, figure: Figure, text: str, layer: int, head: int, query: int) -> None:
+        tokens, weights = self.attention(text)
+        query = min(query, len(tokens) - 1)
+        key = favourites(weights[layer, head, query], query, 1)[0]
+        share = weights[layer, head, query, key]
+        who, whom = printable(tokens[query]), printable(tokens[key])
+        title = f"Layer {layer}, head {head}: “{who}” ({query}) gives {share:.0%} of its weight to “{whom}” ({key})"
+        looking(weights[layer, head], tokens, query, title=title, figure=figure)
+
+    def telling_states(self) -> list[dict[str, Any]]:
+        text = next(iter(self.texts.values()))
+        return [dict(zip(("text", "layer", "head", "query"), (text, *place), strict=True)) for place in self.telling]
+
+    def summary(self) -> str:
+        """For each picture of the static face: the query and its three favourite keys with their weights in percent."""
+        lines = ["layer head  query          looks at (percent of its weight)"]
+        for state in self.telling_states():
+            tokens, weights = self.attention(state["text"])
+            query = min(state["query"], len(tokens) - 1)
+            row = weights[state["layer"], state["head"], query]
+            seen = ", ".join(f"{key} {tokens[key]} {100 * row[key]:.0f}" for key in favourites(row, query, 3))
+            lines.append(f"{state['layer']:5d} {state['head']:4d}  {f'{query} {tokens[query]}':14s} {seen}")
+        return "\n".join(lines)
+
+    def attention(self, text: str) -> tuple[list[str], np.ndarray]:
+        """The pieces of `text` (with `<s>`), and the weights of all heads, (L, Hq, T, T)."""
+        if text != self._seen[0]:
+            ids = self.tokenizer.encode(text)[: self.max_tokens]
+            with torch.inference_mode():
+                input_ids = torch.tensor([ids], device=self.model.device)
+                layers = self.model(input_ids, use_cache=False, output_attentions=True).attentions
+            weights = torch.cat(layers).float().cpu().numpy()  # (L, Hq, T, T)
+            self._seen = text, [piece.piece for piece in self.tokenizer.pieces(ids)], weights
+        return self._seen[1:]
+
+
+def _map(axes: Axes, weights: np.ndarray) -> None:
+    """Weights (T, T) as squares, darker where larger; the staircase is the limit of what a query may see."""
+    axes.imshow(weights, cmap=SHADES, vmin=0, vmax=1, aspect="auto", interpolation="nearest")
+    T = len(weights)
+    steps = np.repeat(np.arange(T + 1), 2)[1:-1] - 0.5
+    axes.plot(np.append(steps[1:], T - 0.5), steps, color=MUTED, linewidth=0.7)
+    axes.set(xlim=(-0.5, T - 0.5), ylim=(T - 0.5, -0.5))
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    axes.spines[["left", "bottom"]].set_visible(True)
+    axes.spines[["left", "bottom"]].set_color(INK)
