@@ -1,0 +1,205 @@
+"""Measures of the router, each beside its baseline: load by domain, repetition, information, and forced choices."""
+
+from collections.abc import Mapping, Sequence
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import Normalize, TwoSlopeNorm, to_hex
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from numpy.typing import ArrayLike
+
+from mixtral_edu.viz.style import ACCENT, FAINT, INK, MUTED, new_figure, text_colour, use_style
+
+
+def load_by_domain(
+    loads: ArrayLike, domains: Sequence[str], even: float, title: str | None = None, figure: Figure | None = None
+) -> Figure:
+    """Heat maps, one a layer: the percentage of a domain's tokens that each expert works on.
+
+    White is an even load, blue is more, red is less.
+
+    Args:
+        loads: (L, domains, E), each from 0 to 1.
+        domains: their names.
+        even: K/E, the load that every expert would have if all had the same.
+        title: instead of the computed one, which names the layer and the domain with the largest load.
+        figure: a figure to draw into instead of a new one.
+
+    Raises:
+        ValueError: another shape of `loads`.
+    """
+    loads = np.asarray(loads, dtype=float)
+    if loads.ndim != 3 or loads.shape[1] != len(domains):
+        raise ValueError(f"loads have the shape {loads.shape}: (L, {len(domains)}, E) is wanted for these domains")
+    L, D, E = loads.shape
+    if title is None:
+        layer, domain, expert = np.unravel_index(loads.argmax(), loads.shape)
+        most = f"{loads.max():.0%} of {domains[domain]}"
+        title = f"Layer {layer} sends {most} to expert {expert} (an even load: {even:.0%})"
+    norm = TwoSlopeNorm(even, -0.6 * even, 1.2)  # ends that no load reaches: too dark
+    width, height = max(9.5, 1.3 + 2.5 * L), 1.5 + 0.32 * D
+    with use_style():
+        figure = new_figure(width, height, figure)
+        for layer in range(L):
+            place = ((1.1 + 2.5 * layer) / width, 0.55 / height, 2.35 / width, 0.32 * D / height)
+            axes = figure.add_axes(place)
+            texts = [[f"{100 * load:.0f}" for load in row] for row in loads[layer]]
+            _cells(axes, loads[layer], texts, mpl.colormaps["RdBu"], norm, size=9)
+            axes.set(xticks=range(E), xlabel="expert", yticks=range(D), yticklabels=domains if layer == 0 else [])
+            axes.set_title(f"layer {layer}", size=11, weight="normal")
+        _headline(figure, f"{title}; numbers: percent of tokens")
+    return figure
+
+
+def repetition_and_baselines(
+    measured: ArrayLike,
+    shuffled: ArrayLike,
+    chance: Sequence[float],
+    domains: Sequence[str],
+    title: str,
+    figure: Figure | None = None,
+) -> Figure:
+    """Dots: how often neighbouring tokens share an expert, measured and after a shuffle; a dashed line for chance.
+
+    The upper row of panels is about first choices, the lower one about any of the K.
+
+    Args:
+        measured: (2, L, domains): first and any, from 0 to 1.
+        shuffled: the same after shuffling within each domain.
+        chance: two numbers, for even and independent choices.
+        domains: their names.
+        title: the finding.
+        figure: a figure to draw into instead of a new one.
+
+    Raises:
+        ValueError: shapes that do not fit each other.
+    """
+    measured, shuffled = np.asarray(measured, dtype=float), np.asarray(shuffled, dtype=float)
+    if measured.shape != shuffled.shape or measured.shape[::2] != (2, len(domains)) or len(chance) != 2:
+        shapes = f"{measured.shape} and {shuffled.shape}"
+        raise ValueError(f"measured and shuffled have the shapes {shapes}: (2, L, {len(domains)}) is wanted for both")
+    _, L, D = measured.shape
+    rows = np.arange(D)
+    with use_style():
+        figure = new_figure(10.5, 2.1 + 0.52 * D, figure)
+        panels = figure.subplots(2, L, sharex=True, sharey=True, squeeze=False)
+        top = 1 - 0.75 / figure.get_figheight()
+        figure.subplots_adjust(0.15, 0.85 / figure.get_figheight(), 0.985, top, wspace=0.08, hspace=0.1)
+        for kind, name in enumerate(("same first\nexpert", "any expert\nin common")):
+            for layer in range(L):
+                axes, found, mixed = panels[kind, layer], measured[kind, layer], shuffled[kind, layer]
+                axes.hlines(rows, mixed, found, color=FAINT, linewidth=3, zorder=1)
+                axes.plot(mixed, rows, "o", color=INK, markerfacecolor="white", label="shuffled within the text")
+                axes.plot(found, rows, "o", color=ACCENT, label="in the order of the text")
+                axes.axvline(chance[kind], color=INK, linewidth=1, linestyle="--", label="even, independent choices")
+                axes.set(xlim=(0, 1.03), ylim=(D - 0.5, -0.5), yticks=rows, yticklabels=domains)
+                axes.set_xticks((0, 0.25, 0.5, 0.75), ("0%", "25%", "50%", "75%"))
+                axes.grid(True, axis="x")
+                if kind == 0:
+                    axes.set_title(f"layer {layer}", size=11, weight="normal")
+            panels[kind, 0].set_ylabel(name, labelpad=6)
+        figure.supxlabel("share of neighbouring tokens", size=11, y=0.42 / figure.get_figheight())
+        handles, labels = panels[0, 0].get_legend_handles_labels()
+        figure.legend(handles, labels, ncols=3, loc="lower center", borderaxespad=0.1)
+        _headline(figure, title)
+    return figure
+
+
+def information(
+    entropies: ArrayLike,
+    information: Mapping[str, ArrayLike],
+    baselines: Mapping[str, ArrayLike],
+    title: str,
+    figure: Figure | None = None,
+) -> Figure:
+    """Bars for each layer: the bits that labels tell about the first expert, of the bits that there are to tell.
+
+    Args:
+        entropies: (L,), the entropy of the first expert in each layer: an outline that no bar can leave.
+        information: (L,) mutual information in bits, by the name of the label.
+        baselines: the same with shuffled labels: the hatched foot of each bar.
+        title: the finding.
+        figure: a figure to draw into instead of a new one.
+
+    Raises:
+        ValueError: names or lengths that differ.
+    """
+    L = len(entropies)
+    if list(information) != list(baselines) or any(len(v) != L for m in (information, baselines) for v in m.values()):
+        names = f"information {list(information)} and baselines {list(baselines)}"
+        raise ValueError(f"{names}: the same names are wanted, with {L} numbers each")
+    step = 0.8 / len(information)
+    shades = mpl.colormaps["Blues"](np.linspace(0.75, 0.4, len(information)))
+    with use_style():
+        figure = new_figure(10, 3.9, figure)
+        axes = figure.add_axes((0.065, 0.13, 0.68, 0.73))
+        axes.bar(range(L), entropies, 0.88, facecolor="none", edgecolor=MUTED, label="entropy of the first expert")
+        for place, (name, bits) in enumerate(information.items()):
+            x = np.arange(L) - 0.4 + step * (place + 0.5)
+            axes.bar(x, bits, step * 0.9, color=to_hex(shades[place]), label=f"told by the {name}")
+            hatched = {"facecolor": "white", "edgecolor": INK, "hatch": "////", "linewidth": 0.6}
+            note = "the same, shuffled" if place == 0 else None
+            axes.bar(x, baselines[name], step * 0.9, label=note, **hatched)
+            for at, value in zip(x, bits, strict=True):
+                label = axes.text(at, value + 0.06, f"{value:.2f}", ha="center", size=9.5)
+                label.set_bbox({"facecolor": "white", "edgecolor": "none", "pad": 1.0})  # over the outline
+        axes.set(xticks=range(L), xticklabels=[f"layer {layer}" for layer in range(L)], ylabel="bits a token")
+        axes.set(ylim=(0, 1.1 * max(entropies)))
+        axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
+        axes.set_title(title)
+    return figure
+
+
+def cost_of_changes(
+    costs: ArrayLike, changes: Sequence[str], domains: Sequence[str], title: str, figure: Figure | None = None
+) -> Figure:
+    """A table: by how many bits a byte each domain gets dearer when the router is made to choose otherwise.
+
+    Args:
+        costs: (changes, domains), bits per byte more than with the router's own choices.
+        changes: their names. An empty name leaves its row blank, as a gap between groups.
+        domains: their names.
+        title: the finding.
+        figure: a figure to draw into instead of a new one.
+
+    Raises:
+        ValueError: another shape of `costs`.
+    """
+    costs = np.asarray(costs, dtype=float)
+    if costs.shape != (len(changes), len(domains)):
+        wanted = (len(changes), len(domains))
+        raise ValueError(f"costs have the shape {costs.shape}: {wanted} is wanted for these names")
+    rows, columns = costs.shape
+    height = 1.05 + 0.3 * rows
+    with use_style():
+        figure = new_figure(10, height, figure)
+        axes = figure.add_axes((0.27, 0.1 / height, 0.71, 0.3 * rows / height))
+        named = [row for row, name in enumerate(changes) if name]
+        texts = [[""] * columns for _ in changes]
+        for row in named:
+            texts[row] = [f"{cost:+.2f}".replace("-0.00", "+0.00") for cost in costs[row]]
+        shades = np.sqrt(costs.clip(0, 1))  # small costs stay apart, and no box gets too dark
+        _cells(axes, shades, texts, mpl.colormaps["Blues"], Normalize(0, 1.3), size=10)
+        axes.xaxis.tick_top()
+        axes.set(xticks=range(columns), xticklabels=domains, yticks=named, yticklabels=[changes[row] for row in named])
+        _headline(figure, title)
+    return figure
+
+
+def _cells(axes: Axes, values: np.ndarray, texts: Sequence[Sequence[str]], colours, norm, size: float) -> None:
+    """Fill `axes` with a table: a box for each value, coloured by it, with its text; none where the text is empty."""
+    for (row, column), value in np.ndenumerate(values):
+        if not texts[row][column]:
+            continue
+        colour = to_hex(colours(norm(value)))
+        axes.add_patch(Rectangle((column - 0.5, row - 0.5), 1, 1, facecolor=colour, edgecolor="white"))
+        axes.text(column, row, texts[row][column], ha="center", va="center", size=size, color=text_colour(colour))
+    axes.set(xlim=(-0.5, values.shape[1] - 0.5), ylim=(len(values) - 0.5, -0.5))
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+
+
+def _headline(figure: Figure, title: str) -> None:
+    figure.text(0.012, 1 - 0.3 / figure.get_figheight(), title, size=13, weight="bold", parse_math=False)
