@@ -45,7 +45,8 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     from mixtral_edu.evaluation import evaluate
     from mixtral_edu.recipes import RECIPES
 
-    model = MixtralForCausalLM.from_pretrained(arguments.model, dtype="float32", quantization=arguments.quantization)
+    # Weights and scales as they are stored, arithmetic in float32.
+    model = MixtralForCausalLM.from_pretrained(arguments.model, quantization=arguments.quantization).float()
     tokenizer = MixtralTokenizer.from_pretrained(arguments.model)
     domains = arguments.domains or [*RECIPES["tiny"].domains, *PROBES]
     text = json.dumps(evaluate(model, tokenizer, domains, cache=arguments.cache), indent=1)

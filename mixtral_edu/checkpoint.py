@@ -14,7 +14,15 @@ from mixtral_edu.attention import check_backend
 from mixtral_edu.config import MixtralConfig
 from mixtral_edu.files import find_folder, replace_folder
 from mixtral_edu.layouts import layout_of
-from mixtral_edu.placement import FLOATS, INTEGERS, choose_device, choose_dtype, dtype_name, require_memory
+from mixtral_edu.placement import (
+    FLOATS,
+    INTEGERS,
+    choose_device,
+    choose_dtype,
+    common_dtype,
+    dtype_name,
+    require_memory,
+)
 from mixtral_edu.quantization import (
     QuantizationConfig,
     check_finite,
@@ -24,7 +32,16 @@ from mixtral_edu.quantization import (
     quantized_layers,
 )
 from mixtral_edu.raw import is_raw
-from mixtral_edu.shards import WEIGHT_FILES, StoredTensor, parse_size, stored_tensors, summary, write_shards
+from mixtral_edu.shards import (
+    WEIGHT_FILES,
+    StoredTensor,
+    is_derived,
+    parse_size,
+    require_fit,
+    stored_tensors,
+    summary,
+    write_shards,
+)
 
 PREFIX = "model."  # of everything but the head, in models that have one
 HEADS = ("lm_head.", "score.", "qa_outputs.")  # of all Mixtral models: a checkpoint may hold another model's
@@ -56,7 +73,8 @@ def load_pretrained(
         name_or_folder: "tiny", "tiny-instruct", or a folder; nothing is ever fetched.
         dtype: a floating-point type ("bfloat16") to convert to, or None or "auto" for the checkpoint's own.
         device: None for the CPU.
-        attn_implementation, experts_implementation, num_labels, problem_type: None for the config's value.
+        attn_implementation, experts_implementation, num_labels, problem_type: None for the config's value. What
+            "flash_attention_2" runs on here is `mixtral_edu.flash.flash_kernel().name`.
         quantization: "int8", "int4" or a `QuantizationConfig`: round attention and experts while loading, each matrix
             as soon as it is read. None for the checkpoint's own form.
         quantization_config, torch_dtype, device_map: transformers' names of `quantization`, `dtype` and `device`;
@@ -137,11 +155,10 @@ def save_pretrained(
     """
     limit = parse_size(max_shard_size)
     tensors = model.state_dict()
-    dtypes = {tensor.dtype for tensor in tensors.values() if tensor.is_floating_point()}
     form = quantization_of(model)
     config = replace(
         model.config,
-        dtype=dtype_name(dtypes.pop()) if len(dtypes) == 1 else None,  # None: each tensor keeps its own
+        dtype=common_dtype(tensor.dtype for tensor in tensors.values() if tensor.is_floating_point()),
         quantization_config=form.to_dict() if form else None,
         extra=model.config.extra | {"architectures": [type(model).__name__]},
     )
@@ -181,8 +198,7 @@ def _match(model: nn.Module, stored: list[StoredTensor], folder: Path) -> dict[s
         place = f"{tensor.name} in {tensor.file.name}"
         if bare not in wanted:
             anothers_head = bare.startswith(HEADS) and not bare.startswith(model.head_keys)
-            derived = bare.endswith("rotary_emb.inv_freq")  # old versions of transformers stored this table
-            if not anothers_head and not derived:
+            if not anothers_head and not is_derived(bare):
                 unexpected.append(place)
             continue
         name, own = wanted[bare]
@@ -199,9 +215,7 @@ def _match(model: nn.Module, stored: list[StoredTensor], folder: Path) -> dict[s
     if model.optional_head:
         missing = [name for name in missing if not name.startswith(model.head_keys)]
     kinds = {"missing": missing, "unexpected": unexpected, "wrong shape or type": misfits}
-    problems = [f"{kind} ({len(items)}): {summary(items)}" for kind, items in kinds.items() if items]
-    if problems:
-        raise ValueError("\n  ".join([f"{folder} does not fit {type(model).__name__}:", *problems]))
+    require_fit(f"{folder} does not fit {type(model).__name__}", kinds)
     return sources
 
 

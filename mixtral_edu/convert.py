@@ -1,6 +1,7 @@
 """Converting checkpoints between Hugging Face's layout and Mistral's own, one tensor at a time."""
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from functools import partial
@@ -12,11 +13,19 @@ from mixtral_edu.config import MixtralConfig
 from mixtral_edu.files import find_folder, replace_folder
 from mixtral_edu.layouts import Place, find_places, layout_of, published_shapes, raw_name, rotated_heads
 from mixtral_edu.params import PARAMS_FILE, to_params
-from mixtral_edu.placement import FLOATS, dtype_name, require_memory
+from mixtral_edu.placement import FLOATS, common_dtype, require_memory
 from mixtral_edu.raw import RAW_FILE, RAW_FILES, PickledTensor, is_raw, raw_tensors
 from mixtral_edu.rope import to_interleaved
 from mixtral_edu.safetensors_file import LazyTensor, byte_count, write_safetensors
-from mixtral_edu.shards import WEIGHT_FILES, StoredTensor, parse_size, stored_tensors, summary, write_shards
+from mixtral_edu.shards import (
+    WEIGHT_FILES,
+    StoredTensor,
+    is_derived,
+    parse_size,
+    require_fit,
+    stored_tensors,
+    write_shards,
+)
 from mixtral_edu.tokenizer import FILE_PATTERNS
 
 # What goes along: the SentencePiece model, and what transformers keeps beside it.
@@ -57,18 +66,23 @@ def convert_checkpoint(
     if to not in ("hf", "mistral"):
         raise ValueError(f"to={to!r}: 'hf' or 'mistral' is wanted")
     limit = parse_size(max_shard_size)
+    for name, path in (("source", source), ("target", target)):
+        if not isinstance(path, str | os.PathLike):
+            raise TypeError(f"{name} is a {type(path).__name__}: a folder is wanted")
     source, target = find_folder(source).resolve(), Path(target).expanduser().resolve()
     if source == target or source in target.parents or target in source.parents:
         raise ValueError(f"target={str(target)!r}: a folder is wanted that is not, holds or lies in {str(source)!r}")
     config, tensors = open_checkpoint(source)
-    config.dtype = config.dtype or _common_dtype(tensors)
+    dtype = common_dtype(tensor.dtype for tensor in tensors.values())
+    config.dtype = config.dtype or dtype
     if to == "mistral":
         tensors = {raw_name(name): _to_raw(name, tensor, config) for name, tensor in tensors.items()}
     _check_space(tensors, source, target)
 
     tokenizer = {path.name: path for pattern in TOKENIZER_FILES for path in source.glob(pattern) if path.is_file()}
     replaced = ["config.json", *WEIGHT_FILES, *RAW_FILES, *(TOKENIZER_FILES if tokenizer else ())]
-    with replace_folder(target, overwrite, written=replaced) as new, _progress_bar(tensors, progress) as bar:
+    folder = replace_folder(target, overwrite, written=replaced, argument="target")
+    with folder as new, _progress_bar(tensors, progress) as bar:
         for name, path in tokenizer.items():
             shutil.copyfile(path, new / name)
         tensors = {name: _counted(tensor, bar.update) for name, tensor in tensors.items()}
@@ -77,7 +91,7 @@ def convert_checkpoint(
             config.save_pretrained(new)
             write_shards(new, tensors, limit)
         else:
-            params = to_params(config.to_dict(), MixtralConfig(dtype=_common_dtype(tensors)).to_dict())
+            params = to_params(config.to_dict(), MixtralConfig(dtype=dtype).to_dict())
             (new / PARAMS_FILE).write_text(json.dumps(params, indent=2) + "\n", encoding="utf-8")
             write_safetensors(new / RAW_FILE, tensors)
 
@@ -89,7 +103,8 @@ def open_checkpoint(folder: Path) -> tuple[MixtralConfig, dict[str, LazyTensor]]
         FileNotFoundError, ValueError: as for `convert_checkpoint`.
     """
     if not (folder / "config.json").is_file() and not (folder / PARAMS_FILE).is_file():
-        raise FileNotFoundError(f"{folder} holds neither config.json nor {PARAMS_FILE}: it is no checkpoint")
+        beside = " beside its weights" if is_raw(folder) else ""
+        raise FileNotFoundError(f"{folder} holds neither config.json nor {PARAMS_FILE}{beside}: it is no checkpoint")
     config = MixtralConfig.from_pretrained(folder)
     if config.quantization_config:
         raise ValueError(f"{folder} holds quantized weights: convert the checkpoint that they were made from")
@@ -113,7 +128,7 @@ def _match(
     for tensor in stored:
         place = f"{tensor.name} in {tensor.file.name}"
         if tensor.name not in wanted:
-            if not tensor.name.endswith("rotary_emb.inv_freq"):  # old versions of transformers stored this table
+            if not is_derived(tensor.name):
                 unexpected.append(place)
         elif tensor.name in found:
             doubled.append(f"{place} and in {found[tensor.name].file.name}")
@@ -128,9 +143,7 @@ def _match(
         "doubled": doubled,
         "wrong shape or type": misfits,
     }
-    problems = [f"{kind} ({len(items)}): {summary(items)}" for kind, items in kinds.items() if items]
-    if problems:
-        raise ValueError("\n  ".join([f"{otherwise}:", *problems]))
+    require_fit(otherwise, kinds)
     return found
 
 
@@ -142,11 +155,6 @@ def _read(source: StoredTensor | PickledTensor, place: Place) -> torch.Tensor:
 def _to_raw(name: str, tensor: LazyTensor, config: MixtralConfig) -> LazyTensor:
     heads = rotated_heads(name, config)
     return tensor._replace(read=lambda: to_interleaved(tensor.read(), heads)) if heads else tensor
-
-
-def _common_dtype(tensors: dict[str, LazyTensor]) -> str | None:
-    dtypes = {dtype_name(tensor.dtype) for tensor in tensors.values()}
-    return dtypes.pop() if len(dtypes) == 1 else None  # None: each tensor keeps its own
 
 
 def _check_space(tensors: dict[str, LazyTensor], source: Path, target: Path) -> None:

@@ -46,7 +46,9 @@ def find_folder(name_or_folder: str | Path) -> Path:
 
 
 @contextmanager
-def replace_folder(target: str | Path, overwrite: bool, written: Sequence[str]) -> Iterator[Path]:
+def replace_folder(
+    target: str | Path, overwrite: bool, written: Sequence[str], argument: str = "folder"
+) -> Iterator[Path]:
     """Let the `with` block fill a new folder beside `target`, and swap it in when the block ends without an exception.
 
     The old folder is renamed away, the new one renamed in, the old one deleted: whenever the run is interrupted, either
@@ -57,6 +59,7 @@ def replace_folder(target: str | Path, overwrite: bool, written: Sequence[str]) 
         overwrite: whether content may be replaced.
         written: patterns of the names that belong to the writer. Other old files (a tokenizer, a README) are carried
             over, unless the block writes a file of that name.
+        argument: what the caller's caller calls `target`, for errors.
 
     Yields:
         the new, empty folder.
@@ -71,15 +74,15 @@ def replace_folder(target: str | Path, overwrite: bool, written: Sequence[str]) 
     """
     target = Path(target).expanduser().resolve()
     if target.exists() and not target.is_dir():
-        raise NotADirectoryError(f"folder={str(target)!r} is a file: name a folder")
+        raise NotADirectoryError(f"{argument}={str(target)!r} is a file: name a folder")
     if target == Path.cwd() or target in Path.cwd().parents:
-        raise ValueError(f"folder={str(target)!r} holds the current working folder: name a folder inside it")
+        raise ValueError(f"{argument}={str(target)!r} holds the current working folder: name a folder inside it")
     new, old = _places_beside(target)
     _settle_interrupted(target, new, old)
     if _has_content(target) and not overwrite:
         raise FileExistsError(
-            f"folder={str(target)!r} has content already: give overwrite=True to replace a checkpoint in it "
-            "(files that a save does not write are kept)"
+            f"{argument}={str(target)!r} has content already: give overwrite=True to replace a checkpoint in it "
+            "(other files are kept)"
         )
 
     new.mkdir(parents=True)

@@ -150,6 +150,8 @@ class MixtralForTokenClassification(PreTrained):
         super().__init__(config)
         self.model = MixtralModel(config)
         dropout = config.extra.get("classifier_dropout")
+        if not (dropout is None or isinstance(dropout, int | float) and 0 <= dropout < 1):
+            raise ValueError(f"classifier_dropout={dropout!r}: a number from 0 to below 1 is wanted")
         self.dropout = nn.Dropout(0.1 if dropout is None else dropout)
         self.score = nn.Linear(config.hidden_size, config.num_labels)
         self.init_weights()

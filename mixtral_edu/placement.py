@@ -1,6 +1,6 @@
 """Which device and number type a model's weights get, and whether they fit there."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import psutil
@@ -9,6 +9,7 @@ import torch
 # How safetensors files call the types that weights can have.
 FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 INTEGERS = {"I8": torch.int8, "U8": torch.uint8}  # of quantized weights
+CODES = {dtype: code for code, dtype in (FLOATS | INTEGERS).items()}
 _CGROUP = Path("/sys/fs/cgroup")  # the limits of a Linux container
 
 
@@ -64,6 +65,12 @@ def choose_dtype(
     if chosen not in FLOATS.values():
         raise ValueError(f"dtype={value!r}: one of {', '.join(names)} is wanted, or 'auto' for the checkpoint's own")
     return chosen
+
+
+def common_dtype(dtypes: Iterable[torch.dtype]) -> str | None:
+    """Return the name of the one dtype that all have, None if they differ: then each tensor keeps its own."""
+    names = {dtype_name(dtype) for dtype in dtypes}
+    return names.pop() if len(names) == 1 else None
 
 
 def dtype_name(dtype: torch.dtype) -> str:

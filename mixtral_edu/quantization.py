@@ -67,7 +67,7 @@ class QuantizationConfig:
                 f"quantization_config with quant_method={value.get('quant_method')!r}: such checkpoints cannot be "
                 'read; take the unquantized one, and quantize it with quantization="int4"'
             )
-        found = f"={value!r}" if isinstance(value, str) else f" is a {type(value).__name__}"
+        found = f"={value!r}" if isinstance(value, str) else f" of type {type(value).__name__}"
         raise ValueError(
             f'quantization{found}: quantization="int4" or "int8" is wanted, or a '
             "mixtral_edu.quantization.QuantizationConfig"
@@ -129,7 +129,8 @@ def quantized_layers(
                 layers[name] = Int8Linear(D, outputs, dtype)
             elif D % quantization.group_size or D % 2:
                 raise ValueError(
-                    f"group_size={quantization.group_size}: {name} has {D} inputs, an even multiple of it is wanted"
+                    f"group_size={quantization.group_size}: {name} has {D} inputs, an even number that it divides is "
+                    "wanted"
                 )
             else:
                 layers[name] = Int4Linear(D, outputs, quantization.group_size, dtype)
@@ -147,9 +148,12 @@ def quantize_model(model: nn.Module, quantization: str | QuantizationConfig) -> 
         quantization: "int8", "int4" or a `QuantizationConfig`.
 
     Raises:
-        ValueError: as `quantized_layers`, or a matrix holds numbers that are not finite; the model is then as it was.
+        ValueError: as `quantized_layers`, or `quantization` is None, or a matrix holds numbers that are not finite; the
+            model is then as it was.
     """
     quantization = QuantizationConfig.parse(quantization)
+    if quantization is None:
+        raise ValueError('quantization=None: "int4", "int8" or a QuantizationConfig is wanted')
     layers = quantized_layers(model, quantization)
     for name in layers:
         check_finite(name, model.get_submodule(name).weight)

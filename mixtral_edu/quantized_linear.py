@@ -107,7 +107,7 @@ class Int8Linear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map x (..., D) to (..., F)."""
-        if not _takes_kernel(x, self.in_features) or not _int8_kernel_takes(x):
+        if not _takes_kernel(x, self.in_features, self.scale.dtype) or not _int8_kernel_takes(x):
             return F.linear(x, self.dequantize())
         y = torch.ops.aten._weight_int8pack_mm(_as_rows(x), self.weight_int8, self.scale)
         return y.view(*x.shape[:-1], -1)
@@ -149,7 +149,7 @@ class Int4Linear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map x (..., D) to (..., F)."""
         kernel = _int4_kernel_for(x, self.out_features, self.group_size)
-        if kernel is None or not _takes_kernel(x, self.in_features):
+        if kernel is None or not _takes_kernel(x, self.in_features, self.scale_and_zero.dtype):
             return F.linear(x, self.dequantize())
         if self.kernel != kernel:
             self._leave_kernel_layout()
@@ -187,9 +187,13 @@ def _as_rows(x: Tensor) -> Tensor:
     return x.reshape(-1, x.shape[-1]).contiguous()
 
 
-def _takes_kernel(x: Tensor, in_features: int) -> bool:
-    """Kernels have no backward pass, and trust the sizes that they are given."""
-    return not (torch.is_grad_enabled() and x.requires_grad) and x.shape[-1] == in_features and x.numel() > 0
+def _takes_kernel(x: Tensor, in_features: int, dtype: torch.dtype) -> bool:
+    """Kernels have no backward pass, trust the sizes that they are given, and want scales of x's dtype.
+
+    Under autocast x may have another, which `F.linear` then takes.
+    """
+    fits = x.shape[-1] == in_features and x.numel() > 0 and x.dtype == dtype
+    return fits and not (torch.is_grad_enabled() and x.requires_grad)
 
 
 def _int8_kernel_takes(x: Tensor) -> bool:

@@ -9,12 +9,11 @@ from typing import Any, NamedTuple
 import torch
 
 from mixtral_edu.params import PARAMS_FILE
-from mixtral_edu.placement import FLOATS, require_memory
+from mixtral_edu.placement import CODES, require_memory
 from mixtral_edu.shards import INDEX_FILE, SINGLE_FILE, StoredTensor, damaged, indexed_tensors, read_header
 
 RAW_FILE = "consolidated.safetensors"
 RAW_FILES = (PARAMS_FILE, "consolidated*")  # patterns of all that a raw checkpoint may consist of
-_CODES = {dtype: code for code, dtype in FLOATS.items()}
 
 
 class PickledTensor(NamedTuple):
@@ -68,9 +67,11 @@ def _pickled_tensors(file: Path) -> list[PickledTensor]:
     for name, tensor in content.items():
         if not isinstance(name, str) or not isinstance(tensor, torch.Tensor):
             raise ValueError(f"{file} holds {name!r}, a {type(tensor).__name__}: tensors by name are wanted")
+        if tensor.layout != torch.strided:
+            raise ValueError(f"{file} holds {name!r} as {tensor.layout}: a plain tensor is wanted")
     opened = _Pickle(file, content)
     return [
-        PickledTensor(name, file, tuple(tensor.shape), _CODES.get(tensor.dtype, str(tensor.dtype)), opened)
+        PickledTensor(name, file, tuple(tensor.shape), CODES.get(tensor.dtype, str(tensor.dtype)), opened)
         for name, tensor in content.items()
     ]
 

@@ -16,9 +16,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from mixtral_edu.placement import FLOATS, INTEGERS
-
-_CODES = {dtype: code for code, dtype in (FLOATS | INTEGERS).items()}
+from mixtral_edu.placement import CODES
 
 
 class LazyTensor(NamedTuple):
@@ -44,7 +42,7 @@ def write_safetensors(path: Path, tensors: Mapping[str, torch.Tensor | LazyTenso
     header, end = {"__metadata__": {"format": "pt"}}, 0  # older versions of transformers ask for this remark
     for name in names:
         start, end = end, end + byte_count(tensors[name])
-        code, shape = _CODES[tensors[name].dtype], list(tensors[name].shape)
+        code, shape = CODES[tensors[name].dtype], list(tensors[name].shape)
         header[name] = {"dtype": code, "shape": shape, "data_offsets": [start, end]}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)

@@ -131,6 +131,18 @@ def _split(sizes: Mapping[str, int], limit: int) -> Iterator[list[str]]:
     yield names
 
 
+def is_derived(name: str) -> bool:
+    """Whether a stored tensor is a table that old versions of transformers stored, and that is computed anew."""
+    return name.endswith("rotary_emb.inv_freq")
+
+
+def require_fit(headline: str, kinds: Mapping[str, list[str]]) -> None:
+    """Raise a ValueError that lists what does not fit, by kind ("missing", "unexpected" …), if anything does not."""
+    problems = [f"{kind} ({len(items)}): {summary(items)}" for kind, items in kinds.items() if items]
+    if problems:
+        raise ValueError("\n  ".join([f"{headline}:", *problems]))
+
+
 def parse_size(size: int | str) -> int:
     """Return the bytes that `max_shard_size` means: a number, or text such as "5GB" or "200MiB".
 

@@ -399,3 +399,20 @@ def test_memory_holds_one_tensor(source, tmp_path):
     peaks = [float(line) for line in result.stdout.split()]
     assert size > 75e6 and len(peaks) == 3
     assert max(peaks) < 20, peaks  # tensors have 1 MB here, stacked ones 8 MB, shards 50 MB
+
+
+def test_a_source_or_target_that_is_no_path_is_named(tmp_path):
+    with pytest.raises(TypeError, match="source is a NoneType: a folder is wanted"):
+        convert_checkpoint(None, tmp_path / "target")
+    with pytest.raises(TypeError, match="target is a int: a folder is wanted"):
+        convert_checkpoint("tiny", 3)
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "notes.txt").touch()
+    with pytest.raises(FileExistsError, match="^target=.*full' has content"):
+        convert_checkpoint("tiny", tmp_path / "full")
+
+
+def test_weights_without_their_settings_are_named(tmp_path):
+    torch.save({"norm.weight": torch.ones(3)}, tmp_path / "consolidated.00.pth")
+    with pytest.raises(FileNotFoundError, match=r"neither config\.json nor params\.json beside its weights"):
+        convert_checkpoint(tmp_path, tmp_path.with_name("target"))

@@ -20,6 +20,7 @@ from mixtral_edu import (
     MixtralTokenizer,
     convert_checkpoint,
 )
+from mixtral_edu.quantization import QuantizationConfig, quantization_of
 
 MESSAGES = [
     {"role": "user", "content": "Tell me a story about a brown goat and a kite."},
@@ -66,7 +67,8 @@ def test_flash_attention_in_half_precision(dtype):
     model_inputs = tokenizer(["My favourite condiment is"], return_tensors="pt").to("cuda")
 
     generated_ids = model.generate(**model_inputs, max_new_tokens=100, do_sample=True)
-    assert tokenizer.batch_decode(generated_ids)[0].startswith("<s> My favourite condiment is")
+    text = tokenizer.batch_decode(generated_ids)[0]
+    assert text.startswith("<s> My favourite condiment is") and len(text) > 40
 
 
 def test_flash_attention_says_what_to_choose_where_it_cannot_run():
@@ -82,6 +84,7 @@ def test_quantization_to_four_bits():
 
     generated_ids = model.generate(model_inputs, max_new_tokens=100, do_sample=True)
     assert tokenizer.batch_decode(generated_ids)[0].startswith("<s> [INST] Tell me a story")
+    assert generated_ids.shape[1] > model_inputs.shape[1] and quantization_of(model) == QuantizationConfig(4)
 
 
 def test_the_conversion_command(tmp_path):

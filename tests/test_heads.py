@@ -533,3 +533,9 @@ def test_heads_loaded_in_bfloat16_work_and_their_loss_is_float32(make_config, tm
         for problem_type in ("regression", "multi_label_classification"):
             model.config.problem_type = problem_type
             assert model(ids, mask, labels=torch.rand(B, 4)).loss.dtype == torch.float32
+
+
+@pytest.mark.parametrize("wrong", [2, -0.1, "0.1", True])
+def test_a_dropout_that_is_none_names_its_field(make_config, wrong):
+    with pytest.raises(ValueError, match=f"classifier_dropout={wrong!r}: a number from 0 to below 1"):
+        MixtralForTokenClassification(make_config(extra={"classifier_dropout": wrong}))

@@ -72,7 +72,7 @@ def test_the_setting_is_a_name_a_config_or_what_a_checkpoint_says():
         (lambda: QuantizationConfig(4, 1), "group_size=1: a whole number of at least 2"),
         (lambda: QuantizationConfig(4, 64.0), "group_size=64.0"),
         (lambda: QuantizationConfig.parse("nf4"), "quantization='nf4': quantization=\"int4\" or \"int8\""),
-        (lambda: QuantizationConfig.parse(4), "quantization is a int: quantization=\"int4\""),
+        (lambda: QuantizationConfig.parse(4), "quantization of type int: quantization=\"int4\""),
         (lambda: QuantizationConfig.parse({"quant_method": "gptq", "bits": 4}), "quant_method='gptq'.*=\"int4\""),
     ],
 )  # fmt: skip
@@ -205,25 +205,27 @@ def test_rounded_tensors_of_another_type_or_shape_are_named(folder):
     tensors = load_file(target / "model.safetensors")
     name = "model.layers.1.self_attn.q_proj.weight_int4"
     for wrong, message in (
-        (tensors[name].to(torch.int8), "stored as I8, one of U8 is wanted"),
-        (tensors[name].float(), "stored as F32, one of U8 is wanted"),
+        (tensors[name].to(torch.int8), "is stored as I8, one of U8 is wanted"),
+        (tensors[name].float(), "is stored as F32, one of U8 is wanted"),
         (tensors[name][:, 1:].contiguous(), r"is \(64, 31\), the config wants \(64, 32\)"),
     ):
         save_file(tensors | {name: wrong}, target / "model.safetensors")
-        with pytest.raises(ValueError, match=f"{name} in model.safetensors {message}|{message}"):
+        with pytest.raises(ValueError, match=f"{name} in model.safetensors {message}"):
             MixtralForCausalLM.from_pretrained(target)
     (target / "config.json").write_text(json.dumps(small_model().config.to_dict()))
-    with pytest.raises(ValueError, match=r"unexpected \(52\): .*missing|missing \(26\)"):
+    with pytest.raises(ValueError, match=r"missing \(26\): .*\n  unexpected \(52\): "):
         MixtralForCausalLM.from_pretrained(target)
 
 
-def test_a_group_size_that_does_not_divide_names_the_layer_and_leaves_the_model(folder):
+def test_a_form_that_does_not_fit_is_named_with_the_layer_and_leaves_the_model(folder):
     form = QuantizationConfig(4, 96)
     with pytest.raises(ValueError, match="group_size=96: model.layers.0.self_attn.q_proj has 64 inputs"):
         MixtralForCausalLM.from_pretrained(folder, quantization=form)
     model = small_model(intermediate_size=100)
     with pytest.raises(ValueError, match="group_size=64: model.layers.0.block_sparse_moe.experts.0.w2 has 100 inputs"):
         quantize_model(model, "int4")
+    with pytest.raises(ValueError, match='^quantization=None: "int4"'):
+        quantize_model(model, None)
     assert quantization_of(model) is None and model.config.quantization_config is None
 
 
@@ -243,7 +245,7 @@ def test_transformers_name_of_the_argument_takes_our_settings_and_not_theirs(fol
     assert quantization_of(MixtralForCausalLM.from_pretrained(folder, quantization_config=form)) == form
     theirs = transformers.BitsAndBytesConfig(load_in_4bit=True)
     for name in ("quantization", "quantization_config"):
-        with pytest.raises(ValueError, match='is a BitsAndBytesConfig: quantization="int4"'):
+        with pytest.raises(ValueError, match='of type BitsAndBytesConfig: quantization="int4"'):
             MixtralForCausalLM.from_pretrained(folder, **{name: theirs})
     with pytest.raises(ValueError, match="quantization='int4' and quantization_config="):
         MixtralForCausalLM.from_pretrained(folder, quantization="int4", quantization_config=form)
@@ -279,8 +281,8 @@ def bits_of_tiny() -> dict[str | None, float]:
 
 
 def test_eight_bits_cost_the_trained_model_next_to_nothing_and_four_little(bits_of_tiny):
-    assert abs(bits_of_tiny["int8"] - bits_of_tiny[None]) < 0.01
-    assert 0 < bits_of_tiny["int4"] - bits_of_tiny[None] < 0.15
+    assert abs(bits_of_tiny["int8"] - bits_of_tiny[None]) < 0.005
+    assert 0 < bits_of_tiny["int4"] - bits_of_tiny[None] < 0.02
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

@@ -158,6 +158,20 @@ def test_gradients_reach_the_input_and_nothing_else(kind, dtype):
 
 
 @pytest.mark.parametrize("kind", [Int8Linear, Int4Linear])
+@pytest.mark.parametrize("gradients", [False, True])
+def test_autocast_takes_either_dtype(kind, gradients):
+    """Layers after the first get half precision from the one before, while their scales are still float32."""
+    layer = make(kind, 64, 48, torch.float32)
+    x = torch.randn(5, 64, requires_grad=gradients)
+    expected = x.double() @ layer.dequantize().double().T
+    with torch.set_grad_enabled(gradients), torch.autocast("cpu", torch.bfloat16):
+        for given in (x, x.bfloat16()):
+            y = layer(given)
+            assert y.dtype == torch.bfloat16
+            assert_close(y.double(), expected, rtol=0, atol=0.2)
+
+
+@pytest.mark.parametrize("kind", [Int8Linear, Int4Linear])
 def test_an_input_of_another_size_or_dtype_is_refused(kind):
     layer = make(kind, 64, 48, torch.bfloat16)
     for wrong in (torch.randn(3, 128).bfloat16(), torch.randn(3, 32).bfloat16(), torch.randn(3, 64)):

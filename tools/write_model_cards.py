@@ -143,7 +143,7 @@ def in_fewer_bits(folder: Path, measured: dict, rounded: dict[str, dict]) -> str
     rows.append(("weights", *(f"{checkpoint_bytes(config, form) / 1e6:.1f} MB" for form, _ in forms.values())))
     return (
         'With `from_pretrained(..., quantization="int8")` or `"int4"` the weights of attention and experts are\n'
-        "rounded to 8 bits, or to 4 bits in groups of 64:\n\n" + table(*rows)
+        "rounded to 8 bits, or to 4 bits in groups of 64, scales in bfloat16; measured in float32:\n\n" + table(*rows)
     )
 
 
