@@ -1,0 +1,131 @@
+"""Attention in tiles, drawn: what a whole score matrix takes, a softmax that grows, and tiles that nobody needs."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+from numpy.typing import ArrayLike
+
+from mixtral_edu.viz.style import ACCENT, FAINT, INK, MUTED, PAPER, new_figure, use_style
+
+LINES = ((INK, "-", "o"), (ACCENT, "-", "s"), (MUTED, "--", "^"))
+UNITS = (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10), ("B", 1))
+
+
+def in_bytes(count: float) -> str:
+    """A number of bytes for a label.
+
+    >>> in_bytes(64 * 2**30), in_bytes(1536)
+    ('64 GiB', '1.5 KiB')
+    """
+    name, size = next(unit for unit in UNITS if count >= unit[1] or unit[1] == 1)
+    return f"{count / size:.3g} {name}"
+
+
+def bytes_by_length(
+    lengths: Sequence[int], series: Mapping[str, Sequence[float]], title: str, figure: Figure | None = None
+) -> Figure:
+    """Bytes against the length of the text, both on logarithmic axes, a line for each name.
+
+    Args:
+        lengths: T.
+        series: as many numbers of bytes for each name.
+        title: the finding.
+        figure: a figure to draw into instead of a new one.
+
+    Raises:
+        ValueError: series of another length, or more than can be told apart.
+    """
+    if not 1 <= len(series) <= len(LINES) or any(len(values) != len(lengths) for values in series.values()):
+        raise ValueError(f"series: 1 to {len(LINES)} rows of {len(lengths)} numbers are wanted")
+    with use_style():
+        figure = new_figure(9.5, 3.8, figure)
+        axes = figure.add_axes((0.11, 0.16, 0.6, 0.7))
+        for (name, values), (colour, line, marker) in zip(series.items(), LINES, strict=False):
+            axes.plot(lengths, values, color=colour, linestyle=line, marker=marker, markersize=5)
+            axes.annotate(f"{name}\n{in_bytes(values[-1])}", (lengths[-1], values[-1]), (10, 0), color=colour,
+                          textcoords="offset points", va="center", size=10.5)  # fmt: skip
+        axes.set_xscale("log", base=2)
+        axes.set_yscale("log", base=2)
+        axes.set_xticks(lengths, [f"{T:,}" for T in lengths])
+        low, high = axes.get_ylim()
+        ticks = [2.0**power for power in range(0, 60, 4) if low <= 2.0**power <= high]
+        axes.set_yticks(ticks, [in_bytes(tick) for tick in ticks])
+        axes.minorticks_off()
+        axes.grid(axis="y")
+        axes.set_xlabel("tokens T")
+        axes.set_title(title)
+    return figure
+
+
+def running_softmax(
+    blocks: Sequence[Sequence[float]], sums: ArrayLike, title: str, figure: Figure | None = None
+) -> Figure:
+    """The weights that a softmax would give after each block of scores: earlier ones shrink as others arrive.
+
+    Args:
+        blocks: the scores, block by block.
+        sums: after each block, the sum of exp(score - largest so far).
+        title: the finding.
+        figure: a figure to draw into instead of a new one.
+
+    Raises:
+        ValueError: as many sums as blocks are wanted.
+    """
+    if len(blocks) != len(sums) or not blocks:
+        raise ValueError(f"{len(blocks)} blocks and {len(sums)} sums: equally many, not none, are wanted")
+    total = sum(map(len, blocks))
+    with use_style():
+        figure = new_figure(9.5, 0.95 + 1.05 * len(blocks), figure)
+        height = figure.get_figheight()
+        figure.text(0.015, 1 - 0.26 / height, title, size=13, weight="bold", va="center")
+        for place, denominator in enumerate(sums):
+            seen = np.concatenate([np.asarray(block, dtype=float) for block in blocks[: place + 1]])
+            weights = np.exp(seen - seen.max()) / denominator
+            new = len(blocks[place])
+            axes = figure.add_axes((0.08, 1 - (0.5 + 1.05 * (place + 1) - 0.2) / height, 0.62, 0.75 / height))
+            axes.bar(range(len(seen)), weights, color=[FAINT] * (len(seen) - new) + [ACCENT] * new, width=0.8)
+            axes.set(xlim=(-0.6, total - 0.4), ylim=(0, 1.05), xticks=range(total), yticks=(0, 1))
+            axes.tick_params(labelbottom=place == len(blocks) - 1)
+            axes.text(1.02, 0.5, f"block {place}: largest {seen.max():.1f}, sum {denominator:.2f}",
+                      transform=axes.transAxes, va="center", size=10.5)  # fmt: skip
+        axes.set_xlabel("key position j")
+    return figure
+
+
+def tile_map(
+    kinds: ArrayLike, names: Sequence[str], title: str, block: int = 1, figure: Figure | None = None
+) -> Figure:
+    """A square of tiles, each in the shade of its kind.
+
+    Args:
+        kinds: (blocks of queries, blocks of keys) whole numbers from 0; 0 is drawn pale.
+        names: of the kinds, with 0 first.
+        title: the finding.
+        block: tokens in a block, for the numbers on the axes.
+        figure: a figure to draw into instead of a new one.
+
+    Raises:
+        ValueError: a kind without a name.
+    """
+    kinds = np.asarray(kinds)
+    if kinds.max() >= len(names):
+        raise ValueError(f"kinds reach {kinds.max()}, and there are {len(names)} names")
+    shades = (PAPER, "#9FC2E5", ACCENT, INK)
+    rows, columns = kinds.shape
+    with use_style():
+        figure = new_figure(9.5, 4.6, figure)
+        axes = figure.add_axes((0.09, 0.13, 0.43, 0.75))
+        for row, column in np.ndindex(rows, columns):
+            axes.fill([column, column + 1, column + 1, column], [row, row, row + 1, row + 1],
+                      color=shades[kinds[row, column]], edgecolor="white", linewidth=1.5)  # fmt: skip
+        axes.set(xlim=(0, columns), ylim=(rows, 0), xticks=range(0, columns + 1, 2), yticks=range(0, rows + 1, 2))
+        axes.set_xticklabels([f"{block * tick}" for tick in range(0, columns + 1, 2)])
+        axes.set_yticklabels([f"{block * tick}" for tick in range(0, rows + 1, 2)])
+        axes.set(xlabel="key position j", ylabel="query position i")
+        handles = [Patch(facecolor=shade, edgecolor=FAINT, label=f"{name}: {(kinds == kind).sum()}")
+                   for kind, (name, shade) in enumerate(zip(names, shades, strict=False))]  # fmt: skip
+        axes.legend(handles=handles, loc="center left", bbox_to_anchor=(1.04, 0.5))
+        axes.set_title(title)
+    return figure
