@@ -1,6 +1,7 @@
 """Answers to the exercises of lesson 08."""
 
 import json
+import re
 import struct
 
 import numpy as np
@@ -35,7 +36,7 @@ def read(file: bytes, name: str, base: int = 8, order: str = "little", entry_of:
     return torch.frombuffer(data, dtype=torch.float32).view(header[name]["shape"])
 
 
-@wrong("read_tensor", "after the 8 bytes of the length and the header")
+@wrong("read_tensor", "after the 8 bytes of the length")
 def the_length_is_forgotten(file, name):
     return read(file, name, base=0)
 
@@ -123,31 +124,32 @@ def by_the_packages_table(raw: str) -> str:
 
 
 @right("published_name")
-def word_by_word(raw: str) -> str:
-    words = {"tok_embeddings": "model.embed_tokens", "output": "lm_head", "norm": "model.norm",
-             "layers": "model.layers", "attention": "self_attn",
-             "wq": "q_proj", "wk": "k_proj", "wv": "v_proj", "wo": "o_proj",
-             "attention_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm",
-             "feed_forward": "block_sparse_moe"}  # fmt: skip
-    return ".".join(words.get(word, word) for word in raw.split("."))
+def piece_by_piece(raw: str) -> str:
+    top = {"tok_embeddings.weight": "model.embed_tokens.weight", "norm.weight": "model.norm.weight",
+           "output.weight": "lm_head.weight"}  # fmt: skip
+    inside = {"attention.w": "self_attn.", "attention_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm",
+              "feed_forward": "block_sparse_moe"}  # fmt: skip
+    for old, new in inside.items():
+        raw = re.sub(r"attention\.w(.)", r"self_attn.\1_proj", raw) if old == "attention.w" else raw.replace(old, new)
+    return top.get(raw, f"model.{raw}")
 
 
 @wrong("published_name", "embedding, the last norm and the output")
 def model_before_everything(raw):
-    return "model." + word_by_word(raw).removeprefix("model.")
+    return "model." + piece_by_piece(raw).removeprefix("model.")
 
 
 @wrong("published_name", "four matrices of attention")
 def the_output_is_called_out(raw):
-    return word_by_word(raw).replace("o_proj", "out_proj")
+    return piece_by_piece(raw).replace("o_proj", "out_proj")
 
 
 @wrong("published_name", "before attention, and which before the experts")
 def norms_swapped(raw):
     other = {"attention_norm": "ffn_norm", "ffn_norm": "attention_norm"}
-    return word_by_word(".".join(other.get(word, word) for word in raw.split(".")))
+    return piece_by_piece(".".join(other.get(word, word) for word in raw.split(".")))
 
 
 @wrong("published_name", "below block_sparse_moe")
 def the_name_of_a_dense_model(raw):
-    return word_by_word(raw).replace("block_sparse_moe", "mlp")
+    return piece_by_piece(raw).replace("block_sparse_moe", "mlp")

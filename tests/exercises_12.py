@@ -56,6 +56,18 @@ def in_bits(logits, labels):
     return pytorchs_own(logits, labels) / torch.log(torch.tensor(2.0))
 
 
+@wrong("label_loss", "not their sum")
+def sum_of_the_rows(logits, labels):
+    return F.cross_entropy(logits, labels, ignore_index=-100, reduction="sum")
+
+
+@wrong("label_loss", "a largest of its own")
+def one_largest_for_all(logits, labels):
+    counted = labels != -100
+    shifted = (logits - logits[counted].max())[counted]
+    return (shifted.exp().sum(-1).log() - shifted.gather(1, labels[counted][:, None])[:, 0]).mean()
+
+
 @wrong("label_loss", "its own label")
 def the_first_rows_label(logits, labels):
     return pytorchs_own(logits, torch.where(labels == -100, labels, labels[0]))

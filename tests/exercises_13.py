@@ -155,6 +155,11 @@ def bits_for_bytes(large, others, bits, group_size):
     return large * bits + large / group_size * 4 + others * 2
 
 
+@wrong("model_bytes", "whatever it is")
+def always_four_bits(large, others, bits, group_size):
+    return in_bits_first(large, others, 4, group_size)
+
+
 @wrong("model_bytes", "a scale and a zero")
 def only_a_scale(large, others, bits, group_size):
     return large * bits / 8 + large / group_size * 2 + others * 2

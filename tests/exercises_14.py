@@ -32,6 +32,16 @@ def nothing_subtracted(blocks):
     return scores.max().item(), scores.exp().sum().item()
 
 
+@wrong("online_sum", "where all are negative")
+def begun_at_zero(blocks):
+    largest, total = 0.0, 0.0
+    for block in blocks:
+        new = max(largest, block.max().item())
+        total = total * math.exp(largest - new) + (block - new).exp().sum().item()
+        largest = new
+    return largest, total
+
+
 @wrong("online_sum", "Do later blocks add")
 def only_the_block_with_the_largest(blocks):
     best = max(blocks, key=lambda block: block.max().item())

@@ -41,7 +41,7 @@ def file_with(tensors: dict[str, Tensor], padding: int = 0, order: list[str] | N
     return len(header).to_bytes(8, "little") + header + data
 
 
-@read_tensor.check("Do the numbers begin after the 8 bytes of the length and the header?")
+@read_tensor.check("Do the numbers begin after the 8 bytes of the length (lowest first) and the header?")
 def after_the_header(answer):
     numbers = torch.tensor([1.0, 2.0, 3.0])
     return answer(file_with({"a": numbers}), "a").flatten(), numbers
@@ -73,7 +73,7 @@ def fill_shards(sizes: dict[str, int], limit: int) -> list[list[str]]:
     shard. A tensor that is larger than the limit by itself gets a shard of its own.
 
     Args:
-        sizes: bytes of each tensor, by name, in the order of the model.
+        sizes: bytes of each tensor, by name, in the order of the model; at least one.
         limit: bytes that a shard may have.
 
     Returns:
@@ -124,25 +124,21 @@ def published_name(raw: str) -> str:
     Returns:
         such as "model.layers.0.self_attn.q_proj.weight".
     """
-    top = {
-        "tok_embeddings.weight": "model.embed_tokens.weight",
-        "norm.weight": "model.norm.weight",
-        "output.weight": "lm_head.weight",
-    }
-    if raw in top:
-        return top[raw]
-    inside = {
-        "attention.wq": "self_attn.q_proj",
-        "attention.wk": "self_attn.k_proj",
-        "attention.wv": "self_attn.v_proj",
-        "attention.wo": "self_attn.o_proj",
+    words = {
+        "tok_embeddings": "model.embed_tokens",
+        "layers": "model.layers",
+        "norm": "model.norm",
+        "output": "lm_head",
+        "attention": "self_attn",
+        "wq": "q_proj",
+        "wk": "k_proj",
+        "wv": "v_proj",
+        "wo": "o_proj",
         "attention_norm": "input_layernorm",
         "ffn_norm": "post_attention_layernorm",
         "feed_forward": "block_sparse_moe",
     }
-    for old, new in inside.items():
-        raw = raw.replace(old, new)
-    return f"model.{raw}"
+    return ".".join(words.get(word, word) for word in raw.split("."))
 
 
 @published_name.check("What are the embedding, the last norm and the output called?")

@@ -90,6 +90,11 @@ def logarithm(answer):
     return answer(torch.zeros(1, 4), torch.tensor([2])), math.log(4)
 
 
+@label_loss.check("Is it the mean over the rows, and not their sum?")
+def mean_not_sum(answer):
+    return answer(torch.zeros(3, 4), torch.tensor([2, 0, 1])), math.log(4)
+
+
 @label_loss.check("Does each row count with its own label?")
 def own_label(answer):
     logits, labels = torch.randn(5, 3), torch.tensor([2, 0, 1, 1, 0])
@@ -109,10 +114,10 @@ def mean_of_counted(answer):
     return answer(logits, labels), loss_by_hand(logits, labels)
 
 
-@label_loss.check("Does it stay finite for large logits? exp(1000) is infinite.")
+@label_loss.check("Does it stay finite for large logits? exp(1000) is infinite, and each row has a largest of its own.")
 def large_logits(answer):
-    logits = torch.tensor([[1000.0, 0.0], [-1000.0, 1000.0]])
-    return answer(logits, torch.tensor([0, 0])), 1000.0
+    logits = torch.tensor([[1000.0, 0.0], [-1000.0, -1002.0], [-1000.0, 1000.0]])
+    return answer(logits, torch.tensor([0, 0, 0])), (2000.0 + math.log(1 + math.exp(-2))) / 3
 
 
 @exercise("A confusion matrix")

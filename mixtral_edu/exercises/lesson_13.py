@@ -195,6 +195,11 @@ def bytes_not_bits(answer):
     return answer(10**9, 0, 4, 10**9), 0.5e9  # the one group's 4 bytes are too few to matter
 
 
+@model_bytes.check("Is `bits` used, whatever it is?")
+def other_bits(answer):
+    return answer(10**9, 0, 8, 10**9), 1e9
+
+
 @model_bytes.check("Does each group add two numbers of two bytes, a scale and a zero?")
 def four_bytes_a_group(answer):
     return answer(6400, 0, 8, 64), 6800.0

@@ -40,6 +40,12 @@ def one_block(answer):
     return answer(blocks), (3.0, 1 + math.exp(-1))
 
 
+@online_sum.check("Is the largest score right where all are negative?")
+def negative_scores(answer):
+    largest, _ = answer([torch.tensor([-3.0, -2.0]), torch.tensor([-4.0])])
+    return largest, -2.0
+
+
 @online_sum.check("Do later blocks add to the sum, when no larger score comes?")
 def falling_blocks(answer):
     blocks = [torch.tensor([3.0, 2.0]), torch.tensor([1.0]), torch.tensor([0.5, -2.0])]

@@ -116,7 +116,7 @@ def row_orders(
             axes.bar(range(len(rows)), rows, color=colours, width=0.85)
             for row, pair in enumerate(number):
                 axes.text(row, 0, f"{pair}", ha="center", va="top", size=7.5, color=MUTED)
-            axes.set(xlim=(-0.6, len(rows) - 0.4), xticks=[], ylabel="length")
+            axes.set(xlim=(-0.6, len(rows) - 0.4), xticks=[], ylabel="norm")
             axes.text(1.015, 0.5, name, transform=axes.transAxes, va="center", size=11, color=INK)
             axes.spines["bottom"].set_color(FAINT)
         axes.set_xlabel("row of the head; the number is its pair", labelpad=10)

@@ -64,7 +64,7 @@ def confusion(counts: ArrayLike, names: Sequence[str], title: str, figure: Figur
     with use_style():
         figure = new_figure(9.5, 1.35 + 0.5 * len(names), figure)
         height = figure.get_figheight()
-        axes = figure.add_axes((0.17, 0.12 / height, 0.62, 1 - 1.2 / height))
+        axes = figure.add_axes((0.17, 0.12 / height, 0.62, 1 - 1.22 / height))
         shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
         axes.imshow(shares, cmap="Blues", vmin=0, vmax=1.15, aspect="auto")
         for row, column in np.ndindex(*counts.shape):
@@ -81,7 +81,7 @@ def confusion(counts: ArrayLike, names: Sequence[str], title: str, figure: Figur
         for row, share in enumerate(shares.diagonal()):
             axes.text(len(names) - 0.35, row, f"{share:.0%} right", va="center", size=10.5, color=MUTED)
         figure.text(0.015, 1 - 0.25 / height, title, size=13, weight="bold", va="center")
-        figure.text(0.8, 1 - 0.92 / height, "taken for", size=11, va="center", color=INK)
+        figure.text(0.48, 1 - 0.58 / height, "what it was taken for", size=11, va="center", ha="center", color=INK)
     return figure
 
 

@@ -90,7 +90,9 @@ def running_softmax(
             axes.tick_params(labelbottom=place == len(blocks) - 1)
             axes.text(1.02, 0.5, f"block {place}: largest {seen.max():.1f}, sum {denominator:.2f}",
                       transform=axes.transAxes, va="center", size=10.5)  # fmt: skip
-        axes.set_xlabel("key position j")
+            if place == len(blocks) // 2:
+                axes.set_ylabel("weight if the text ended here")
+        axes.set_xlabel("key position j (blue: the new block)")
     return figure
 
 
