@@ -184,7 +184,7 @@ def test_a_script_is_no_main_program_and_may_import_its_neighbours(tmp_path: Pat
         ("old.ipynb", b'{"worksheets": []}', (), "no notebook of format 4: KeyError('cells')"),
         ("broken.ipynb", b"{", (), "no notebook of format 4"),
         ("other.py", b"def something(): pass\n", (), "defines no function of an exercise; --lesson says"),
-        ("student.py", b"def rms_norm(): pass\n", ("--lesson", "2"), "lesson '2' has no exercises; 02"),
+        ("student.py", b"def rms_norm(): pass\n", ("--lesson", "2"), "lesson '2' has no exercises; 01, 02"),
         ("student.py", b"def rms_norm(): pass\n", ("--timeout", "0"), "0 is not a number of seconds above 0"),
         ("student.py", b"def rms_norm(): pass\n", ("--timeout", "soon"), "soon"),
     ],
