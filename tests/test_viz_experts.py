@@ -29,7 +29,7 @@ def test_dispatch_draws_each_choice_twice_and_groups_them_by_expert():
     tokens = sorted((-text.get_position()[1], *text.get_position()[:1], text.get_text()) for text in axes.texts)
     assert [text for *_, text in tokens if text.isdigit()] == list("00112233" + "02131023")
     assert [text for *_, text in tokens[-4:]] == ["expert 0", "expert 1", "expert 2", "expert 3"]
-    assert axes.get_title(loc="left") == "Sorted by expert, 8 choices are 4 products of matrices, not 8"
+    assert axes.get_title(loc="left") == "Sorted by expert, 8 choices are 4 calls of an expert, not 8"
 
 
 def test_dispatch_of_as_many_choices_as_fit_stays_readable():

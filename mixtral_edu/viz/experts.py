@@ -44,7 +44,7 @@ def dispatch_order(
     group = np.cumsum(counts > 0)[chosen[order]] - 1
     bottom = np.arange(len(chosen)) + (top[-1] - len(chosen) + 1) / max(busy - 1, 1) * group  # and between experts
     if title is None:
-        title = f"Sorted by expert, {len(chosen)} choices are {busy} products of matrices, not {len(chosen)}"
+        title = f"Sorted by expert, {len(chosen)} choices are {busy} calls of an expert, not {len(chosen)}"
     with use_style():
         figure = new_figure(10.5, 3.4, figure)
         axes = figure.add_axes((0.012, 0.02, 0.976, 0.83))
