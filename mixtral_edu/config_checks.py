@@ -65,4 +65,5 @@ def _is_number(value: Any) -> bool:
 
 
 def is_count(value: Any) -> bool:
+    """Whether `value` is a whole number of at least 1."""
     return _is_int(value) and value >= 1
