@@ -1,4 +1,4 @@
-"""Training of a byte-fallback BPE vocabulary, with the settings of Mixtral's own."""
+"""Training of a byte-fallback BPE vocabulary that cuts text as Mixtral's own does; sizes and coverage are ours."""
 
 import io
 from collections.abc import Iterable

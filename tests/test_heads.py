@@ -311,8 +311,9 @@ def test_several_texts_of_which_nothing_tells_the_ends_are_refused(make_config, 
     cache = RollingKVCache(ours.config, B)
     with pytest.raises(ValueError, match="attention_mask is None and config.pad_token_id is None.*3 rows.*give"):
         ours(ids, past_key_values=cache)
-    with pytest.raises(ValueError, match="no padding token"):
-        transformers_twin(ours)(ids)
+    for their_mask in (None, mask):
+        with pytest.raises(ValueError, match="no padding token"):
+            transformers_twin(ours)(ids, attention_mask=their_mask)
     ours.config.pad_token_id = PAD
     with pytest.raises(ValueError, match="attention_mask is None and inputs_embeds have no ids.*3 rows.*give"):
         ours(inputs_embeds=ours.model.embed_tokens(ids), past_key_values=cache)
