@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from mixtral_edu.cache import CacheStep
 from mixtral_edu.config import MixtralConfig
 from mixtral_edu.flash import check_flash, flash_attention, packing_of
+from mixtral_edu.linear import Linear, multiply_all, pack_together
 from mixtral_edu.masks import Visibility
 from mixtral_edu.rope import apply_rotary
 
@@ -142,10 +143,10 @@ class GroupedQueryAttention(nn.Module):
             )
         self.config, self.layer_idx = config, layer_idx
         D, Dh = config.hidden_size, config.head_dim
-        self.q_proj = nn.Linear(D, config.num_attention_heads * Dh, bias=False)
-        self.k_proj = nn.Linear(D, config.num_key_value_heads * Dh, bias=False)
-        self.v_proj = nn.Linear(D, config.num_key_value_heads * Dh, bias=False)
-        self.o_proj = nn.Linear(config.num_attention_heads * Dh, D, bias=False)
+        self.q_proj = Linear(D, config.num_attention_heads * Dh)
+        self.k_proj = Linear(D, config.num_key_value_heads * Dh)
+        self.v_proj = Linear(D, config.num_key_value_heads * Dh)
+        self.o_proj = Linear(config.num_attention_heads * Dh, D)
 
     def forward(
         self,
@@ -170,9 +171,10 @@ class GroupedQueryAttention(nn.Module):
         """
         B, T, _ = x.shape
         Dh = self.config.head_dim
-        q = self.q_proj(x).view(B, T, -1, Dh).transpose(1, 2)  # (B, Hq, T, Dh)
-        k = self.k_proj(x).view(B, T, -1, Dh).transpose(1, 2)  # (B, Hkv, T, Dh)
-        v = self.v_proj(x).view(B, T, -1, Dh).transpose(1, 2)  # (B, Hkv, T, Dh)
+        q, k, v = multiply_all(x, self.q_proj, self.k_proj, self.v_proj)
+        q = q.view(B, T, -1, Dh).transpose(1, 2)  # (B, Hq, T, Dh)
+        k = k.view(B, T, -1, Dh).transpose(1, 2)  # (B, Hkv, T, Dh)
+        v = v.view(B, T, -1, Dh).transpose(1, 2)  # (B, Hkv, T, Dh)
         q, k = apply_rotary(q, cos, sin), apply_rotary(k, cos, sin)
         if cache_step is not None:
             k, v = cache_step.update(self.layer_idx, k, v)  # (B, Hkv, S, Dh)
@@ -182,3 +184,10 @@ class GroupedQueryAttention(nn.Module):
         else:
             out, weights = ATTENTION_BACKENDS[self.config.attn_implementation](q, k, v, visibility, dropout), None
         return self.o_proj(out.transpose(1, 2).reshape(B, T, -1)), weights
+
+    def pack(self) -> None:
+        """Let the weights of q, k and v lie in one block."""
+        pack_together((self.q_proj, self.k_proj, self.v_proj))
+
+    def unpack(self) -> None:
+        """Nothing to do: each layer takes its weight out of the block."""

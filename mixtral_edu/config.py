@@ -43,9 +43,9 @@ class MixtralConfig:
     V `vocab_size`, W `sliding_window` (the number of keys that a query may see, itself included; None for no window),
     E `num_local_experts`, K `num_experts_per_tok`.
 
-    `attn_implementation` ("eager", "sdpa", "flash_attention_2") and `experts_implementation` ("reference", "sorted")
-    choose among equal forms of the computation and are not saved. `extra` keeps what a `config.json` held beyond the
-    known fields.
+    `attn_implementation` ("eager", "sdpa", "flash_attention_2") and `experts_implementation` ("reference", "sorted",
+    "grouped") choose among equal forms of the computation and are not saved. `extra` keeps what a `config.json` held
+    beyond the known fields.
 
     Raises:
         ValueError: a size or a combination of sizes that no Mixtral can have; the message names the field.

@@ -160,10 +160,13 @@ def _steps(
     seen, seen_mask = ids, torch.ones_like(ids) if mask is None else mask  # what the repetition penalty looks at
     stopped, num_stopped = torch.zeros(len(ids), dtype=torch.bool, device=ids.device), 0
     cache = None
+    if not model.training and hasattr(model, "prepare_for_inference"):
+        model.prepare_for_inference()
     with _evaluation_mode(model):
+        forward = model
         for _ in range(num_steps):
-            out = model(ids, attention_mask=mask, past_key_values=cache, use_cache=True, logits_to_keep=1)
-            cache = out.past_key_values
+            out = forward(ids, attention_mask=mask, past_key_values=cache, use_cache=True, logits_to_keep=1)
+            cache, forward = out.past_key_values, getattr(model, "compiled_step", None) or model
             token = options.choose(out.logits[:, -1].float(), seen, seen_mask, generator)  # (B,)
             if num_stopped:
                 token = token.masked_fill(stopped, pad_id)

@@ -4,15 +4,31 @@ A position is the place of a token in its own row, counted from the row's first 
 its position is -1, and so is that of a cache slot that holds nothing yet.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cached_property
 from itertools import accumulate
+from typing import Any
 
 import torch
 from torch import Tensor
 
 NO_POSITION = -1
+
+
+class lazy:  # noqa: N801, a decorator
+    """Compute an attribute when it is first asked for: `functools.cached_property` without the lock of Python 3.11.
+
+    `torch.compile` cannot look into a lock.
+    """
+
+    def __init__(self, compute: Callable[[Any], Any]):
+        self.compute, self.name, self.__doc__ = compute, compute.__name__, compute.__doc__
+
+    def __get__(self, instance: Any, owner: type) -> Any:
+        if instance is None:
+            return self
+        value = instance.__dict__[self.name] = self.compute(instance)
+        return value
 
 
 def causal_mask(query_positions: Tensor, key_positions: Tensor) -> Tensor:
@@ -135,12 +151,12 @@ class Visibility:
         T, S = self.query_positions.shape[1], self.key_positions.shape[1]
         return T == S and not self.padded and (self.window is None or T <= self.window)
 
-    @cached_property
+    @lazy
     def mask(self) -> Tensor:
         """The whole mask: (B or 1, 1, T, S), broadcast over heads."""
         return attention_mask(self.query_positions, self.key_positions, self.window)[:, None]
 
-    @cached_property
+    @lazy
     def packing(self) -> Packing | None:
         """What takes part, end to end; None if that is each query and key. Waits for the device, once for all layers.
 

@@ -9,6 +9,7 @@ from mixtral_edu.attention import GroupedQueryAttention, check_backend
 from mixtral_edu.cache import CacheStep, RollingKVCache
 from mixtral_edu.config import MixtralConfig
 from mixtral_edu.input_checks import IGNORED_LABEL, can_look_at, check_inputs, check_labels, check_tokens
+from mixtral_edu.linear import Linear
 from mixtral_edu.masks import NO_POSITION, Visibility, row_positions
 from mixtral_edu.moe import RouterOutput, SparseMoE, load_balancing_loss
 from mixtral_edu.norm import RMSNorm
@@ -158,7 +159,7 @@ class MixtralForCausalLM(PreTrained):
     def __init__(self, config: MixtralConfig):
         super().__init__(config)
         self.model = MixtralModel(config)
-        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.lm_head = Linear(config.hidden_size, config.vocab_size)
         self.init_weights()
 
     def forward(

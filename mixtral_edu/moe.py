@@ -6,13 +6,14 @@ Source: Mixtral of Experts, arXiv 2401.04088, section 2.1; SwiGLU: Shazeer 2020,
 """
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mixtral_edu.config import MixtralConfig
+from mixtral_edu.linear import Linear, laid_out, multiply_all, pack_together, still_in
 
 
 class RouterOutput(NamedTuple):
@@ -50,13 +51,60 @@ class Expert(nn.Module):
 
     def __init__(self, config: MixtralConfig):
         super().__init__()
-        self.w1 = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
-        self.w2 = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
-        self.w3 = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.w1 = Linear(config.hidden_size, config.intermediate_size)
+        self.w2 = Linear(config.intermediate_size, config.hidden_size)
+        self.w3 = Linear(config.hidden_size, config.intermediate_size)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map x (N, D) to (N, D)."""
-        return self.w2(F.silu(self.w1(x)) * self.w3(x))
+        gate, up = multiply_all(x, self.w1, self.w3)  # (N, F) each
+        return self.w2(F.silu(gate) * up)
+
+
+class Experts(nn.ModuleList):
+    """The E experts of a layer, each with weights of its own; packed, they lie side by side in two blocks."""
+
+    _blocks: tuple[Tensor, Tensor] | None = None
+
+    def stacked(self) -> tuple[Tensor, Tensor]:
+        """Return all experts' weights: w1 above w3 (E, 2F, D), and w2 (E, D, F).
+
+        Views of the two blocks where they are packed and no gradient is wanted, else copies through which it flows.
+        """
+        if not torch.is_grad_enabled() and self._in_blocks():
+            return self._blocks
+        up = torch.stack([torch.cat((expert.w1.weight, expert.w3.weight)) for expert in self])
+        return up, torch.stack([expert.w2.weight for expert in self])
+
+    def pack(self) -> None:
+        """Move the weights into the two blocks; each stays a parameter of its expert, as a view."""
+        layers = [layer for expert in self for layer in (expert.w1, expert.w2, expert.w3)]
+        if self._blocks is not None or not all(isinstance(layer, Linear) for layer in layers):
+            return
+        like = self[0].w1.weight
+        F_, D = like.shape
+        self._blocks = laid_out((len(self), 2 * F_, D), like), laid_out((len(self), D, F_), like)
+        for expert, up, down in zip(self, *self._blocks, strict=True):
+            pack_together((expert.w1, expert.w3), up)
+            pack_together((expert.w2,), down)
+
+    def unpack(self) -> None:
+        """Forget the blocks; each weight gets memory of its own again when its layer is unpacked."""
+        self._blocks = None
+
+    def _in_blocks(self) -> bool:
+        """Whether the weights still are what lies in the blocks."""
+        return self._blocks is not None and all(
+            still_in(up, (expert.w1, expert.w3)) and still_in(down, (expert.w2,))
+            for expert, up, down in zip(self, *self._blocks, strict=True)
+        )
+
+    def __getstate__(self) -> dict[str, Any]:  # of a copy, whose weights get memory of their own
+        return self.__dict__ | {"_blocks": None}
+
+    def _apply(self, fn, recurse=True):  # moves to a device, changes the dtype: each weight for itself
+        self.unpack()
+        return super()._apply(fn, recurse)
 
 
 def reference_dispatch(x: Tensor, routing: RouterOutput, experts: Sequence[Expert]) -> Tensor:
@@ -75,6 +123,9 @@ def sorted_dispatch(x: Tensor, routing: RouterOutput, experts: Sequence[Expert])
 
     Experts without a token do nothing. x (N, D) to (N, D).
     """
+    if len(x) == 1:  # nothing to sort
+        chosen = zip(routing.weights[0], routing.experts[0].tolist(), strict=True)
+        return sum((weight * experts[expert_idx](x)).to(x.dtype) for weight, expert_idx in chosen)
     K = routing.experts.shape[1]
     order = routing.experts.flatten().argsort(stable=True)  # (N*K,), the choices grouped by expert
     counts = routing.experts.flatten().bincount(minlength=len(experts)).tolist()
@@ -88,7 +139,53 @@ def sorted_dispatch(x: Tensor, routing: RouterOutput, experts: Sequence[Expert])
     return y
 
 
-EXPERT_DISPATCH: dict[str, Callable[..., Tensor]] = {"reference": reference_dispatch, "sorted": sorted_dispatch}
+def grouped_dispatch(x: Tensor, routing: RouterOutput, experts: Sequence[Expert]) -> Tensor:
+    """All experts at once: sorted choices, and one product in which each group of rows meets its own matrix.
+
+    How many rows an expert gets stays on the device, so nothing waits for it, and `torch.compile` sees one graph. Where
+    the product does not take a model (in double precision, quantized, sizes that are no multiples of 16 bytes, float32
+    on a GPU) this is `sorted_dispatch`. x (N, D) to (N, D).
+    """
+    N, K = routing.experts.shape
+    if not _takes_grouped_product(x, experts):
+        return sorted_dispatch(x, routing, experts)
+    chosen, order = routing.experts.flatten().sort(stable=True)  # (N*K,)
+    ends = torch.searchsorted(chosen, torch.arange(len(experts), device=x.device), right=True).int()  # (E,)
+    up, down = experts.stacked()
+    product = F.grouped_mm
+    if torch.compiler.is_compiling() and not torch.is_grad_enabled() and x.device.type == "cpu":
+        product = _grouped_product
+    gate, up = product(x[order // K], up.mT, offs=ends).chunk(2, dim=-1)  # (N*K, F) each
+    out = product(F.silu(gate) * up, down.mT, offs=ends)  # (N*K, D)
+    out = out[order.argsort()].view(N, K, -1)
+    return (routing.weights[..., None] * out).sum(dim=1).to(x.dtype)
+
+
+@torch.library.custom_op("mixtral_edu::grouped_product", mutates_args=())
+def _grouped_product(x: Tensor, weights: Tensor, offs: Tensor) -> Tensor:
+    """`F.grouped_mm` on a CPU as one piece: `torch.compile` itself takes it in bfloat16 only."""
+    return F.grouped_mm(x, weights, offs=offs)
+
+
+@_grouped_product.register_fake
+def _(x: Tensor, weights: Tensor, offs: Tensor) -> Tensor:
+    return x.new_empty(len(x), weights.shape[2])
+
+
+def _takes_grouped_product(x: Tensor, experts: Sequence[Expert]) -> bool:
+    """Whether PyTorch's product of groups can do it: plain weights of a type it takes, in rows of whole 16 bytes."""
+    takes = x.dtype in (torch.bfloat16, torch.float16) or x.dtype == torch.float32 and x.device.type == "cpu"
+    if not takes or not isinstance(experts, Experts) or not isinstance(experts[0].w1, Linear):
+        return False
+    weight = experts[0].w1.weight
+    return weight.dtype == x.dtype and all(size * x.element_size() % 16 == 0 for size in weight.shape)
+
+
+EXPERT_DISPATCH: dict[str, Callable[..., Tensor]] = {
+    "reference": reference_dispatch,
+    "sorted": sorted_dispatch,
+    "grouped": grouped_dispatch,
+}
 
 
 class SparseMoE(nn.Module):
@@ -106,7 +203,7 @@ class SparseMoE(nn.Module):
             )
         self.config = config
         self.gate = Router(config)
-        self.experts = nn.ModuleList(Expert(config) for _ in range(config.num_local_experts))
+        self.experts = Experts(Expert(config) for _ in range(config.num_local_experts))
 
     def forward(self, x: Tensor) -> tuple[Tensor, RouterOutput]:
         """Send each token of x (B, T, D) through its K experts.

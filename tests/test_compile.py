@@ -1,0 +1,86 @@
+"""`torch.compile` takes the model: in one graph with grouped experts, and with named breaks with sorted ones.
+
+The backend "eager" runs the captured graphs as they are, so that no C++ compiler is needed.
+"""
+
+import copy
+
+import pytest
+import torch
+
+from mixtral_edu import MixtralForCausalLM
+
+
+@pytest.fixture(autouse=True)
+def fresh_dynamo():
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+@pytest.fixture
+def model(make_config):
+    sizes = {"hidden_size": 48, "intermediate_size": 40, "num_hidden_layers": 2, "sliding_window": 4}
+    return MixtralForCausalLM(make_config(**sizes, experts_implementation="grouped")).eval()
+
+
+def whole(model):
+    return torch.compile(model.forward, fullgraph=True, backend="eager")
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("dtype", "packed"), [(torch.float32, True), (torch.bfloat16, False)], ids=str)
+def test_decoding_one_row_is_one_graph(model, dtype, packed):
+    model = model.to(dtype)
+    twin = copy.deepcopy(model)
+    if packed:
+        model.prepare_for_inference()
+    compiled = whole(model)
+    ids = torch.randint(101, (1, 12))
+    caches = [m(ids[:, :3], use_cache=True).past_key_values for m in (model, twin)]
+    for t in range(3, 12):  # through the ring (W = 4) twice
+        token = ids[:, t : t + 1]
+        found = compiled(token, past_key_values=caches[0]).logits
+        wanted = twin(token, past_key_values=caches[1]).logits
+        torch.testing.assert_close(found, wanted, atol=1e-5 if dtype == torch.float32 else 0.02, rtol=0)
+
+
+@torch.no_grad()
+def test_a_padded_batch_is_one_graph(model):
+    ids, mask = torch.randint(101, (3, 12)), torch.ones(3, 12, dtype=torch.long)
+    mask[0, :4] = 0
+    wanted = model(ids, attention_mask=mask).logits
+    found = whole(model)(ids, attention_mask=mask).logits
+    torch.testing.assert_close(found[mask == 1], wanted[mask == 1], atol=1e-5, rtol=0)
+
+
+def test_training_in_bfloat16_is_one_graph(model):
+    model = model.to(torch.bfloat16).train()
+    twin = copy.deepcopy(model)
+    ids = torch.randint(101, (2, 9))
+    whole(model)(ids, labels=ids, use_cache=False).loss.backward()
+    twin(ids, labels=ids, use_cache=False).loss.backward()
+    theirs = dict(twin.named_parameters())
+    for name, p in model.named_parameters():
+        torch.testing.assert_close(p.grad, theirs[name].grad, msg=name, atol=2e-3, rtol=0.05)
+
+
+@torch.no_grad()
+def test_sorted_experts_break_at_their_counts_and_nowhere_else(model):
+    model.config.experts_implementation = "sorted"
+    ids = torch.randint(101, (2, 9))
+    explanation = torch._dynamo.explain(model.forward)(ids, use_cache=False)
+    assert explanation.graph_break_count > 0
+    assert all("moe.py" in str(b.user_stack[-1]) for b in explanation.break_reasons), explanation.break_reasons
+
+
+def test_generation_uses_the_compiled_step_and_leaves_it_for_training(model, monkeypatch):
+    ids = torch.randint(101, (1, 5))
+    wanted = model.generate(ids, max_new_tokens=6)
+    compiled, calls = torch.compile, []
+    monkeypatch.setattr(torch, "compile", lambda f: calls.append(f) or compiled(f, backend="eager"))
+    assert torch.equal(model.prepare_for_inference(compile=True).generate(ids, max_new_tokens=6), wanted)
+    model.prepare_for_inference(compile=True)
+    assert len(calls) == 1, "compiled once"
+    assert copy.deepcopy(model).compiled_step is None
+    assert model.train().compiled_step is None
