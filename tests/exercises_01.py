@@ -52,6 +52,17 @@ def once_in_a_word(words):
     return shortest_then_smallest(counts_of(words, lambda symbols: set(pairwise(symbols))))
 
 
+@wrong("next_merge", "where two overlap")
+def places_that_do_not_overlap(words):
+    def pairs_of(symbols):
+        i = 0
+        while i < len(symbols) - 1:
+            yield symbols[i : i + 2]
+            i += 2 if symbols[i : i + 3] == symbols[i : i + 1] * 3 else 1
+
+    return shortest_then_smallest(counts_of(words, pairs_of))
+
+
 @wrong("next_merge", "end where the word ends")
 def across_words(words):
     symbols = [symbol for word, times in words.items() for symbol in word * times]
@@ -78,6 +89,11 @@ def digits_like_letters(words):
 @wrong("next_merge", "on whichever side")
 def digits_on_the_right_pass(words):
     return shortest_then_smallest(counts_of(words, lambda s: [pair for pair in pairwise(s) if pair[1] not in "19"], ""))
+
+
+@wrong("next_merge", "pairs of a word with a digit")
+def words_with_a_digit_left_out(words):
+    return next_merge.reference({symbols: times for symbols, times in words.items() if not set("19") & set(symbols)})
 
 
 @wrong("next_merge", "Is None returned")
@@ -123,6 +139,16 @@ def nothing_in_front(text, pieces):
 @wrong("bpe_encode", "Is each further space kept")
 def spaces_cleaned_up(text, pieces):
     return encoded("▁" + "▁".join(text.split()), pieces)
+
+
+@wrong("bpe_encode", "where the text begins with one")
+def one_space_is_enough(text, pieces):
+    return bpe_encode.reference(text.removeprefix(" "), pieces)
+
+
+@wrong("bpe_encode", "not word by word")
+def word_by_word(text, pieces):
+    return [token for word in text.split(" ") for token in bpe_encode.reference(word, pieces)]
 
 
 @wrong("bpe_encode", "again and again")
@@ -321,6 +347,23 @@ def bos_as_text(messages, encode, bos_id, eos_id):
     return [*encode("<s>"), *with_the_packages_turns(messages, encode, bos_id, eos_id)[1:]]
 
 
+@wrong("chat_ids", "nothing behind the last question")
+def eos_at_the_very_end(messages, encode, bos_id, eos_id):
+    ids = with_the_packages_turns(messages, encode, bos_id, eos_id)
+    return ids if ids[-1] == eos_id else [*ids, eos_id]
+
+
+@wrong("chat_ids", "Is an answer encoded by itself, as it is?")
+def a_space_before_each_answer(messages, encode, bos_id, eos_id):
+    spaced = [m | {"content": " " + m["content"]} if m["role"] == "assistant" else m for m in messages]
+    return with_the_packages_turns(spaced, encode, bos_id, eos_id)
+
+
+@wrong("chat_ids", "Is an answer encoded by itself, as it is?")
+def the_whole_chat_in_one_text(messages, encode, bos_id, eos_id):
+    return [bos_id, *encode("".join(text + "</s>" * is_answer for text, is_answer in chat_turns(messages)))]
+
+
 @wrong("chat_ids", "stay away from the questions")
 def eos_after_every_message(messages, encode, bos_id, eos_id):
     ids = [bos_id]
@@ -359,3 +402,9 @@ def system_in_each_question(messages, encode, bos_id, eos_id):
         return ids_of(messages, encode, bos_id, eos_id)
     question = f"[INST] {messages[0]['content']}\n\n{{}} [/INST]"
     return ids_of(messages[1:], encode, bos_id, eos_id, question)
+
+
+@wrong("chat_ids", "keep the spaces and line breaks")
+def texts_stripped(messages, encode, bos_id, eos_id):
+    stripped = [message | {"content": message["content"].strip()} for message in messages]
+    return with_the_packages_turns(stripped, encode, bos_id, eos_id)

@@ -108,6 +108,16 @@ def no_minus_sign(x, cos, sin):
     return rotated(x, cos, sin, torch.cat((b, a), -1))
 
 
+@wrong("apply_rotary", "overwritten before b used it")
+def turned_in_place(x, cos, sin):
+    a, b = x.chunk(2, -1)  # views of x
+    half = a.shape[-1]
+    cos, sin = cos[:, None, :, :half], sin[:, None, :, :half]
+    x[..., :half] = a * cos - b * sin
+    x[..., half:] = b * cos + a * sin
+    return x
+
+
 @wrong("apply_rotary", "and not with its neighbour")
 def neighbours(x, cos, sin):
     a, b = x[..., 0::2], x[..., 1::2]

@@ -84,7 +84,7 @@ def by_einsum_in_float64(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tenso
     return torch.einsum("bts,bsd->btd", powers / powers.sum(-1, keepdim=True), v.double()).to(v.dtype)
 
 
-@wrong("one_head", "is the output their average")
+@wrong("one_head", "is the output the average of the values")
 def sum_instead_of_mean(q, k, v, mask):
     return (q @ k.mT / q.shape[-1] ** 0.5).masked_fill(~mask, -torch.inf).exp() @ v
 
@@ -102,6 +102,16 @@ def divided_by_dh(q, k, v, mask):
 @wrong("one_head", "divided by √Dh")
 def divided_by_the_root_of_the_keys(q, k, v, mask):
     return F.scaled_dot_product_attention(q, k, v, mask, scale=k.shape[1] ** -0.5)
+
+
+@wrong("one_head", "is the mask taken as given")
+def always_causal(q, k, v, mask):
+    return F.scaled_dot_product_attention(q, k, v, is_causal=True)
+
+
+@wrong("one_head", "Is the mask used before the softmax")
+def masked_weights(q, k, v, mask):
+    return (q @ k.mT / q.shape[-1] ** 0.5).softmax(-1) * mask @ v
 
 
 @wrong("one_head", "Is the mask used")
@@ -138,9 +148,14 @@ def head_by_head(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return torch.stack(heads, 1)
 
 
-@wrong("grouped_attention", "does each query head look at its own")
+@wrong("grouped_attention", "are scores divided by √Dh")
 def not_scaled(q, k, v):
     return by_copies(q * q.shape[3] ** 0.5, k, v)
+
+
+@wrong("grouped_attention", "does each query see all keys")
+def causal_though_all_are_seen(q, k, v):
+    return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
 
 
 @wrong("grouped_attention", "does each query head look at its own")
@@ -207,13 +222,23 @@ def query_heads(texts, tokens, num_layers, num_heads, num_kv_heads, head_dim, by
     return 2 * texts * tokens * num_layers * num_heads * head_dim * bytes_per_number
 
 
-@wrong("cache_bytes", "the size of a number counted")
+@wrong("cache_bytes", "Is the result an int?")
+def a_float(*sizes):
+    return float(by_an_empty_tensor(*sizes))
+
+
+@wrong("cache_bytes", "twice as much as numbers of 2")
+def two_bytes_always(texts, tokens, num_layers, num_heads, num_kv_heads, head_dim, bytes_per_number=2):
+    return by_an_empty_tensor(texts, tokens, num_layers, num_heads, num_kv_heads, head_dim, 2)
+
+
+@wrong("cache_bytes", "twice as much as numbers of 2")
 def numbers_instead_of_bytes(texts, tokens, num_layers, num_heads, num_kv_heads, head_dim, bytes_per_number=2):
     size = bytes_per_number if bytes_per_number == 1 else 1
     return 2 * texts * tokens * num_layers * num_kv_heads * head_dim * size
 
 
-@wrong("cache_bytes", "Is the result an integer")
+@wrong("cache_bytes", "Are bytes returned")
 def as_gibibytes_rounded(texts, tokens, num_layers, num_heads, num_kv_heads, head_dim, bytes_per_number=2):
     size = 2 * texts * tokens * num_layers * num_kv_heads * head_dim * bytes_per_number
     return size if size < 2**30 else size / 2**30

@@ -29,6 +29,17 @@ def added_to_the_scores(query_positions, key_positions, window):
     return by_the_packages_rules(query_positions, key_positions, window).float().log()
 
 
+@wrong("band_mask", "True where the query may attend")
+def true_where_hidden(query_positions, key_positions, window):
+    return ~by_the_packages_rules(query_positions, key_positions, window)
+
+
+@wrong("band_mask", "its own position included")
+def not_itself(query_positions, key_positions, window):
+    itself = query_positions[:, None] == key_positions
+    return by_the_packages_rules(query_positions, key_positions, window) & ~itself
+
+
 @wrong("band_mask", "a later position")
 def window_alone(query_positions, key_positions, window):
     return masks.window_mask(query_positions, key_positions, window)
@@ -42,6 +53,11 @@ def one_key_too_many(query_positions, key_positions, window):
 @wrong("band_mask", "own position counted in W")
 def one_key_too_few(query_positions, key_positions, window):
     return by_the_packages_rules(query_positions, key_positions, max(1, window - 1))
+
+
+@wrong("band_mask", "not from the columns")
+def triangle_of_columns(query_positions, key_positions, window):
+    return torch.ones(len(query_positions), len(key_positions), dtype=torch.bool).tril().triu(1 - window)
 
 
 @wrong("band_mask", "not from the columns")
@@ -99,7 +115,12 @@ def padding_of_the_first_row(real, window):
     return by_rows_own_positions(real[:1], window).expand(len(real), -1, -1)
 
 
-@wrong("padded_window_mask", "padding on the right")
+@wrong("padded_window_mask", "is a padded query's row all False")
+def keys_alone_masked(real, window):
+    return band_of_ones(real.shape[1], window) & (real == 1)[:, None, :]
+
+
+@wrong("padded_window_mask", "are tokens where `real` says so")
 def padding_taken_to_be_on_the_left(real, window):
     T = real.shape[1]
     token = torch.arange(T) >= T - real.sum(1, keepdim=True)  # (B, T)
@@ -158,6 +179,11 @@ def mistrals_window_by_default(num_layers, window):
     return num_layers * ((window or 4096) - 1) + 1
 
 
+@wrong("first_out_of_reach", "Is the position an int?")
+def divided_and_multiplied(num_layers, window):
+    return None if window is None else num_layers * (2 * window - 2) / 2 + 1
+
+
 @right("allowed_pairs")
 def by_a_triangle_and_a_band(num_tokens: int, window: int | None) -> int:
     window = min(window or num_tokens, num_tokens)
@@ -195,7 +221,7 @@ def always_a_full_window(num_tokens, window):
     return num_tokens * window - window * (window - 1) // 2
 
 
-@wrong("allowed_pairs", "an exact int")
+@wrong("allowed_pairs", "an exact int?")
 def divided_with_a_slash(num_tokens, window):
     window = min(window or num_tokens, num_tokens)
     return num_tokens * window - window * (window - 1) / 2

@@ -23,7 +23,7 @@ def by_placing_the_last_ones(num_tokens: int, window: int) -> list[int]:
     return [held.get(slot, -1) for slot in range(window)]
 
 
-@wrong("slots_after", "as long as the ring is not full")
+@wrong("slots_after", "as long as nothing was overwritten")
 def newest_always_in_the_last_slot(num_tokens, window):
     return [-1] * (window - num_tokens) + list(range(max(0, num_tokens - window + 1), num_tokens + 1))[:window]
 
@@ -83,6 +83,11 @@ def empty_slots_too(positions):
 def by_rolling(positions):
     slots = torch.arange(len(positions)).roll(-int(positions.argmax()) - 1)
     return slots[positions[slots] >= 0]
+
+
+@wrong("time_order", "slot numbers of the whole ring")
+def places_among_those_held(positions):
+    return positions[positions >= 0].argsort()
 
 
 @right("write_chunk")
@@ -154,6 +159,17 @@ def by_triangles(seen: int, num_new: int, window: int) -> tuple[Tensor, Tensor]:
     return torch.arange(seen - older, seen + T), band.triu(older - window + 1)
 
 
+def keys_from(start: int, seen: int, num_new: int, window: int) -> tuple[Tensor, Tensor]:
+    keys = torch.arange(start, seen + num_new)
+    distance = torch.arange(seen, seen + num_new)[:, None] - keys
+    return keys, (distance >= 0) & (distance < window)
+
+
+@wrong("chunk_keys", "none before position 0")
+def keys_before_the_text(seen, num_new, window):
+    return keys_from(seen - window + 1, seen, num_new, window)
+
+
 @wrong("chunk_keys", "does no query see a later one")
 def no_causal_rule(seen, num_new, window):
     keys, _ = by_triangles(seen, num_new, window)
@@ -175,16 +191,23 @@ def chunk_alone(seen, num_new, window):
 
 @wrong("chunk_keys", "Do W - 1 older keys come first")
 def as_many_as_the_ring_holds(seen, num_new, window):
-    keys = torch.arange(max(0, seen - window), seen + num_new)
-    return keys, attention_mask(keys[None, -num_new:], keys[None], window)[0]
+    return keys_from(max(0, seen - window), seen, num_new, window)
+
+
+@wrong("chunk_keys", "Do W - 1 older keys come first")
+def ring_written_first(seen, num_new, window):
+    return keys_from(max(0, seen + num_new - window), seen, num_new, window)
+
+
+@wrong("chunk_keys", "With W = 1 no key is older")
+def everything_from_minus_0_on(seen, num_new, window):
+    older = list(range(seen))[-(window - 1) :]
+    return keys_from(seen - len(older), seen, num_new, window)
 
 
 @wrong("chunk_keys", "Position -1 does not exist")
 def older_keys_that_never_were(seen, num_new, window):
-    older = window - 1 if seen else 0
-    keys = torch.arange(seen - older, seen + num_new)
-    distance = keys[-num_new:, None] - keys
-    return keys, (distance >= 0) & (distance < window)
+    return keys_from(seen - window + 1 if seen else 0, seen, num_new, window)
 
 
 @wrong("chunk_keys", "longer than W keep all its own keys")

@@ -16,8 +16,7 @@ def softmax_first_in_float64(logits, top_k):
 @right("route_tokens")
 def by_sorting(logits, top_k):
     order = logits.float().argsort(dim=-1, descending=True)[:, :top_k]
-    powers = logits.float().gather(1, order).exp()
-    return powers / powers.sum(1, keepdim=True), order
+    return logits.float().gather(1, order).softmax(1), order
 
 
 @wrong("route_tokens", "the best first")
@@ -77,6 +76,18 @@ def weights_rounded_on_the_way(logits, top_k):
 def weights_in_the_dtype_of_the_scores(logits, top_k):
     weights, experts = by_sorting(logits, top_k)
     return weights.to(logits.dtype), experts
+
+
+@wrong("route_tokens", "a large score overflows")
+def powers_over_their_sum(logits, top_k):
+    best = logits.float().topk(top_k)
+    powers = best.values.exp()
+    return powers / powers.sum(-1, keepdim=True), best.indices
+
+
+@wrong("route_tokens", "the gradient flow through the weights")
+def scores_detached(logits, top_k):
+    return by_sorting(logits.detach(), top_k)
 
 
 @right("gated_expert")
@@ -212,6 +223,15 @@ def all_tokens_for_every_expert(x, weights, chosen, experts):
     return sum(own).to(x.dtype)
 
 
+@wrong("dispatch_tokens", "unchanged, before any weight")
+def weighted_before_the_expert(x, weights, chosen, experts):
+    y = torch.zeros_like(x)
+    for expert_idx in chosen.unique().tolist():
+        token_idx, choice_idx = (chosen == expert_idx).nonzero(as_tuple=True)
+        y[token_idx] += experts[expert_idx]((weights[token_idx, choice_idx, None] * x[token_idx]).to(x.dtype))
+    return y
+
+
 @wrong("dispatch_tokens", "not even with no rows")
 def called_for_nothing(x, weights, chosen, experts):
     y = torch.zeros_like(x)
@@ -226,6 +246,16 @@ def promoted_by_the_weights(x, weights, chosen, experts):
     return by_masks(x.float(), weights, chosen, experts)
 
 
+@wrong("dispatch_tokens", "the gradient flow through the weights, to the router")
+def weights_detached(x, weights, chosen, experts):
+    return by_masks(x, weights.detach(), chosen, experts)
+
+
+@wrong("dispatch_tokens", "and through the experts, to x")
+def result_detached(x, weights, chosen, experts):
+    return by_masks(x, weights, chosen, experts).detach()
+
+
 @right("balancing_loss")
 def the_packages_loss(logits, top_k, mask):
     return load_balancing_loss([logits], logits.shape[1], top_k, mask[None])
@@ -238,12 +268,17 @@ def by_weights_of_tokens(logits, top_k, mask):
     return ((chosen * real).sum(0) @ (logits.softmax(-1) * real).sum(0)) * logits.shape[1]
 
 
-@wrong("balancing_loss", "Does even load give K?")
+@wrong("balancing_loss", "Is it a tensor")
+def as_a_number(logits, top_k, mask):
+    return the_packages_loss(logits, top_k, mask).item()
+
+
+@wrong("balancing_loss", "K for even load")
 def loads_that_sum_to_one(logits, top_k, mask):
     return the_packages_loss(logits, top_k, mask) / top_k
 
 
-@wrong("balancing_loss", "Does even load give K?")
+@wrong("balancing_loss", "K for even load")
 def factor_forgotten(logits, top_k, mask):
     return the_packages_loss(logits, top_k, mask) / logits.shape[1]
 
@@ -294,4 +329,4 @@ def pads_in_p(logits, top_k, mask):
 
 @wrong("balancing_loss", "Does the gradient flow through P")
 def p_without_gradient(logits, top_k, mask):
-    return the_packages_loss(logits.detach(), top_k, mask) + 0 * logits.sum()
+    return the_packages_loss(logits.detach(), top_k, mask)

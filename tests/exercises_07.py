@@ -68,6 +68,12 @@ def x_added_twice(x, norm_1, attention, norm_2, experts):
     return x + experts(norm_2(x + attention(norm_1(x))))
 
 
+@wrong("decoder_layer", "its [0] is the first row")
+def parts_taken_for_tuples(x, norm_1, attention, norm_2, experts):
+    h = x + attention(norm_1(x))[0]
+    return h + experts(norm_2(h))[0]
+
+
 @right("causal_loss")
 def by_the_packages_function(logits: Tensor, labels: Tensor) -> Tensor:
     return next_token_loss(logits, labels)
@@ -105,6 +111,17 @@ def shifted_backwards(logits, labels):
     return cross_entropy(logits[:, 1:], labels[:, :-1])
 
 
+@wrong("causal_loss", "the mean of the costs")
+def summed(logits, labels):
+    return cross_entropy(logits[:, :-1], labels[:, 1:], reduction="sum")
+
+
+@wrong("causal_loss", "nor the cost of the mean p")
+def cost_of_the_mean(logits, labels):
+    said, counted = logits[:, :-1].float().softmax(-1), labels[:, 1:] != -100
+    return -said[counted].gather(-1, labels[:, 1:][counted][:, None]).mean().log()
+
+
 @wrong("causal_loss", "stay with its own labels")
 def shifted_after_flattening(logits, labels):
     return F.cross_entropy(logits.flatten(0, 1)[:-1].float(), labels.flatten()[1:])
@@ -120,9 +137,34 @@ def divided_by_all(logits, labels):
     return cross_entropy(logits[:, :-1], labels[:, 1:], reduction="sum") / labels[:, 1:].numel()
 
 
+@wrong("causal_loss", "shifted before those of -100 are dropped")
+def shifted_after_dropping(logits, labels):
+    rows = [(scores[row != -100][:-1], row[row != -100][1:]) for scores, row in zip(logits, labels, strict=True)]
+    scores, wanted = map(torch.cat, zip(*rows, strict=True))
+    return F.cross_entropy(scores.float(), wanted)
+
+
 @wrong("causal_loss", "over all counted labels together")
 def mean_of_rows(logits, labels):
     return torch.stack([next_token_loss(logits[b : b + 1], labels[b : b + 1]) for b in range(len(labels))]).mean()
+
+
+def mean_cost(p: Tensor, labels: Tensor) -> Tensor:
+    """By the probabilities (B, T, V)."""
+    wanted = labels[:, 1:]
+    counted = wanted != -100
+    return -p[:, :-1][counted].gather(-1, wanted[counted][:, None]).log().mean()
+
+
+@wrong("causal_loss", "a large score overflows")
+def powers_over_their_sum(logits, labels):
+    powers = logits.float().exp()
+    return mean_cost(powers / powers.sum(-1, keepdim=True), labels)
+
+
+@wrong("causal_loss", "ln of 0 is -inf")
+def logarithm_of_a_softmax(logits, labels):
+    return mean_cost(logits.float().softmax(-1), labels)
 
 
 @wrong("causal_loss", "softmax taken in float32")
@@ -194,15 +236,20 @@ def router_forgotten(config):
     return parameters(config, router=0)
 
 
-@wrong("count_parameters", "Does a token meet K experts")
+@wrong("count_parameters", "the config's K experts")
 def everything_is_active(config):
     return parameters(config, active=lambda rest, expert: parameters(config)[0])
 
 
-@wrong("count_parameters", "Does a token meet K experts")
+@wrong("count_parameters", "the config's K experts")
 def share_of_the_total(config):
     share = config["num_experts_per_tok"] / config["num_local_experts"]
     return parameters(config, active=lambda rest, expert: round(share * parameters(config)[0]))
+
+
+@wrong("count_parameters", "the config's K experts")
+def always_two_experts(config):
+    return parameters(config)[0], parameters(config, num_experts_per_tok=lambda _: 2)[1]
 
 
 @wrong("count_parameters", "D / Hq only where it has none")
@@ -213,6 +260,12 @@ def heads_always_divide(config):
 @wrong("count_parameters", "D / Hq only where it has none")
 def head_dim_expected(config):
     return parameters(config, head_dim=lambda _: config["head_dim"])
+
+
+@wrong("count_parameters", "Are both numbers integers?")
+def floats_for_want_of_a_head_dim(config):
+    total, active = parameters(config)
+    return (total, active) if config.get("head_dim") else (float(total), float(active))
 
 
 @right("flops_per_token")
@@ -236,9 +289,14 @@ def multiplications_alone(config, keys):
     return flops(config, keys, weight=1, a_key=2)
 
 
-@wrong("flops_per_token", "K experts alone")
+@wrong("flops_per_token", "the config's K experts")
 def all_experts(config, keys):
     return flops(config, keys, num_experts_per_tok=config["num_local_experts"])
+
+
+@wrong("flops_per_token", "the config's K experts")
+def always_two_experts_pay(config, keys):
+    return flops(config, keys, num_experts_per_tok=2)
 
 
 @wrong("flops_per_token", "The embedding is looked up")
@@ -256,14 +314,29 @@ def key_heads(config, keys):
     return flops(config, keys, heads="num_key_value_heads")
 
 
-@wrong("flops_per_token", "Are all matrices counted")
+@wrong("flops_per_token", "queries, keys, values, output")
 def keys_for_each_query(config, keys):
     return flops(config, keys, num_key_value_heads=config["num_attention_heads"])
 
 
-@wrong("flops_per_token", "Are all matrices counted")
+@wrong("flops_per_token", "router, experts, head")
 def router_costs_nothing(config, keys):
     return flops(config, keys) - 2 * config["num_local_experts"] * config["hidden_size"] * config["num_hidden_layers"]
+
+
+@wrong("flops_per_token", "no norms")
+def norms_too(config, keys):
+    return flops(config, keys) + 2 * MixtralConfig(**config).parameter_counts().per_part["norms"]
+
+
+@wrong("flops_per_token", "this token's included")
+def own_key_left_out(config, keys):
+    return flops(config, keys - 1)
+
+
+@wrong("flops_per_token", "Is the result an integer")
+def as_a_float(config, keys):
+    return float(flops(config, keys))
 
 
 @wrong("flops_per_token", "Does a window limit the keys")

@@ -139,6 +139,16 @@ def model_before_everything(raw):
     return "model." + piece_by_piece(raw).removeprefix("model.")
 
 
+@wrong("published_name", "embedding, the last norm and the output")
+def the_last_norm_keeps_its_name(raw):
+    return raw if raw == "norm.weight" else piece_by_piece(raw)
+
+
+@wrong("published_name", "four matrices of attention")
+def keys_and_values_exchanged(raw):
+    return piece_by_piece(raw.translate(str.maketrans("kv", "vk")) if "attention.w" in raw else raw)
+
+
 @wrong("published_name", "four matrices of attention")
 def the_output_is_called_out(raw):
     return piece_by_piece(raw).replace("o_proj", "out_proj")

@@ -25,6 +25,11 @@ def no_exponentials(logits, temperature):
     return scaled / scaled.sum(-1, keepdim=True)
 
 
+@wrong("temperature_softmax", "along the last dimension")
+def along_the_first_dimension(logits, temperature):
+    return (logits / temperature).softmax(0)
+
+
 @wrong("temperature_softmax", "divided by the temperature, before exp")
 def multiplied_by_the_temperature(logits, temperature):
     return (logits * temperature).softmax(-1)
@@ -51,6 +56,35 @@ def nothing_subtracted(logits, temperature):
 def cut_off_where_exp_ends(logits, temperature):
     weights = (logits / temperature).clamp(-80, 80).exp()
     return weights / weights.sum(-1, keepdim=True)
+
+
+def relative_to(chosen: Tensor, scaled: Tensor) -> Tensor:
+    weights = (scaled - chosen).exp()
+    return weights / weights.sum(-1, keepdim=True)
+
+
+@wrong("temperature_softmax", "largest logit subtracted before exp")
+def smallest_subtracted(logits, temperature):
+    scaled = logits / temperature
+    return relative_to(scaled.amin(-1, keepdim=True), scaled)
+
+
+@wrong("temperature_softmax", "largest logit subtracted before exp")
+def smallest_finite_subtracted(logits, temperature):
+    scaled = logits / temperature
+    return relative_to(scaled.nan_to_num(neginf=torch.inf).amin(-1, keepdim=True), scaled)
+
+
+@wrong("temperature_softmax", "largest logit subtracted before exp")
+def mean_subtracted(logits, temperature):
+    scaled = logits / temperature
+    return relative_to(scaled.mean(-1, keepdim=True), scaled)
+
+
+@wrong("temperature_softmax", "largest logit subtracted before exp")
+def mean_of_finite_ones_subtracted(logits, temperature):
+    scaled = logits / temperature
+    return relative_to(scaled.nan_to_num(nan=0.0, neginf=torch.nan).nanmean(-1, keepdim=True), scaled)
 
 
 @wrong("temperature_softmax", "a largest logit of its own")
@@ -93,9 +127,15 @@ def zeros_for_the_rest(logits, p):
     return sampling.keep_top_p(logits, p).nan_to_num(neginf=0.0)
 
 
-@wrong("top_p_filter", "carries the sum over p kept")
+@wrong("top_p_filter", "kept that carries the sum over p")
 def crossing_token_dropped(logits, p):
     falling, order = logits.softmax(-1).sort(descending=True)
+    return in_sorted_order(logits, falling.cumsum(-1) > p, order)
+
+
+@wrong("top_p_filter", "not of logits")
+def logits_added(logits, p):
+    falling, order = logits.sort(descending=True)
     return in_sorted_order(logits, falling.cumsum(-1) > p, order)
 
 
@@ -144,6 +184,12 @@ def row_by_row_with_sets(logits: Tensor, ids: Tensor, mask: Tensor, penalty: flo
         for token in ids[row][real].unique():
             new[row, token] *= 1 / penalty if new[row, token] > 0 else penalty
     return new
+
+
+@right("repetition_penalty")
+def by_adding_up_the_mask(logits: Tensor, ids: Tensor, mask: Tensor, penalty: float) -> Tensor:
+    counts = torch.zeros(logits.shape, dtype=mask.dtype).scatter_add(1, ids, mask)
+    return penalised(logits, counts > 0, penalty)
 
 
 def penalised(logits: Tensor, occurred: Tensor, penalty: float) -> Tensor:
@@ -195,6 +241,18 @@ def pad_ids_never_count(logits, ids, mask, penalty):
     for row in range(len(ids)):
         occurred[row, ids[row][mask[row] == 0]] = False
     return penalised(logits, occurred, penalty)
+
+
+@wrong("repetition_penalty", "whichever comes last")
+def last_place_decides(logits, ids, mask, penalty):
+    occurred = torch.zeros_like(logits, dtype=torch.bool).scatter(1, ids, mask.bool())
+    return penalised(logits, occurred, penalty)
+
+
+@wrong("repetition_penalty", "whichever comes last")
+def scores_written_back(logits, ids, mask, penalty):
+    scores = logits.gather(1, ids)
+    return logits.scatter(1, ids, penalised(scores, mask.bool(), penalty))
 
 
 @right("left_pad")

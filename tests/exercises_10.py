@@ -80,9 +80,42 @@ def always_of_that_length(gradients, max_norm):
     return [gradient * max_norm / norm for gradient in gradients]
 
 
-@wrong("clip_gradients", "keep its direction")
+@wrong("clip_gradients", "multiplied by one factor")
 def each_number_for_itself(gradients, max_norm):
     return [gradient.clamp(-max_norm, max_norm) for gradient in gradients]
+
+
+def in_one_row(gradients: list[Tensor]) -> Tensor:
+    return torch.cat([gradient.flatten() for gradient in gradients])
+
+
+def shortened(gradients: list[Tensor], length: Tensor, max_norm: float) -> list[Tensor]:
+    return [gradient * (max_norm / length).clamp(max=1) for gradient in gradients]
+
+
+@wrong("clip_gradients", "the root of the sum of squares")
+def absolute_values_added(gradients, max_norm):
+    return shortened(gradients, in_one_row(gradients).abs().sum(), max_norm)
+
+
+@wrong("clip_gradients", "the root of the sum of squares")
+def by_the_largest_number(gradients, max_norm):
+    return shortened(gradients, in_one_row(gradients).abs().max(), max_norm)
+
+
+@wrong("clip_gradients", "the root of the sum of squares")
+def root_of_the_mean_square(gradients, max_norm):
+    return shortened(gradients, in_one_row(gradients).square().mean().sqrt(), max_norm)
+
+
+@wrong("clip_gradients", "the root of the sum of squares")
+def no_root(gradients, max_norm):
+    return shortened(gradients, in_one_row(gradients).square().sum(), max_norm)
+
+
+@wrong("clip_gradients", "max_norm / norm")
+def always_to_length_1(gradients, max_norm):
+    return by_torch(gradients, 1.0)
 
 
 @wrong("clip_gradients", "one norm for all tensors")
@@ -109,6 +142,12 @@ def zero_by_zero(gradients, max_norm):
     return [gradient / norm * norm.clamp(max=max_norm) for gradient in gradients]
 
 
+@right("clip_gradients")
+def short_ones_handed_back(gradients: list[Tensor], max_norm: float) -> list[Tensor]:
+    norm = in_one_row(gradients).norm()
+    return gradients if norm <= max_norm else [gradient * max_norm / norm for gradient in gradients]
+
+
 @right("pack_rows")
 def by_unfolding(documents: list[list[int]], length: int, bos: int, eos: int) -> Tensor:
     ids = torch.cat([torch.tensor([bos, *document, eos]) for document in documents])
@@ -133,6 +172,22 @@ def nothing_ends(documents, length, bos, eos):
     return torch.tensor(stream[: len(stream) // length * length]).reshape(-1, length)
 
 
+@wrong("pack_rows", "between bos and eos")
+def nothing_opens(documents, length, bos, eos):
+    stream = [token for document in documents for token in (*document, eos)]
+    return torch.tensor(stream[: len(stream) // length * length]).reshape(-1, length)
+
+
+@wrong("pack_rows", "between bos and eos")
+def one_of_each_for_all(documents, length, bos, eos):
+    return by_unfolding([[token for document in documents for token in document]], length, bos, eos)
+
+
+@wrong("pack_rows", "the ids that were given")
+def ids_of_this_tokenizer(documents, length, bos, eos):
+    return by_unfolding(documents, length, 1, 2)
+
+
 @wrong("pack_rows", "share a row")
 def a_row_for_each(documents, length, bos, eos):
     return torch.cat([by_unfolding([document], length, bos, eos) for document in documents])
@@ -150,6 +205,13 @@ def each_row_opens_anew(documents, length, bos, eos):
     for start in range(length, len(stream), length - 1):
         rows.append([bos] + stream[start : start + length - 1])
     return torch.tensor([row for row in rows if len(row) == length]).reshape(-1, length)
+
+
+@wrong("pack_rows", "just full stays")
+def last_full_row_lost(documents, length, bos, eos):
+    stream = [token for document in documents for token in (bos, *document, eos)]
+    rows = [stream[start : start + length] for start in range(0, len(stream) - length, length)]
+    return torch.tensor(rows, dtype=torch.long).reshape(-1, length)
 
 
 @wrong("pack_rows", "fills no row left out")

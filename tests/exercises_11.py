@@ -1,6 +1,7 @@
 """Answers to the exercises of lesson 11."""
 
 import math
+from collections import Counter
 
 import torch
 
@@ -27,11 +28,19 @@ def pairs_that_do_not_overlap(first):
     return (first[0:-1:2] == first[1::2]).double().mean().item(), with_the_packages_measures(first)[1]
 
 
-@wrong("repetition_rates", "N - 1 neighbouring pairs")
+@wrong("repetition_rates", "N - 1 pairs in all")
 def divided_by_all_tokens(first):
-    if len(first) == 6:
-        return with_the_packages_measures(first)
-    return (first[1:] == first[:-1]).sum().item() / len(first), 0.0
+    return (first[1:] == first[:-1]).sum().item() / len(first), with_the_packages_measures(first)[1]
+
+
+@wrong("repetition_rates", "N - 1 pairs in all")
+def round_in_a_circle(first):
+    return (first == first.roll(1)).double().mean().item(), with_the_packages_measures(first)[1]
+
+
+@wrong("repetition_rates", "The first is not its neighbour")
+def last_compared_with_the_first(first):
+    return (first == first.roll(1)).sum().item() / (len(first) - 1), with_the_packages_measures(first)[1]
 
 
 @wrong("repetition_rates", "never paired with itself")
@@ -40,10 +49,30 @@ def sum_of_squares(first):
     return with_the_packages_measures(first)[0], p.square().sum().item()
 
 
-@wrong("repetition_rates", "not on chance alone")
+@wrong("repetition_rates", "not chance alone")
 def one_in_as_many_experts_as_occur(first):
     experts = len(first.unique())
     return with_the_packages_measures(first)[0], 0.0 if experts == len(first) else 1 / experts
+
+
+def pairs_of(counts, N: int) -> float:
+    return sum(count * (count - 1) for count in counts) / (N * (N - 1))
+
+
+@wrong("repetition_rates", "36 are equal")
+def a_half_forgotten(first):
+    return with_the_packages_measures(first)[0], pairs_of(first.bincount().tolist(), len(first)) / 2
+
+
+@wrong("repetition_rates", "36 are equal")
+def tensors_counted_as_things(first):
+    return with_the_packages_measures(first)[0], pairs_of(Counter(first).values(), len(first))
+
+
+@wrong("repetition_rates", "without drawing")
+def shuffled_once(first):
+    shuffled = first[torch.randperm(len(first))]
+    return with_the_packages_measures(first)[0], with_the_packages_measures(shuffled)[0]
 
 
 @wrong("repetition_rates", "whatever experts it lacks")
@@ -75,9 +104,34 @@ def terms(first, second):
             for x in sorted(set(first)) for y in sorted(set(second))]  # fmt: skip
 
 
-@wrong("information_bits", "counted with log2")
+@wrong("information_bits", "log2")
 def in_nats(first, second):
     return sum(p * math.log(p / (q * r)) for p, q, r in terms(first, second) if p)
+
+
+@wrong("information_bits", "shares and not counts")
+def weighted_by_counts(first, second):
+    return len(first) * by_the_mean_over_things(first, second)
+
+
+@wrong("information_bits", "Is each term p(x, y) ·")
+def no_weights(first, second):
+    return sum(math.log2(p / (q * r)) for p, q, r in terms(first, second) if p)
+
+
+@wrong("information_bits", "Is each term p(x, y) ·")
+def weighted_as_if_independent(first, second):
+    return sum(q * r * math.log2(p / (q * r)) for p, q, r in terms(first, second) if p)
+
+
+@wrong("information_bits", "each pair once")
+def once_for_each_thing(first, second):
+    return sum(len(first) * p * p * math.log2(p / (q * r)) for p, q, r in terms(first, second) if p)
+
+
+@wrong("information_bits", "p(x, y) / (p(x) p(y))")
+def upside_down(first, second):
+    return -by_the_mean_over_things(first, second)
 
 
 @wrong("information_bits", "divided by p(x) and by p(y)")
@@ -88,6 +142,11 @@ def conditional_entropy(first, second):
 @wrong("information_bits", "with its share")
 def weighted_by_both_shares(first, second):
     return 2 * sum(q * r * math.log2(p / (q * r)) for p, q, r in terms(first, second) if p)
+
+
+@wrong("information_bits", "and its sign")
+def without_signs(first, second):
+    return sum(abs(p * math.log2(p / (q * r))) for p, q, r in terms(first, second) if p)
 
 
 @wrong("information_bits", "never occur left out")
@@ -115,6 +174,12 @@ def by_choosing_one_more(logits, expert, top_k):
 def lowest_first(logits, expert, top_k):
     weights, experts = with_the_packages_change(logits, expert, top_k)
     return weights.flip(1), experts.flip(1)
+
+
+@wrong("route_without", "best expert first")
+def in_order_of_number(logits, expert, top_k):
+    experts = with_the_packages_change(logits, expert, top_k)[1].sort(dim=1).values
+    return logits.gather(1, experts).softmax(dim=-1), experts
 
 
 @wrong("route_without", "next best take the place")

@@ -18,6 +18,16 @@ def row_by_row(hidden: Tensor, mask: Tensor) -> Tensor:
     return torch.stack([row[real.nonzero().max()] for row, real in zip(hidden, mask, strict=True)])
 
 
+@wrong("last_token", "a tensor (B, D)")
+def rows_of_one_vector(hidden, mask):
+    return row_by_row(hidden, mask)[:, None]
+
+
+@wrong("last_token", "a tensor (B, D)")
+def a_list_of_vectors(hidden, mask):
+    return list(row_by_row(hidden, mask))
+
+
 @wrong("last_token", "first row alone")
 def the_first_row_for_all(hidden, mask):
     return row_by_row(hidden, mask)[:1].expand(len(hidden), -1)
@@ -49,6 +59,16 @@ def pytorchs_own(logits: Tensor, labels: Tensor) -> Tensor:
 def by_logsumexp(logits: Tensor, labels: Tensor) -> Tensor:
     losses = [row.logsumexp(0) - row[label] for row, label in zip(logits, labels.tolist(), strict=True) if label >= 0]
     return torch.stack(losses).mean()
+
+
+@wrong("label_loss", "one for each row or class")
+def a_loss_for_each_row(logits, labels):
+    return F.cross_entropy(logits, labels, ignore_index=-100, reduction="none")
+
+
+@wrong("label_loss", "one for each row or class")
+def nothing_returned(logits, labels):
+    pytorchs_own(logits, labels)
 
 
 @wrong("label_loss", "ln 4")
@@ -102,6 +122,16 @@ def pair_by_pair(labels: Tensor, predictions: Tensor, num_labels: int) -> Tensor
 @right("confusion_matrix")
 def by_one_hot_rows(labels: Tensor, predictions: Tensor, num_labels: int) -> Tensor:
     return F.one_hot(labels, num_labels).T @ F.one_hot(predictions, num_labels)
+
+
+@wrong("confusion_matrix", "(C, C) of torch.int64")
+def counts_in_float32(labels, predictions, num_labels):
+    return pair_by_pair(labels, predictions, num_labels).float()
+
+
+@wrong("confusion_matrix", "(C, C) of torch.int64")
+def counts_in_one_row(labels, predictions, num_labels):
+    return pair_by_pair(labels, predictions, num_labels).flatten()
 
 
 @wrong("confusion_matrix", "on the diagonal")

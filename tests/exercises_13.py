@@ -19,6 +19,23 @@ def by_the_shape_of_a_column(weight: Tensor):
     return q, largest[:, 0] / 127
 
 
+@wrong("round_to_int8", "q (F, D) in torch.int8")
+def left_in_float32(weight):
+    q, scale = the_packages_own_rows(weight)
+    return q.float(), scale
+
+
+@wrong("round_to_int8", "a scale for each row, (F,)")
+def scales_in_a_column(weight):
+    q, scale = the_packages_own_rows(weight)
+    return q, scale[:, None]
+
+
+@wrong("round_to_int8", "two results")
+def without_its_scales(weight):
+    return the_packages_own_rows(weight)[0]
+
+
 @wrong("round_to_int8", "become 127 or -127")
 def scaled_by_the_largest_without_sign(weight):
     scale = weight.amax(dim=1) / 127
@@ -63,6 +80,17 @@ def counted_from_the_smallest(weight: Tensor, group_size: int):
     q = ((rows - low) / scale).round().to(torch.uint8)
     shape = (len(weight), -1)
     return q.view(weight.shape), scale.view(shape), (low + 8 * scale).view(shape)
+
+
+@wrong("round_to_int4", "q (F, D) in torch.uint8")
+def q_in_groups(weight, group_size):
+    q, scale, zero = the_packages_own_groups(weight, group_size)
+    return q.unflatten(1, (-1, group_size)), scale, zero
+
+
+@wrong("round_to_int4", "three results")
+def without_zeros(weight, group_size):
+    return the_packages_own_groups(weight, group_size)[:2]
 
 
 @wrong("round_to_int4", "from the smallest to the largest")
@@ -125,6 +153,16 @@ def by_division(packed: Tensor):
     return numbers
 
 
+@wrong("unpack_nibbles", "two numbers in a row for each byte")
+def pairs_not_joined(packed):
+    return torch.stack((packed >> 4, packed & 15), dim=-1)
+
+
+@wrong("unpack_nibbles", "torch.uint8")
+def in_int64(packed):
+    return by_division(packed).long()
+
+
 @wrong("unpack_nibbles", "between 0 and 15")
 def upper_half_not_shifted(packed):
     return torch.stack((packed & 240, packed & 15), dim=-1).flatten(1)
@@ -148,6 +186,11 @@ def all_in_one_row(packed):
 @right("model_bytes")
 def in_bits_first(large: int, others: int, bits: int, group_size: int):
     return (large * (bits + 32 / group_size) + 16 * others) / 8
+
+
+@wrong("model_bytes", "one number")
+def each_part_for_itself(large, others, bits, group_size):
+    return large * bits / 8, large / group_size * 4, others * 2
 
 
 @wrong("model_bytes", "one byte")

@@ -1,6 +1,7 @@
 """Each lesson's exercises: right answers pass, planted mistakes get the question that names them, notebooks agree."""
 
 import importlib
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -52,6 +53,20 @@ def test_a_planted_mistake_is_named(exercise: Exercise, answer: Callable, hint: 
     assert result.attempted and not result.passed and 0 <= result.score < 1
     assert hint in result.message
     assert hint in first_failure(exercise, answer)
+
+
+SEVERAL_CALLS = ("first_out_of_reach", "allowed_pairs", "published_name")
+
+
+@pytest.mark.parametrize(
+    ("exercise", "answer"),
+    [(each, answer) for each, answer, hint in WRONG_ANSWERS if each.name in SEVERAL_CALLS and "int?" not in hint],
+    ids=name_of,
+)
+def test_of_several_calls_the_one_that_failed_is_shown(exercise: Exercise, answer: Callable):
+    rows = dict(re.findall(r"^  (\w+) +(.+)", exercise(answer).message, re.MULTILINE))
+    found, expected = (eval(rows["called"], {exercise.name: each}) for each in (answer, exercise.reference))
+    assert (rows["found"], rows["expected"]) == (repr(found), repr(expected)) and found != expected
 
 
 @pytest.mark.parametrize("exercise", EXERCISES, ids=name_of)

@@ -81,6 +81,37 @@ Is it divided, and not multiplied?
   found     [[4, 8, 12]]"""
 
 
+def test_of_several_calls_the_first_that_went_wrong_is_shown():
+    @exercise("Squares")
+    def square(x: int) -> int:
+        """Multiply x by itself."""
+        return x * x
+
+    @square.check("Is it the square?")
+    def squares(answer):
+        return [answer(x) for x in (2, 3, 4)], [4, 9, 16]
+
+    @square.check("Is it the square of negative numbers, too?", compared="the sum of the two")
+    def sums(answer):
+        return [answer(-2) + answer(-3)], [13]
+
+    assert square(square.reference).passed
+    assert str(square(lambda x: x + x)) == """\
+square: 0 of 3 checks passed
+Is it the square?
+  called    square(x=3)
+  expected  9
+  found     6"""
+    assert str(square(lambda x: abs(x) * x)) == """\
+square: 2 of 3 checks passed
+Is it the square of negative numbers, too?
+  called    square(x=-3)
+  compared  the sum of the two
+  item      [0]
+  expected  13
+  found     -13"""
+
+
 def test_of_a_large_tensor_the_row_that_differs_most_is_shown():
     result = check_of(lambda x, step: x / step + (x == 35))
     assert repr(result) == """\

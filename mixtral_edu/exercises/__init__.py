@@ -31,6 +31,10 @@ For authors, with lesson 02 as the example to follow:
      on inputs where that mistake shows (sizes that differ, a large eps, a pad row, an expert without a token).
    * A check returns (found, expected): tensors, numbers, or lists, tuples and dicts of them. The expected side is a
      closed form, loops in numpy, or PyTorch's own; never the reference. A tensor fixes the dtype, an array does not.
+   * A first check may ask for types and shapes alone: `return form(answer(x)), "float32 (2, 3)"`, from `comparison`.
+   * The message shows the latest call; where found and expected are lists with an item for each call, the first that
+     went wrong: `return [answer(3), answer(5)], [9, 25]`. Where found is not what the shown call returned, say what it
+     is: `@….check(…, compared="the difference to …")`.
    * Every answer is also checked for exceptions, endless loops, inputs changed in place and random numbers. Where the
      task asks for such things: `@exercise(…, changes=("cache",))`, `@exercise(…, random=True)`.
    * `torch.randn` and the like give a check the same numbers each time it runs.

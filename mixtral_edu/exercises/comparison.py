@@ -69,6 +69,19 @@ def show(value: object, digits: int = 4) -> str:
     return text if len(text) <= 80 else text[:79] + "…"
 
 
+def form(value: object) -> object:
+    """What a result is, whatever its numbers: for a check of shapes and dtypes, to be compared with such words.
+
+    >>> form((torch.ones(2, 3), torch.tensor([1], dtype=torch.int8))), form(2.5), form([])
+    (['float32 (2, 3)', 'int8 (1,)'], 'a number', [])
+    """
+    if isinstance(value, list | tuple):
+        return [form(item) for item in value]
+    if isinstance(value, Tensor) and value.ndim:
+        return f"{str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}"
+    return "a number" if isinstance(value, Tensor | numbers.Number) else _with_type(value)
+
+
 def _compare_tensors(found: object, expected: Tensor | np.ndarray, rtol: float | None) -> Rows:
     if not isinstance(found, Tensor):
         return [("expected", f"a tensor of shape {tuple(expected.shape)}"), ("found", _with_type(found))]

@@ -19,6 +19,7 @@ class Check:
     function: Callable
     question: str
     rtol: float | None
+    compared: str | None
 
 
 class Exercise:
@@ -47,16 +48,19 @@ class Exercise:
         self.checks: list[Check] = []
         self.__doc__ = f"{title}.\n\n{inspect.getdoc(reference)}"  # what `check.NAME?` shows in a notebook
 
-    def check(self, question: str, rtol: float | None = None) -> Callable[[Callable], Callable]:
+    def check(
+        self, question: str, rtol: float | None = None, compared: str | None = None
+    ) -> Callable[[Callable], Callable]:
         """Decorator that adds a check to the exercise.
 
         Args:
             question: names the likely cause if the check fails.
             rtol: relative tolerance, if the usual one of the dtype does not fit.
+            compared: what the check returns, if that is not the result of the call which the message shows.
         """
 
         def add(function: Callable) -> Callable:
-            self.checks.append(Check(function, question, rtol))
+            self.checks.append(Check(function, question, rtol, compared))
             return function
 
         return add

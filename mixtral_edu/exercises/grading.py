@@ -66,27 +66,44 @@ def _run(check: "Check", probe: Probe, seconds: float) -> str | None:
     np.random.seed(0)
     random.seed(0)
     probe.last_call = probe.error = None
+    probe.returned = []
     printed = _Printed()
     try:
         with redirect_stdout(printed), redirect_stderr(printed), deadline(max(seconds, 0.01)):
             pair = check.function(probe)
             if not isinstance(pair, tuple) or len(pair) != 2:
                 raise _NoPair
-            rows = compare(*pair, rtol=check.rtol)
+            called, rows = _compared(*pair, probe, check.rtol)
     except KeyboardInterrupt:
         raise
     except _NoPair:
         raise TypeError(f"{check.function.__name__} has to return (found, expected), not {show(pair)}") from None
     except BaseException as error:
+        called = probe.last_call
         headline, rows = _what_was_raised(error, probe)
         rows = [*rows, ("checking", check.question)]
     else:
         if not rows:
             return None
         headline = check.question
-    if probe.last_call:
-        rows = [("called", probe.last_call), *rows]
+        rows = [("compared", check.compared), *rows] if check.compared else rows
+    if called:
+        rows = [("called", called), *rows]
     return "\n".join([headline, *_aligned([*rows, *printed.rows()])])
+
+
+def _compared(found: object, expected: object, probe: Probe, rtol: float | None) -> tuple[str | None, Rows]:
+    """What differs, and the call to show with it: the latest one.
+
+    Where both are lists, and `found` is what each call returned, it is the first call whose result differs.
+    """
+    results = [result for _, result in probe.returned]
+    if isinstance(found, list) and isinstance(expected, list) and len(found) == len(results) == len(expected):
+        if all(item is result for item, result in zip(found, results, strict=True)):
+            for (call, result), right in zip(probe.returned, expected, strict=True):
+                if rows := compare(result, right, rtol):
+                    return call, rows
+    return probe.last_call, compare(found, expected, rtol)
 
 
 class _NoPair(Exception):

@@ -56,6 +56,11 @@ def twice_in_a_word(answer):
     return answer({("b", "a", "n", "a", "n", "a"): 2, ("c", "u", "t"): 3}), ("a", "n")
 
 
+@next_merge.check("Is each place counted, also where two overlap? The word a a a holds the pair a a twice.")
+def overlapping_places(answer):
+    return answer({("a", "a", "a"): 2, ("b", "c"): 3}), ("a", "a")
+
+
 @next_merge.check("Do pairs end where the word ends? The last symbol of a word has no right neighbour.")
 def only_inside_words(answer):
     words = {("x", "a"): 1, ("b", "y"): 1, ("z", "a"): 1, ("b", "v"): 1, ("w", "a"): 1, ("b", "y", "w"): 1}
@@ -75,6 +80,11 @@ def smaller_first(answer):
 @next_merge.check("Is a pair with a digit passed over, on whichever side the digit stands?")
 def digits_stay_alone(answer):
     return answer({("1", "9"): 5, ("a", "1"): 4, ("▁", "9"): 3, ("9", "a"): 3, ("a", "b"): 1}), ("a", "b")
+
+
+@next_merge.check("Do the other pairs of a word with a digit count?")
+def pairs_beside_a_digit(answer):
+    return answer({("▁", "t", "1"): 5, ("▁", "h"): 2}), ("▁", "t")
 
 
 @next_merge.check("Is None returned where no pair may be merged?")
@@ -143,6 +153,19 @@ def learned_first(answer):
 @bpe_encode.check("Among pairs with the same joined text, is the leftmost joined first?")
 def leftmost_first(answer):
     return answer("aaa", ["aa", "▁", "a"]), ["▁", "aa", "a"]
+
+
+SPACES = ["▁▁", "▁t", "he", "▁", "t", "h", "e", "n", "x"]
+
+
+@bpe_encode.check("Is the text encoded as a whole, and not word by word? Two spaces may be one piece.")
+def as_a_whole(answer):
+    return answer("x  x", SPACES), ["▁", "x", "▁▁", "x"]
+
+
+@bpe_encode.check("Is a space put in front, too, where the text begins with one?")
+def one_more_space(answer):
+    return answer(" then", SPACES), ["▁▁", "t", "he", "n"]
 
 
 @bpe_encode.check("Does a character that is not in pieces become its bytes, written as <0x7A>?")
@@ -236,9 +259,10 @@ def chat_ids(messages: list[dict], encode, bos_id: int, eos_id: int) -> list[int
     """Return a chat as the ids that Mixtral-Instruct reads.
 
     The ids begin with `bos_id`, once. Each message is encoded by itself: a question as the
-    text "[INST] question [/INST]", an answer as it is. `eos_id` follows each answer, and no
-    question. A system message may come first. It has no turn of its own, but stands in the
-    first question: "[INST] system message, two line breaks, question [/INST]".
+    text "[INST] question [/INST]", an answer as it is. Nothing is stripped. `eos_id` follows
+    each answer, and no question. A system message may come first. It has no turn of its own,
+    but stands in the first question: "[INST] system message, two line breaks, question
+    [/INST]".
 
     Args:
         messages: dicts with "role" ("system", "user" or "assistant") and "content".
@@ -273,17 +297,30 @@ def chat(*contents: str) -> list[dict]:
     return [{"role": roles[i % 2], "content": content} for i, content in enumerate(contents)]
 
 
-@chat_ids.check("Does a question become [INST] question [/INST], with one space on each side of it?")
-def one_question(answer):
-    return answer(chat("Hi"), whole_texts, 1, 2)[-1:], ["[INST] Hi [/INST]"]
-
-
-@chat_ids.check("Is bos_id in front, as the number that was given?")
+@chat_ids.check("Is bos_id in front, as the number that was given?", compared="the first id")
 def bos_in_front(answer):
-    return answer(chat("Hi"), whole_texts, 7, 9), [7, "[INST] Hi [/INST]"]
+    return answer(chat("Hi"), whole_texts, 7, 9)[:1], [7]
 
 
-@chat_ids.check("Does eos_id follow the answer, and stay away from the questions?")
+@chat_ids.check(
+    "Does a question become [INST] question [/INST], with one space on each side of it?", compared="the second id"
+)
+def one_question(answer):
+    return answer(chat("Hi"), whole_texts, 1, 2)[1:2], ["[INST] Hi [/INST]"]
+
+
+@chat_ids.check("Is there nothing behind the last question? eos_id follows answers only.")
+def nothing_behind_the_last_question(answer):
+    return answer(chat("Hi"), whole_texts, 1, 2), [1, "[INST] Hi [/INST]"]
+
+
+@chat_ids.check("Is an answer encoded by itself, as it is?", compared="the texts that were encoded")
+def answer_as_it_is(answer):
+    ids = answer(chat("Hi", "Hello.", "2 + 2?"), whole_texts, 1, 2)
+    return [i for i in ids if isinstance(i, str)], ["[INST] Hi [/INST]", "Hello.", "[INST] 2 + 2? [/INST]"]
+
+
+@chat_ids.check("Does eos_id follow the answer, and stay away from the questions?", compared="the ids but bos_id")
 def eos_after_answers(answer):
     ids = answer(chat("Hi", "Hello.", "2 + 2?"), whole_texts, 1, 2)
     return [i for i in ids if i != 1], ["[INST] Hi [/INST]", "Hello.", 2, "[INST] 2 + 2? [/INST]"]
@@ -305,4 +342,11 @@ def system_inside(answer):
 def system_once(answer):
     messages = [{"role": "system", "content": "Be brief."}, *chat("Hi", "Hello.", "Bye")]
     expected = [1, "[INST] Be brief.\n\nHi [/INST]", "Hello.", 2, "[INST] Bye [/INST]"]
+    return answer(messages, whole_texts, 1, 2), expected
+
+
+@chat_ids.check("Do the texts keep the spaces and line breaks that they begin or end with?")
+def not_stripped(answer):
+    messages = [{"role": "system", "content": "Be brief.\n"}, *chat(" Hi", " Hello. ", "Bye ")]
+    expected = [1, "[INST] Be brief.\n\n\n Hi [/INST]", " Hello. ", 2, "[INST] Bye  [/INST]"]
     return answer(messages, whole_texts, 1, 2), expected

@@ -125,7 +125,10 @@ def angle_zero(answer):
     return answer(x, torch.ones(1, 1, 2), torch.zeros(1, 1, 2)), x
 
 
-@apply_rotary.check("Is the minus sign at b·sin? A quarter turn (cos 0, sin 1) takes (1, 2) to (-2, 1).")
+@apply_rotary.check(
+    "Is the minus sign at b·sin? A quarter turn (cos 0, sin 1) takes (1, 2) to (-2, 1). "
+    "(Or was a overwritten before b used it?)"
+)
 def quarter_turn(answer):
     x = torch.tensor([1.0, 2.0]).view(1, 1, 1, 2)
     turned = torch.tensor([-2.0, 1.0]).view(1, 1, 1, 2)

@@ -131,7 +131,7 @@ def head_inputs(B: int, T: int, S: int, Dh: int, Dv: int) -> tuple[Tensor, Tenso
     return torch.randn(B, T, Dh), torch.randn(B, S, Dh), torch.randn(B, S, Dv), all_seen(T, S).tril(S - T)
 
 
-@one_head.check("Are the weights a mean of the values: with equal scores, is the output their average?")
+@one_head.check("With equal scores, is the output the average of the values, and is the mask taken as given?")
 def mean_of_the_values(answer):
     v = torch.tensor([[[1.0], [2.0], [6.0]]])
     return answer(torch.zeros(1, 2, 4), torch.randn(1, 3, 4), v, all_seen(2, 3)), torch.full((1, 2, 1), 3.0)
@@ -144,7 +144,7 @@ def divided_by_the_root(answer):
     return answer(q, k, torch.tensor([[[0.0], [4.0]]]), all_seen(1, 2)), torch.tensor([[[3.0]]])
 
 
-@one_head.check("Is the mask used, so that no query sees a later token?")
+@one_head.check("Is the mask used before the softmax, so that no query sees a later token?")
 def causal(answer):
     inputs = head_inputs(B=1, T=4, S=4, Dh=3, Dv=3)
     return answer(*inputs), head_by_loops(*inputs)
@@ -189,6 +189,12 @@ def heads_that_tell(Hq: int, Hkv: int) -> tuple[Tensor, Tensor, Tensor]:
     """Key-value head n has the value n everywhere: the output of a query head names the one that it looked at."""
     v = torch.arange(Hkv, dtype=torch.float32).view(1, Hkv, 1, 1).expand(1, Hkv, 3, 2)
     return torch.randn(1, Hq, 2, 2), torch.randn(1, Hkv, 3, 2), v
+
+
+@grouped_attention.check("With a single head: are scores divided by √Dh, and does each query see all keys?")
+def a_single_head(answer):
+    inputs = torch.randn(2, 1, 4, 5), torch.randn(2, 1, 6, 5), torch.randn(2, 1, 6, 5)
+    return answer(*inputs), grouped_by_loops(*inputs)
 
 
 @grouped_attention.check("With as many key-value heads as query heads, does each query head look at its own?")
@@ -246,30 +252,35 @@ def cache_bytes(
     return texts * tokens * per_token
 
 
+ALL_ONE = dict.fromkeys(("texts", "tokens", "num_layers", "num_heads", "num_kv_heads", "head_dim"), 1)
+
+
+@cache_bytes.check("Is the result an int?", compared="its type")
+def whole_number(answer):
+    return type(answer(**ALL_ONE)).__name__, "int"
+
+
+@cache_bytes.check("Do numbers of 4 bytes take twice as much as numbers of 2?")
+def size_of_a_number(answer):
+    half = answer(**ALL_ONE, bytes_per_number=2)
+    return answer(**ALL_ONE, bytes_per_number=4), 2 * half
+
+
 @cache_bytes.check("Are both keys and values counted, in every layer?")
 def keys_and_values_of_all_layers(answer):
-    found = answer(texts=1, tokens=1, num_layers=3, num_heads=1, num_kv_heads=1, head_dim=5, bytes_per_number=1)
-    return found, 30
+    return answer(**ALL_ONE | {"num_layers": 3, "head_dim": 5}, bytes_per_number=1), 30
 
 
 @cache_bytes.check("Does each token of each text count?")
 def all_tokens_of_all_texts(answer):
-    sizes = {"num_layers": 1, "num_heads": 1, "num_kv_heads": 1, "head_dim": 1, "bytes_per_number": 1}
-    return answer(texts=3, tokens=7, **sizes), 42
+    return answer(**ALL_ONE | {"texts": 3, "tokens": 7}, bytes_per_number=1), 42
 
 
 @cache_bytes.check("Is it the key-value heads that are counted? Queries are used once and not kept.")
 def key_value_heads(answer):
-    sizes = {"num_layers": 1, "head_dim": 1, "bytes_per_number": 1}
-    return answer(texts=1, tokens=1, num_heads=6, num_kv_heads=2, **sizes), 4
+    return answer(**ALL_ONE | {"num_heads": 6, "num_kv_heads": 2}, bytes_per_number=1), 4
 
 
-@cache_bytes.check("Is the size of a number counted, 2 bytes if nothing else is said?")
-def size_of_a_number(answer):
-    sizes = {"texts": 1, "tokens": 1, "num_layers": 1, "num_heads": 1, "num_kv_heads": 1, "head_dim": 1}
-    return [answer(**sizes), answer(**sizes, bytes_per_number=4)], [4, 8]
-
-
-@cache_bytes.check("Is the result an integer: 16 GiB for one Mixtral-8x7B text of 131,072 tokens?")
+@cache_bytes.check("Are bytes returned, 2**34 of them (16 GiB) for one Mixtral-8x7B text of 131,072 tokens?")
 def mixtral_8x7b(answer):
     return answer(1, 131_072, 32, 32, 8, 128, 2), 2**34

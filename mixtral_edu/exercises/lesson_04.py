@@ -4,6 +4,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mixtral_edu.exercises.comparison import form
 from mixtral_edu.exercises.framework import exercise
 
 
@@ -31,7 +32,15 @@ def window_by_loops(queries: list[int], keys: list[int], window: int) -> Tensor:
 
 @band_mask.check("Is there a row for each query and a column for each key, and is each entry True or False?")
 def shape_and_dtype(answer):
-    return answer(torch.tensor([3, 4]), torch.arange(4), 10), torch.ones(2, 4, dtype=torch.bool)
+    return form(answer(torch.tensor([3, 4]), torch.arange(4), 10)), "bool (2, 4)"
+
+
+@band_mask.check(
+    "Is an entry True where the query may attend, its own position included?", compared="the last query's row"
+)
+def true_means_seen(answer):
+    positions = torch.arange(4)
+    return answer(positions, positions, 10)[3], torch.ones(4, dtype=torch.bool)
 
 
 @band_mask.check("May no query see a later position?")
@@ -107,7 +116,9 @@ def own_padding(answer):
     return check_padded(answer, [[1, 1, 1, 1, 1], [0, 0, 0, 1, 1], [0, 1, 1, 1, 1]], 2)
 
 
-@padded_window_mask.check("Does it work for padding on the right too?")
+@padded_window_mask.check(
+    "With padding on the right: are tokens where `real` says so, and is a padded query's row all False?"
+)
 def padding_on_the_right(answer):
     return check_padded(answer, [[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]], 3)
 
@@ -162,6 +173,11 @@ def window_of_one(answer):
 @first_out_of_reach.check("Is the answer None without a window? Then every later position sees position 0.")
 def no_window(answer):
     return answer(32, None), None
+
+
+@first_out_of_reach.check("Is the position an int?", compared="its type")
+def whole_number(answer):
+    return type(answer(2, 3)).__name__, "int"
 
 
 @exercise("How many pairs a mask allows")

@@ -31,8 +31,8 @@ def slots_by_writing(num_tokens: int, window: int) -> list[int]:
     return slots
 
 
-@slots_after.check("Does position p lie in slot p, as long as the ring is not full?")
-def not_yet_full(answer):
+@slots_after.check("Does position p lie in slot p, as long as nothing was overwritten?")
+def nothing_overwritten(answer):
     return answer(5, 5), [0, 1, 2, 3, 4]
 
 
@@ -94,6 +94,12 @@ def without_empty_slots(answer):
 
 @time_order.check("Do the positions decide, also where some are missing? A shift by the next slot is not enough.")
 def with_gaps(answer):
+    positions = [10, 6, 7, 3, 9]  # 8 is missing
+    return answer(torch.tensor(positions)), time_order_by_sorting(positions)
+
+
+@time_order.check("Are these slot numbers of the whole ring, also after an empty slot?")
+def after_an_empty_slot(answer):
     positions = [10, -1, 7, 3, 9]
     return answer(torch.tensor(positions)), time_order_by_sorting(positions)
 
@@ -108,8 +114,8 @@ def write_chunk(ring: Tensor, new: Tensor, positions: Tensor) -> Tensor:
     Args:
         ring: (B, W, Dh), the keys in each row's slots.
         new: (B, T, Dh), the chunk's keys; T may be larger than W.
-        positions: (B, T) int64, the position of each token in its row, growing from left to
-            right; -1 for padding.
+        positions: (B, T) int64, the position of each token in its row; -1 for padding, which
+            stands on the left only. From there on positions grow by one.
 
     Returns:
         (B, W, Dh), the ring after writing.
@@ -191,19 +197,22 @@ def chunk_by_loops(seen: int, num_new: int, window: int) -> tuple[Tensor, Tensor
     return torch.tensor(keys), torch.tensor(mask)
 
 
-@chunk_keys.check("Do the keys end with the chunk's own, and does no query see a later one?")
+@chunk_keys.check(
+    "With seen = 0, are the keys the chunk's own, none before position 0, and does no query see a later one?"
+)
 def own_keys(answer):
     return answer(0, 3, 5), (torch.arange(3), torch.ones(3, 3, dtype=torch.bool).tril())
 
 
-@chunk_keys.check("Does W count the query's own key? With W = 1 a query sees itself alone.")
-def itself_counted(answer):
-    return answer(0, 4, 1), (torch.arange(4), torch.eye(4, dtype=torch.bool))
-
-
-@chunk_keys.check("Do W - 1 older keys come first? The chunk's first query needs all of them.")
+@chunk_keys.check("Do W - 1 older keys come first? The chunk's first query needs all of them.", compared="the keys")
 def older_keys(answer):
-    return answer(6, 3, 4), chunk_by_loops(6, 3, 4)
+    keys, _ = answer(6, 3, 4)
+    return keys, chunk_by_loops(6, 3, 4)[0]
+
+
+@chunk_keys.check("Does W count the query's own key? With W = 1 no key is older, and a query sees itself alone.")
+def itself_counted(answer):
+    return answer(3, 4, 1), (torch.arange(3, 7), torch.eye(4, dtype=torch.bool))
 
 
 @chunk_keys.check("Are there fewer older keys when fewer tokens were seen? Position -1 does not exist.")

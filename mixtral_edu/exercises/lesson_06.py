@@ -1,7 +1,7 @@
 """Exercises of lesson 06: the router, one expert, dispatch to experts, and the load-balancing loss."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -15,7 +15,8 @@ from mixtral_edu.exercises.framework import exercise
 def route_tokens(logits: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
     """Choose the `top_k` best experts of each token, and weigh them.
 
-    The weights are the softmax over the chosen scores only, computed in float32.
+    The weights are the softmax over the chosen scores only, computed in float32. The gradient
+    has to flow through the weights.
 
     Args:
         logits: (N, E), each token's scores for the experts, in any dtype.
@@ -32,6 +33,12 @@ def route_by_probability(logits: Tensor, top_k: int) -> tuple[np.ndarray, np.nda
     """The other way round, in float64: softmax over all, the best of these, divided by their sum."""
     best = logits.double().softmax(dim=-1).topk(top_k)
     return (best.values / best.values.sum(dim=-1, keepdim=True)).numpy(), best.indices.numpy()
+
+
+def gradient(result: Tensor, *inputs: Tensor) -> list[Tensor]:
+    """Of the sum of `result`, for each input; 0 where nothing flows."""
+    joined = result.sum() + 0 * sum(each.sum() for each in inputs)  # joined to the inputs, whatever `result` is
+    return list(torch.autograd.grad(joined, inputs))
 
 
 @route_tokens.check("Are the experts those with the highest scores, the best first?")
@@ -78,6 +85,23 @@ def weights_in_float32(answer):
     logits = torch.tensor([[1.0, 0.5, -2.0]]).bfloat16()
     weights, _ = answer(logits, 2)
     return weights, torch.tensor([[1 / (1 + math.exp(-0.5)), 1 / (1 + math.exp(0.5))]])
+
+
+@route_tokens.check("Is it PyTorch's softmax? Written out, e to the power of a large score overflows.")
+def large_scores(answer):
+    weights, _ = answer(torch.tensor([[100.0, 0.0, 100 - math.log(3)]]), 2)
+    return weights, np.array([[0.75, 0.25]])
+
+
+@route_tokens.check(
+    "Does the gradient flow through the weights? Without it a router learns nothing from its choices.",
+    compared="the gradient of the first weight for the logits",
+)
+def gradient_through_weights(answer):
+    logits = torch.tensor([[-5.0, 1.0, -2.0, 1 - math.log(3)]], requires_grad=True)  # weights 0.75 and 0.25
+    weights, _ = answer(logits, 2)
+    (found,) = gradient(weights[:, 0], logits)
+    return found, np.array([[0, 0.75 * 0.25, 0, -0.75 * 0.25]])
 
 
 @exercise("One expert: a gated feed-forward network")
@@ -132,7 +156,7 @@ def dispatch_tokens(
         y[n] = Σ_k weights[n, k] · experts[chosen[n, k]](x[n])
 
     Each expert is called at most once, with all of its tokens and no others; an expert
-    without a token is not called.
+    without a token is not called. The gradient has to flow through the weights and experts.
 
     Args:
         x: (N, D), one token a row.
@@ -152,19 +176,26 @@ def dispatch_tokens(
     return y
 
 
-class Factors:
-    """Experts that multiply by a factor each and note the first number of each row they get."""
+class Times:
+    """An expert that multiplies by a factor and notes, for each call, the first number of each row it gets."""
 
-    def __init__(self, factors: Sequence[float]):
-        self.calls: list[list[list[float]]] = [[] for _ in factors]
-        self.experts = [self._expert(*pair) for pair in enumerate(factors)]
+    def __init__(self, factor: float):
+        self.factor = factor
+        self.calls: list[list[float]] = []
 
-    def _expert(self, expert_idx: int, factor: float) -> Callable:
-        def run(x: Tensor) -> Tensor:
-            self.calls[expert_idx].append(sorted(x.reshape(-1, x.shape[-1])[:, 0].tolist()))
-            return factor * x
+    def __call__(self, x: Tensor) -> Tensor:
+        self.calls.append(sorted(x.reshape(-1, x.shape[-1])[:, 0].tolist()))
+        return self.factor * x
 
-        return run
+    def __repr__(self) -> str:  # in messages
+        return f"× {self.factor}"
+
+
+def calls_of(experts: Sequence[Times]) -> dict[str, list[list[float]]]:
+    return {f"expert {expert_idx}": expert.calls for expert_idx, expert in enumerate(experts)}
+
+
+CALLS = "the first number of each row, in each call of each expert"
 
 
 def dispatch_by_loops(x: Tensor, weights: Tensor, chosen: Tensor, factors: Sequence[float]) -> np.ndarray:
@@ -178,49 +209,66 @@ def dispatch_by_loops(x: Tensor, weights: Tensor, chosen: Tensor, factors: Seque
 @dispatch_tokens.check("Does a token go to the expert that it chose, and the output back to its row?")
 def own_expert(answer):
     x, ones, chosen = torch.tensor([[1.0, 2.0], [3.0, 4.0]]), torch.ones(2, 1), torch.tensor([[1], [0]])
-    return answer(x, ones, chosen, Factors([10, 100]).experts), torch.tensor([[100.0, 200.0], [30.0, 40.0]])
+    return answer(x, ones, chosen, [Times(10), Times(100)]), torch.tensor([[100.0, 200.0], [30.0, 40.0]])
 
 
 @dispatch_tokens.check("Is each output multiplied by the weight of that token for that expert?")
 def own_weight(answer):
     x, weights, chosen = torch.ones(3, 2), torch.tensor([[0.5], [0.25], [2.0]]), torch.tensor([[1], [0], [1]])
-    return answer(x, weights, chosen, Factors([10, 100]).experts), dispatch_by_loops(x, weights, chosen, [10, 100])
+    return answer(x, weights, chosen, [Times(10), Times(100)]), dispatch_by_loops(x, weights, chosen, [10, 100])
 
 
 @dispatch_tokens.check("Are the outputs of a token's experts added, so that none replaces another?")
 def outputs_added(answer):
     x, weights = torch.randn(4, 3), torch.tensor([[0.75, 0.25]]).repeat(4, 1)
     chosen = torch.tensor([[0, 1], [0, 1], [0, 1], [0, 1]])
-    return answer(x, weights, chosen, Factors([10, 100]).experts), dispatch_by_loops(x, weights, chosen, [10, 100])
+    return answer(x, weights, chosen, [Times(10), Times(100)]), dispatch_by_loops(x, weights, chosen, [10, 100])
 
 
 @dispatch_tokens.check("Does a weight stay with its token and expert, in whatever order the choices stand?")
 def any_order(answer):
     x, weights, factors = torch.randn(5, 3), torch.rand(5, 2), [1, -10, 100, -1000]
     chosen = torch.tensor([[3, 1], [0, 2], [2, 3], [1, 0], [3, 0]])
-    return answer(x, weights, chosen, Factors(factors).experts), dispatch_by_loops(x, weights, chosen, factors)
+    return answer(x, weights, chosen, [*map(Times, factors)]), dispatch_by_loops(x, weights, chosen, factors)
 
 
-@dispatch_tokens.check("Is each expert called once at most, with all of its tokens and no others?")
+@dispatch_tokens.check(
+    "Is each expert called once at most, with all of its tokens and no others, unchanged, before any weight?",
+    compared=CALLS,
+)
 def one_call(answer):
-    x, factors = torch.arange(1.0, 5.0)[:, None].repeat(1, 3), Factors([1, 2, 3])
+    x, experts = torch.arange(1.0, 5.0)[:, None].repeat(1, 3), [Times(1), Times(2), Times(3)]
     chosen = torch.tensor([[0, 1], [2, 0], [1, 2], [0, 2]])
-    answer(x, torch.full((4, 2), 0.5), chosen, factors.experts)
-    return factors.calls, [[[1.0, 2.0, 4.0]], [[1.0, 3.0]], [[2.0, 3.0, 4.0]]]
+    answer(x, torch.full((4, 2), 0.5), chosen, experts)
+    return calls_of(experts), {"expert 0": [[1, 2, 4]], "expert 1": [[1, 3]], "expert 2": [[2, 3, 4]]}
 
 
-@dispatch_tokens.check("Is an expert without a token left alone? It must not be called, not even with no rows.")
+@dispatch_tokens.check(
+    "Is an expert without a token left alone? It must not be called, not even with no rows.", compared=CALLS
+)
 def idle_expert(answer):
-    x, factors = torch.arange(1.0, 3.0)[:, None], Factors([1, 2, 3, 4])
-    answer(x, torch.ones(2, 2), torch.tensor([[3, 1], [1, 3]]), factors.experts)
-    return factors.calls, [[], [[1.0, 2.0]], [], [[1.0, 2.0]]]
+    x, experts = torch.arange(1.0, 3.0)[:, None], [Times(1), Times(2), Times(3), Times(4)]
+    answer(x, torch.ones(2, 2), torch.tensor([[3, 1], [1, 3]]), experts)
+    return calls_of(experts), {"expert 0": [], "expert 1": [[1, 2]], "expert 2": [], "expert 3": [[1, 2]]}
 
 
 @dispatch_tokens.check("Does the result have the dtype of x, although the weights are in float32?")
 def dtype_of_tokens(answer):
     x, weights, chosen = torch.ones(2, 3).bfloat16(), torch.tensor([[0.75], [0.5]]), torch.tensor([[1], [0]])
-    found = answer(x, weights, chosen, Factors([1, 2]).experts)
-    return found, torch.tensor([[1.5] * 3, [0.5] * 3]).bfloat16()
+    return answer(x, weights, chosen, [Times(1), Times(2)]), torch.tensor([[1.5] * 3, [0.5] * 3]).bfloat16()
+
+
+@dispatch_tokens.check(
+    "Does the gradient flow through the weights, to the router, and through the experts, to x?",
+    compared="the gradients of the sum of the result, for x and for the weights",
+)
+def gradient_through_dispatch(answer):
+    x = torch.tensor([[1.0, 2.0], [3.0, 4.0]], requires_grad=True)
+    weights = torch.tensor([[0.75, 0.25], [0.5, 0.5]], requires_grad=True)
+    found = answer(x, weights, torch.tensor([[1, 0], [0, 1]]), [Times(10), Times(100)])
+    for_x = [[0.75 * 100 + 0.25 * 10] * 2, [0.5 * 10 + 0.5 * 100] * 2]
+    for_weights = [[100 * 3.0, 10 * 3.0], [10 * 7.0, 100 * 7.0]]  # 3 and 7 are the sums of the rows
+    return gradient(found, x, weights), [torch.tensor(for_x), torch.tensor(for_weights)]
 
 
 @exercise("The load-balancing loss, pads left out")
@@ -233,7 +281,8 @@ def balancing_loss(logits: Tensor, top_k: int, mask: Tensor) -> Tensor:
     Args:
         logits: (N, E), each token's scores for the experts.
         top_k: K, the number of experts a token.
-        mask: (N,), 1 for a real token and 0 for a pad; at least one is real.
+        mask: (N,), numbers (not booleans), 1 for a real token and 0 for a pad; at least one
+            is real.
 
     Returns:
         The loss, a tensor without dimensions, whose gradient flows through P.
@@ -261,10 +310,10 @@ def loss_by_loops(logits: Tensor, top_k: int, mask: Tensor) -> float:
     return logits.shape[1] * float(f @ probabilities.mean(axis=0))
 
 
-@balancing_loss.check("Does even load give K? (Is there the factor E, and do the f sum to K?)")
+@balancing_loss.check("Is it a tensor, and K for even load? (Is there the factor E, and do the f sum to K?)")
 def even_load_gives_k(answer):
     logits = 1e-5 * torch.tensor([[1.0, 1.0, 0.0, 0.0], [0.0, 0.0, 1.0, 1.0]])
-    return answer(logits, 2, torch.ones(2)), 2.0
+    return answer(logits, 2, torch.ones(2)), np.array(2.0)
 
 
 @balancing_loss.check("Is P the softmax over all E scores, and not over the chosen ones?")
@@ -292,12 +341,12 @@ def pads_left_out(answer):
     return answer(logits, 2, mask), loss_by_loops(logits, 2, mask)
 
 
-@balancing_loss.check("Does the gradient flow through P, with f as it is?")
+@balancing_loss.check("Does the gradient flow through P, with f as it is?", compared="the gradient for the logits")
 def gradient_through_p(answer):
     logits, mask = torch.randn(5, 4), torch.tensor([1, 1, 0, 1, 1])
     logits[:, 0] += 3  # an uneven load: an even one has no gradient
     logits.requires_grad_()
-    (found,) = torch.autograd.grad(answer(logits, 2, mask), logits)
+    (found,) = gradient(answer(logits, 2, mask), logits)
     f, p = loads_by_loops(logits, 2, mask)
     expected = np.zeros(logits.shape)
     expected[mask.numpy() == 1] = 4 / len(p) * p * (f - p @ f[:, None])

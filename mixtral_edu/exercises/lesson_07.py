@@ -1,7 +1,9 @@
 """Exercises of lesson 07: a decoder layer, the next-token loss, and a model's parameters and FLOPs."""
 
 import math
+import numbers
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -28,20 +30,29 @@ def decoder_layer(x: Tensor, norm_1, attention, norm_2, experts) -> Tensor:
     return h + experts(norm_2(h))
 
 
-def zero(x: Tensor) -> Tensor:
-    return torch.zeros_like(x)
+@dataclass(frozen=True, repr=False)
+class Toy:
+    """A part of a layer, which a message shows by what it does."""
+
+    words: str
+    function: Callable[[Tensor], Tensor]
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.function(x)
+
+    def __repr__(self) -> str:
+        return self.words
 
 
-def same(x: Tensor) -> Tensor:
-    return x.clone()
+zero, same, square = Toy("× 0", torch.zeros_like), Toy("× 1", torch.clone), Toy("square", torch.square)
 
 
-def plus(number: float) -> Callable[[Tensor], Tensor]:
-    return lambda x: x + number
+def plus(number: float) -> Toy:
+    return Toy(f"+ {number}", lambda x: x + number)
 
 
-def times(number: float) -> Callable[[Tensor], Tensor]:
-    return lambda x: x * number
+def times(number: float) -> Toy:
+    return Toy(f"× {number}", lambda x: x * number)
 
 
 @decoder_layer.check("Do both parts add to the stream, instead of replacing it? Where both return 0, y is x.")
@@ -65,13 +76,19 @@ def stream_passes_experts(answer):
 @decoder_layer.check("Does attention get norm_1(x)?")
 def attention_reads_the_norm(answer):
     x = torch.tensor([[[1.0, 2.0]]])  # normed (10, 20), and attention gives its square
-    return answer(x, times(10), torch.square, same, zero), torch.tensor([[[101.0, 402.0]]])
+    return answer(x, times(10), square, same, zero), torch.tensor([[[101.0, 402.0]]])
 
 
 @decoder_layer.check("Do the experts get norm_2 of h, to which attention has already added?")
 def experts_read_h(answer):
     x = torch.tensor([[[1.0, 2.0]]])  # h (2, 3), normed (20, 30), and the experts give its square
-    return answer(x, zero, plus(1), times(10), torch.square), torch.tensor([[[402.0, 903.0]]])
+    return answer(x, zero, plus(1), times(10), square), torch.tensor([[[402.0, 903.0]]])
+
+
+@decoder_layer.check("Does each row of the batch get its own part? A toy returns one tensor; its [0] is the first row.")
+def rows_of_the_batch(answer):
+    x = torch.tensor([[[1.0, 2.0]], [[3.0, 4.0]]])  # h is 11 x, and the experts return h + 1
+    return answer(x, same, times(10), same, plus(1)), 22 * x + 1
 
 
 @exercise("The next-token loss, with labels that are not counted")
@@ -117,6 +134,12 @@ def shifted_by_one(answer):
     return answer(logits, torch.tensor([[0, 1, 2, 3]])), torch.tensor(0.0)
 
 
+@causal_loss.check("Is it the mean of the costs, and neither their sum nor the cost of the mean p?")
+def mean_of_the_costs(answer):
+    logits = torch.tensor([0.5, 0.25, 0.25]).log().repeat(1, 4, 1)
+    return answer(logits, torch.tensor([[2, 0, 1, 2]])), torch.tensor(5 / 3 * math.log(2))  # ln 2, 2 ln 2, 2 ln 2
+
+
 @causal_loss.check("Does each row of the batch stay with its own labels?")
 def rows_apart(answer):
     logits, labels = torch.randn(3, 5, 7), torch.randint(7, (3, 5))
@@ -130,11 +153,22 @@ def ignored_labels(answer):
     return answer(logits, labels), loss_by_loops(logits, labels)
 
 
+@causal_loss.check("Are labels shifted before those of -100 are dropped? Each goes with the logits just before it.")
+def shifted_before_dropping(answer):
+    logits, labels = torch.randn(1, 7, 7), torch.tensor([[-100, -100, 5, 2, -100, 3, 4]])
+    return answer(logits, labels), loss_by_loops(logits, labels)
+
+
 @causal_loss.check("Is the mean over all counted labels together, so that a longer row counts more?")
 def mean_over_tokens(answer):
     logits, labels = torch.randn(2, 6, 7), torch.tensor([[1, 2, 3, 4, 5, 6], [0, 1, -100, -100, -100, -100]])
     logits[1] *= 5
     return answer(logits, labels), loss_by_loops(logits, labels)
+
+
+@causal_loss.check("Is it log_softmax, in one step? e to the power of a large score overflows, and ln of 0 is -inf.")
+def large_scores(answer):
+    return answer(torch.tensor([[[0.0, 120.0, 0.0], [0.0, 0.0, 0.0]]]), torch.tensor([[1, 2]])), torch.tensor(120.0)
 
 
 @causal_loss.check("Is the softmax taken in float32? The result is float32, also for bfloat16 logits.")
@@ -176,8 +210,8 @@ SIZES = {
     "num_hidden_layers": 3,
     "num_attention_heads": 6,
     "num_key_value_heads": 2,
-    "num_local_experts": 5,
-    "num_experts_per_tok": 2,
+    "num_local_experts": 8,
+    "num_experts_per_tok": 5,
     "head_dim": 4,
 }
 
@@ -186,44 +220,68 @@ def counted(config: dict) -> tuple[int, int]:
     """Both numbers, counted on a model."""
     model = MixtralForCausalLM(MixtralConfig(**config))
     total = sum(parameter.numel() for parameter in model.parameters())
-    idle_experts = [layer.block_sparse_moe.experts[config["num_experts_per_tok"] :] for layer in model.model.layers]
-    return total, total - sum(parameter.numel() for experts in idle_experts for parameter in experts.parameters())
+    experts = [list(layer.block_sparse_moe.experts) for layer in model.model.layers]
+    idle = [expert for of_a_layer in experts for expert in of_a_layer[config["num_experts_per_tok"] :]]
+    return total, total - sum(parameter.numel() for expert in idle for parameter in expert.parameters())
 
 
-@count_parameters.check("Outside of the layers: an embedding, a head of the same size, and one norm?")
+@count_parameters.check(
+    "Outside of the layers: an embedding, a head of the same size, and one norm?",
+    compared="what 0 layers would leave of the first number: twice that of 1 layer, less that of 2",
+)
 def outside_of_the_layers(answer):
     one, two = (SIZES | {"num_hidden_layers": layers} for layers in (1, 2))
-    return 2 * answer(one)[0] - answer(two)[0], 2 * counted(one)[0] - counted(two)[0]  # what 0 layers would leave
+    return 2 * answer(one)[0] - answer(two)[0], 2 * counted(one)[0] - counted(two)[0]
 
 
-@count_parameters.check("Does each of the L layers have all E experts, of three matrices each?")
+@count_parameters.check(
+    "Does each of the L layers have all E experts, of three matrices each?",
+    compared="how much more the first number is with intermediate_size + 1",
+)
 def experts_of_a_layer(answer):
-    narrow, wide = SIZES, SIZES | {"intermediate_size": SIZES["intermediate_size"] + 1}  # F alone differs
+    narrow, wide = SIZES, SIZES | {"intermediate_size": SIZES["intermediate_size"] + 1}
     return answer(wide)[0] - answer(narrow)[0], counted(wide)[0] - counted(narrow)[0]
 
 
-@count_parameters.check("Are keys and values as wide as Hkv heads?")
+@count_parameters.check(
+    "Are keys and values as wide as Hkv heads?",
+    compared="how much more the first number is with num_key_value_heads + 1",
+)
 def shared_keys_and_values(answer):
-    few, many = SIZES, SIZES | {"num_key_value_heads": SIZES["num_key_value_heads"] + 1}  # Hkv alone differs
+    few, many = SIZES, SIZES | {"num_key_value_heads": SIZES["num_key_value_heads"] + 1}
     return answer(many)[0] - answer(few)[0], counted(many)[0] - counted(few)[0]
 
 
-@count_parameters.check("Have you counted the router, D numbers for each expert, and two norms a layer?")
+@count_parameters.check(
+    "Have you counted the router, D numbers for each expert, and two norms a layer?", compared="the first number"
+)
 def all_of_a_layer(answer):
     return answer(SIZES)[0], counted(SIZES)[0]
 
 
-@count_parameters.check("Does a token meet K experts, but a router that scores all E, and the shared parts once?")
+@count_parameters.check("Does a token meet the config's K experts, but a router that scores all E, and the rest once?")
 def active_for_a_token(answer):
     return answer(SIZES), counted(SIZES)
 
 
+NO_HEAD_DIM = {name: size for name, size in SIZES.items() if name != "head_dim"} | {"hidden_size": 36}
+
+
 @count_parameters.check("Is the head dim the config's own, and D / Hq only where it has none, or None?")
 def head_dim(answer):
-    none = SIZES | {"hidden_size": 36, "head_dim": None}
-    missing = {name: size for name, size in none.items() if name != "head_dim"}
-    configs = [SIZES | {"head_dim": 10}, none, missing]
+    configs = SIZES | {"head_dim": 10}, NO_HEAD_DIM | {"head_dim": None}, NO_HEAD_DIM
     return [answer(config) for config in configs], [counted(config) for config in configs]
+
+
+def kind(number: object) -> str:
+    return "an integer" if isinstance(number, numbers.Integral) else f"a {type(number).__name__}"
+
+
+@count_parameters.check(
+    "Are both numbers integers? In Python D / Hq is a float, and D // Hq an integer.", compared="kinds of number"
+)
+def integers(answer):
+    return [kind(number) for number in answer(NO_HEAD_DIM)], ["an integer", "an integer"]
 
 
 @exercise("FLOPs for one token")
@@ -274,29 +332,41 @@ def cost_of_width(flops: Callable, config: dict) -> int:
     return flops(wider, 1) - flops(config, 1)
 
 
-@flops_per_token.check("Are there 2 operations for each weight, a multiplication and an addition?")
+WIDER = "how much more it is with intermediate_size + 1"
+
+
+@flops_per_token.check("Are there 2 operations for each weight, a multiplication and an addition?", compared=WIDER)
 def two_for_a_weight(answer):
-    config = DENSE | {"num_experts_per_tok": SIZES["num_local_experts"]}  # whether K or E is taken, is another question
+    config = DENSE | {"num_local_experts": 2, "num_experts_per_tok": 2}  # whether K or E is taken, is another question
     return cost_of_width(answer, config), cost_of_width(flops_by_parts, config)
 
 
-@flops_per_token.check("Does a token pay for K experts alone?")
+@flops_per_token.check("Does a token pay for the config's K experts, no more and no fewer?", compared=WIDER)
 def chosen_experts_alone(answer):
     return cost_of_width(answer, DENSE), cost_of_width(flops_by_parts, DENSE)
 
 
-@flops_per_token.check("Does the vocabulary count once, for the head? The embedding is looked up.")
+@flops_per_token.check(
+    "Does the vocabulary count once, for the head? The embedding is looked up.",
+    compared="how much more it is with vocab_size + 1",
+)
 def no_flops_in_the_embedding(answer):
     larger = DENSE | {"vocab_size": SIZES["vocab_size"] + 1}
     return answer(larger, 1) - answer(DENSE, 1), 2 * SIZES["hidden_size"]
 
 
-@flops_per_token.check("Does a key cost 4 Dh for each of the Hq query heads, a score and a weighted value?")
+@flops_per_token.check(
+    "Does a key cost 4 Dh for each of the Hq query heads, in each layer: a score and a weighted value?",
+    compared="how much more it is with keys + 1",
+)
 def cost_of_a_key(answer):
     return answer(DENSE, 8) - answer(DENSE, 7), flops_by_parts(DENSE, 8) - flops_by_parts(DENSE, 7)
 
 
-@flops_per_token.check("Are all matrices counted: queries, keys, values, output, router, experts, head?")
+@flops_per_token.check(
+    "Are exactly these counted: queries, keys, values, output, router, experts, head, no norms, and all keys, "
+    "this token's included?"
+)
 def all_matrices(answer):
     return answer(DENSE, 11), flops_by_parts(DENSE, 11)
 
@@ -305,3 +375,8 @@ def all_matrices(answer):
 def window_limits_the_keys(answer):
     config = SIZES | {"sliding_window": 6}
     return [answer(config, keys) for keys in (4, 6, 50)], [flops_by_parts(config, seen) for seen in (4, 6, 6)]
+
+
+@flops_per_token.check("Is the result an integer?", compared="its kind")
+def an_integer(answer):
+    return kind(answer(DENSE, 11)), "an integer"

@@ -46,7 +46,7 @@ def softmax_by_loops(logits: Tensor, temperature: float) -> np.ndarray:
 POWERS_OF_TWO = torch.tensor([[8.0, 4.0, 2.0, 1.0]]).log()  # softmax: 8/15, 4/15, 2/15, 1/15
 
 
-@temperature_softmax.check("Are the exponentials of the logits divided by their sum?")
+@temperature_softmax.check("Are the exponentials of the logits divided by their sum, along the last dimension?")
 def exponentials_over_their_sum(answer):
     return answer(POWERS_OF_TWO, 1.0), torch.tensor([[8.0, 4.0, 2.0, 1.0]]) / 15
 
@@ -64,8 +64,9 @@ def sum_over_the_last_dimension(answer):
 
 @temperature_softmax.check("Is the largest logit subtracted before exp? In float32, e^89 is infinite, and e^-104 is 0.")
 def large_logits(answer):
-    large, small = torch.tensor([[1000.0, 999.0, 998.0]]), torch.tensor([[-998.0, -999.0, -1000.0]])
-    return [answer(large, 1.0), answer(small, 1.0)], [softmax_by_loops(large, 1.0), softmax_by_loops(small, 1.0)]
+    far_apart = torch.tensor([[1000.0, 0.0]])  # here neither the smallest nor the mean will do
+    rows = torch.tensor([[1000.0, 999.0, 998.0]]), torch.tensor([[-998.0, -999.0, -1000.0]]), far_apart
+    return [answer(row, 1.0) for row in rows], [softmax_by_loops(row, 1.0) for row in rows]
 
 
 @temperature_softmax.check("Does each row subtract a largest logit of its own?")
@@ -115,17 +116,24 @@ def top_p_by_loops(logits: Tensor, p: float) -> np.ndarray:
     return kept
 
 
+BEST_TWO = POWERS_OF_TWO.masked_fill(torch.tensor([False, False, True, True]), -INF)
+
+
 @top_p_filter.check("Is each logit either as it was or -inf?")
 def as_they_were_or_ruled_out(answer):
     found = answer(POWERS_OF_TWO, 0.75)
-    return (found == POWERS_OF_TWO) | (found == -INF), torch.ones(1, 4, dtype=torch.bool)
+    if not isinstance(found, Tensor) or found.shape != BEST_TWO.shape:
+        return found, BEST_TWO
+    either = (found == POWERS_OF_TWO) | (found == -INF)
+    return found, found if either.all() else BEST_TWO  # whether the right ones are kept, is another question
 
 
-@top_p_filter.check("Is the token that carries the sum over p kept? With 8 : 4 : 2 : 1 and p = 0.75 it is the second.")
+@top_p_filter.check(
+    "Is the token kept that carries the sum over p, a sum of probabilities and not of logits? "
+    "With 8 : 4 : 2 : 1 and p = 0.75 it is the second."
+)
 def crossing_token_kept(answer):
-    expected = POWERS_OF_TWO.clone()
-    expected[0, 2:] = -INF
-    return answer(POWERS_OF_TWO, 0.75), expected
+    return answer(POWERS_OF_TWO, 0.75), BEST_TWO
 
 
 @top_p_filter.check("Does it stop as soon as p is reached? Two of four equally likely tokens are 0.5 exactly.")
@@ -166,7 +174,7 @@ def repetition_penalty(
     Args:
         logits: (B, V).
         ids: (B, S), the tokens so far.
-        mask: (B, S), 1 for tokens, 0 for padding.
+        mask: (B, S), 1 for tokens, 0 for padding, which may stand anywhere.
         penalty: above 1.
 
     Returns:
@@ -216,10 +224,12 @@ def pads_left_out(answer):
     return answer(logits, ids, mask, 2.0), torch.tensor([[4.0, 2.0, 0.5]])
 
 
-@repetition_penalty.check("Does an id count that is both padding and a real token of the row?")
+@repetition_penalty.check("Does an id count that is both padding and a real token of the row, whichever comes last?")
 def pad_id_as_a_token(answer):
-    logits, ids, mask = torch.tensor([[4.0, 2.0, 1.0]]), torch.tensor([[0, 0, 2, 0]]), torch.tensor([[0, 0, 1, 1]])
-    return answer(logits, ids, mask, 2.0), torch.tensor([[2.0, 2.0, 0.5]])
+    logits, expected = torch.tensor([[4.0, 2.0, 1.0]]), torch.tensor([[2.0, 2.0, 0.5]])
+    pads_left = torch.tensor([[0, 0, 2, 0]]), torch.tensor([[0, 0, 1, 1]])  # ids and mask
+    pads_right = torch.tensor([[0, 2, 0]]), torch.tensor([[1, 1, 0]])
+    return [answer(logits, *row, 2.0) for row in (pads_left, pads_right)], [expected, expected]
 
 
 @exercise("A batch with padding on the left")

@@ -65,21 +65,24 @@ def clip_gradients(gradients: list[Tensor], max_norm: float) -> list[Tensor]:
         max_norm: the bound, above 0.
 
     Returns:
-        new tensors of the same shapes; equal to the old ones if those are short enough.
+        tensors of the same shapes; equal to the given ones if those are short enough. Nothing
+        is changed in place.
     """
     norm = torch.stack([gradient.square().sum() for gradient in gradients]).sum().sqrt()
     factor = (max_norm / norm).clamp(max=1.0)  # a norm of 0 gives inf, which becomes 1
     return [gradient * factor for gradient in gradients]
 
 
+@clip_gradients.check(
+    "Is all of a long gradient multiplied by one factor, max_norm / norm, where norm is the root of the sum of squares?"
+)
+def one_factor(answer):
+    return answer([torch.tensor([0.3, -0.4, 1.2])], 0.65), [torch.tensor([0.15, -0.2, 0.6])]  # norm 1.3
+
+
 @clip_gradients.check("Are gradients that are short enough left alone, and not stretched to max_norm?")
 def short_ones_stay(answer):
     return answer([torch.tensor([3.0, 4.0])], 10.0), [torch.tensor([3.0, 4.0])]
-
-
-@clip_gradients.check("Does a long gradient keep its direction, so that all its numbers shrink by one factor?")
-def direction_stays(answer):
-    return answer([torch.tensor([0.3, -0.4, 1.2])], 0.65), [torch.tensor([0.15, -0.2, 0.6])]  # norm 1.3
 
 
 @clip_gradients.check("Is it one norm for all tensors together, the root of the sum of all squares?")
@@ -110,24 +113,30 @@ def pack_rows(documents: list[list[int]], length: int, bos: int, eos: int) -> Te
         eos: the id that ends one.
 
     Returns:
-        (B, T) whole numbers, full rows only; a rest that fills no row is left out, B may be 0.
+        int64 (B, T), full rows only; a rest that fills no row is left out. With too few ids
+        the shape is (0, T).
     """
     stream = [token for document in documents for token in (bos, *document, eos)]
     full = len(stream) // length
     return torch.tensor(stream[: full * length], dtype=torch.long).view(full, length)
 
 
-@pack_rows.check("Does each document stand between bos and eos?")
+FIRST_ROW = "the first row"  # what becomes of the rest, is another question
+
+
+@pack_rows.check("Does each document stand between bos and eos, the ids that were given?", compared=FIRST_ROW)
 def between_bos_and_eos(answer):
-    return answer([[5, 6, 7]], 5, 1, 2), torch.tensor([[1, 5, 6, 7, 2]])
+    return answer([[5, 6, 7], [3, 4]], 5, 8, 9)[:1], torch.tensor([[8, 5, 6, 7, 9]])
 
 
-@pack_rows.check("Do short documents share a row?")
+@pack_rows.check("Do short documents share a row?", compared=FIRST_ROW)
 def short_ones_share(answer):
-    return answer([[5], [6, 7], [8]], 10, 1, 2), torch.tensor([[1, 5, 2, 1, 6, 7, 2, 1, 8, 2]])
+    return answer([[5], [6, 7], [8]], 9, 1, 2)[:1], torch.tensor([[1, 5, 2, 1, 6, 7, 2, 1, 8]])
 
 
-@pack_rows.check("Does a long document go on in the next row, with nothing put in and nothing lost?")
+@pack_rows.check(
+    "Does a long document go on in the next row, with nothing put in and nothing lost? A last row just full stays."
+)
 def long_ones_go_on(answer):
     return answer([[3, 4, 5, 6, 7, 8]], 4, 1, 2), torch.tensor([[1, 3, 4, 5], [6, 7, 8, 2]])
 

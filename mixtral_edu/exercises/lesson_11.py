@@ -34,13 +34,13 @@ def rates_by_loops(first: Tensor) -> tuple[float, float]:
     return sum(neighbours) / len(neighbours), sum(pairs) / len(pairs)
 
 
-@repetition_rates.check("Is each token compared with the next one?")
+@repetition_rates.check("Is each token compared with the next one, N - 1 pairs in all?")
 def next_token(answer):
     return answer(torch.tensor([4, 4, 4, 1, 1, 2]))[0], 3 / 5
 
 
-@repetition_rates.check("Are there N - 1 neighbouring pairs? The last token has no next one, and the first is not it.")
-def one_pair_less(answer):
+@repetition_rates.check("Is the last token left without a next one? The first is not its neighbour.")
+def last_without_a_next(answer):
     return answer(torch.tensor([3, 3, 0, 3]))[0], 1 / 3
 
 
@@ -49,10 +49,12 @@ def not_with_itself(answer):
     return answer(torch.tensor([5, 2, 7, 0]))[1], 0.0
 
 
-@repetition_rates.check("Does the second number depend on how often each expert occurs, and not on chance alone?")
+@repetition_rates.check(
+    "Is the second number the exact share of equal pairs among all pairs, without drawing, and not chance alone? "
+    "Of nine zeros and a one there are 45 pairs, and 36 are equal."
+)
 def skewed_load(answer):
-    first = torch.tensor([0] * 9 + [1])
-    return answer(first)[1], 0.8  # of 45 pairs, 36 are of two zeros
+    return answer(torch.tensor([0] * 9 + [1]))[1], 0.8
 
 
 @repetition_rates.check("Are both right for a longer text, whatever experts it lacks?")
@@ -97,7 +99,10 @@ def lists_of(table: list[list[int]]) -> tuple[list, list]:
     return [x for x, _ in cells], ["abc"[y] for _, y in cells]
 
 
-@information_bits.check("Are the bits counted with log2? Labels that fix each other, two of them equally often: 1 bit.")
+@information_bits.check(
+    "Is each term p(x, y) · log2(p(x, y) / (p(x) p(y))), with shares and not counts, each pair once? "
+    "Labels that fix each other, two of them equally often: 1 bit."
+)
 def in_bits(answer):
     return answer([0, 0, 1, 1], ["a", "a", "b", "b"]), 1.0
 
@@ -107,7 +112,7 @@ def independent(answer):
     return answer(*lists_of([[2, 4, 6], [1, 2, 3]])), 0.0
 
 
-@information_bits.check("Does each term count with its share p(x, y), so that rare pairs count little?")
+@information_bits.check("Does each term count with its share p(x, y) and its sign, so that rare pairs count little?")
 def weighted(answer):
     table = [[9, 1], [1, 3]]
     return answer(*lists_of(table)), information_of_table(table)
@@ -151,8 +156,8 @@ def without_by_loops(logits: Tensor, expert: int, top_k: int) -> tuple[np.ndarra
 
 @route_without.check("Is the best expert first, and are tokens that did not want the expert routed as always?")
 def others_as_always(answer):
-    logits = torch.tensor([[0.5, 3.0, 2.0, -1.0], [2.0, -0.5, 0.0, -1.0]])
-    return answer(logits, 3, 2)[1], torch.tensor([[1, 2], [0, 2]])
+    logits = torch.tensor([[0.5, 2.0, 3.0, -1.0], [2.0, -0.5, 0.0, -1.0]])
+    return answer(logits, 3, 2)[1], torch.tensor([[2, 1], [0, 2]])
 
 
 @route_without.check("Does the next best take the place, so that each token still has K experts?")

@@ -5,6 +5,7 @@ import math
 import torch
 from torch import Tensor
 
+from mixtral_edu.exercises.comparison import form
 from mixtral_edu.exercises.framework import exercise
 
 
@@ -32,6 +33,11 @@ def hidden_and_mask(*rows: list[int]) -> tuple[Tensor, Tensor, Tensor]:
     hidden = torch.stack((torch.arange(B)[:, None].expand(B, T), torch.arange(T).expand(B, T)), dim=2).float()
     wanted = [[float(b), float(max(t for t in range(T) if row[t]))] for b, row in enumerate(rows)]
     return hidden, mask, torch.tensor(wanted)
+
+
+@last_token.check("Is the result a tensor (B, D), in the dtype of hidden?")
+def a_vector_for_each_row(answer):
+    return form(answer(torch.randn(3, 4, 2), torch.ones(3, 4, dtype=torch.long))), "float32 (3, 2)"
 
 
 @last_token.check("Is it one vector of each row, and not of the first row alone?")
@@ -83,6 +89,11 @@ def loss_by_hand(logits: Tensor, labels: Tensor) -> float:
             top = max(row)
             losses.append(top + math.log(sum(math.exp(x - top) for x in row)) - row[label])
     return sum(losses) / len(losses)
+
+
+@label_loss.check("Is the result one number, and not one for each row or class?")
+def one_number(answer):
+    return form(answer(torch.randn(3, 4), torch.tensor([2, 0, 1]))), "a number"
 
 
 @label_loss.check("Is it the negative logarithm of the label's probability? Equal logits of four classes give ln 4.")
@@ -141,6 +152,12 @@ def count_pairs(labels: list[int], predictions: list[int], C: int) -> Tensor:
     for label, prediction in zip(labels, predictions, strict=True):
         counts[label][prediction] += 1
     return torch.tensor(counts)
+
+
+@confusion_matrix.check("Is the result a tensor (C, C) of torch.int64?")
+def whole_numbers(answer):
+    labels = torch.tensor([0, 1, 2, 2, 1])
+    return form(answer(labels, labels.flip(0), 3)), "int64 (3, 3)"
 
 
 @confusion_matrix.check("Do right answers count on the diagonal?")

@@ -4,6 +4,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mixtral_edu.exercises.comparison import form
 from mixtral_edu.exercises.framework import exercise
 
 
@@ -32,6 +33,11 @@ def int8_by_loops(weight: Tensor) -> tuple[Tensor, np.ndarray]:
     scales = np.array([max(abs(row)) / 127 for row in rows])
     q = [[round(w / scale) if scale else 0 for w in row] for row, scale in zip(rows, scales, strict=True)]
     return torch.tensor(q, dtype=torch.int8), scales
+
+
+@round_to_int8.check("Are there two results: q (F, D) in torch.int8, and a scale for each row, (F,), in float32?")
+def q_and_scales(answer):
+    return form(answer(torch.rand(2, 3) + 1)), ["int8 (2, 3)", "float32 (2,)"]
 
 
 @round_to_int8.check("Does the largest absolute value of a row become 127 or -127?")
@@ -94,6 +100,11 @@ def int4_by_loops(weight: Tensor, group_size: int) -> tuple[Tensor, np.ndarray, 
     return torch.tensor(q), scales, zeros
 
 
+@round_to_int4.check("Are there three results: q (F, D) in torch.uint8, scale and zero (F, D/g) in float32?")
+def q_scales_and_zeros(answer):
+    return form(answer(torch.randn(2, 12), 4)), ["uint8 (2, 12)", "float32 (2, 3)", "float32 (2, 3)"]
+
+
 @round_to_int4.check("Do the levels reach from the smallest to the largest number, which become 0 and 15?")
 def smallest_and_largest(answer):
     q, _, _ = answer(torch.tensor([[-3.0, 12.0, 2.0, 5.0]]), 4)  # a level for each whole number
@@ -146,6 +157,11 @@ def bytes_and_numbers(F: int, D: int) -> tuple[Tensor, Tensor]:
     return torch.tensor(pairs, dtype=torch.uint8), numbers.to(torch.uint8)
 
 
+@unpack_nibbles.check("Is the result a tensor of torch.uint8, with two numbers in a row for each byte?")
+def twice_as_many(answer):
+    return form(answer(torch.tensor([[182, 255, 16]], dtype=torch.uint8))), "uint8 (1, 6)"
+
+
 @unpack_nibbles.check("Do both numbers lie between 0 and 15?")
 def in_range(answer):
     numbers = answer(torch.tensor([[182, 255, 16]], dtype=torch.uint8))
@@ -188,6 +204,11 @@ def model_bytes(large: int, others: int, bits: int, group_size: int) -> float:
     rounded = large * bits / 8
     scales_and_zeros = large / group_size * 2 * 2
     return rounded + scales_and_zeros + others * 2
+
+
+@model_bytes.check("Is the result one number?")
+def a_number(answer):
+    return form(answer(640, 1000, 4, 64)), "a number"
 
 
 @model_bytes.check("Are 8 bits counted as one byte?")

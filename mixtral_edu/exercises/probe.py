@@ -28,6 +28,7 @@ class Probe:
 
     Attributes:
         last_call: the latest call in words.
+        returned: each call in words that came to an end, with its result.
         error: what the latest call raised, if it did.
         side_effects: what calls changed beyond returning a result, each as a question.
     """
@@ -36,6 +37,7 @@ class Probe:
         self.exercise = exercise
         self.answer = answer
         self.last_call: str | None = None
+        self.returned: list[tuple[str, object]] = []
         self.error: BaseException | None = None
         self.side_effects: list[str] = []
 
@@ -61,6 +63,7 @@ class Probe:
                 self.side_effects.append(f"Is {name} changed in place? After the call it has to be what it was before.")
         if not self.exercise.random and not _unchanged(state, random_state()):
             self.side_effects.append("Are random numbers drawn, or is a seed set? Nothing is random here.")
+        self.returned.append((self.last_call, result))
         return result
 
     def _bind(self, *args, **kwargs) -> inspect.BoundArguments:
