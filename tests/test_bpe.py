@@ -3,7 +3,7 @@
 import pytest
 
 from mixtral_edu.tokenizer import MixtralTokenizer, Piece, train_tokenizer
-from tokenizer_samples import TEXTS
+from tokenizer_samples import OFFICIAL, TEXTS
 
 
 @pytest.fixture(scope="module")
@@ -18,6 +18,15 @@ def test_a_trained_tokenizer_has_mixtrals_layout(trained):
     assert [p.piece for p in trained.pieces("345")] == ["▁", "3", "4", "5"]
     assert trained.pieces("a\nb")[1] == Piece(13, "<0x0A>", True)
     assert any(set(p.piece) == {"▁"} and len(p.piece) > 1 for p in trained.pieces(range(330)))  # runs of spaces
+
+
+def test_pieces_of_spaces_are_joined_last_in_mixtrals_own_file_and_by_rank_here(trained):
+    scores = {}
+    for name, tokenizer in (("own", MixtralTokenizer(OFFICIAL)), ("here", trained)):
+        spaces = [p for p in tokenizer.pieces(range(len(tokenizer))) if set(p.piece) == {"▁"} and len(p.piece) > 1]
+        scores[name] = [tokenizer.processor.get_score(p.id) for p in spaces]
+    assert set(scores["own"]) == {-1e9} and min(scores["here"]) > -330
+    assert [p.piece for p in MixtralTokenizer(OFFICIAL).pieces(" upon")] == ["▁", "▁upon"]
 
 
 def test_training_repeats_byte_for_byte(trained, tmp_path):

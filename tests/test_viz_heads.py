@@ -52,6 +52,10 @@ def test_head_maps_show_each_head_and_whose_keys_it_uses():
     assert figure.texts[0].get_text().startswith("Layer 3: 6 heads")
     rows = {round(axes.get_position().y0, 6) for axes in figure.axes}
     assert len(rows) == 2, "heads that share their keys stand in one row"
+    for axes in figure.axes:
+        assert list(axes.get_xticks()) == [0, 1, 2, 3, 4], "key positions"
+    rows_named = [label.get_text() for label in figure.axes[3].get_yticklabels()]
+    assert rows_named == ["a  0", "b  1", "c  2", "d  3", "e  4"]
     assert_nothing_cut_off(figure)
 
 

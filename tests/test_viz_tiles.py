@@ -25,6 +25,7 @@ def test_a_running_softmax_sums_to_one_after_each_block():
     figure = running_softmax([[0.0, 0.0], [0.0]], [2.0, 3.0], title="Shrinking")
     heights = [[bar.get_height() for bar in axes.patches] for axes in figure.axes]
     assert heights == [[0.5, 0.5], [pytest.approx(1 / 3)] * 3]
+    assert "exp(score − largest) / sum so far" in [axes.get_ylabel() for axes in figure.axes]
     with pytest.raises(ValueError, match="2 blocks and 1 sums"):
         running_softmax([[0.0], [1.0]], [1.0], title="")
 

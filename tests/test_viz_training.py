@@ -47,6 +47,7 @@ def test_learning_curves_show_each_value_its_mean_and_what_happened():
     assert list(drawn[4]) == [7, 7] and list(axes.lines[5].get_xdata()) == [20, 20]
     assert [text.get_text() for text in axes.texts] == ["new data"]
     assert [text.get_text() for text in axes.get_legend().get_texts()] == ["one", "two", "ln V = 7.00"]
+    assert axes.get_legend().get_title().get_text() == "thin: single steps, thick: mean of 2"
     assert_nothing_cut_off(figure)
     assert_no_texts_overlap(figure)
 
@@ -75,6 +76,13 @@ def test_bits_are_bars_in_groups_with_their_numbers():
     assert axes.yaxis_inverted()
     assert_nothing_cut_off(figure)
     assert_no_texts_overlap(figure)
+
+
+@pytest.mark.parametrize(("dearest", "lines"), [(7.0, []), (7.2, [8])])
+def test_what_plain_bytes_take_is_drawn_where_bars_come_near_it(dearest, lines):
+    figure = bits_by_domain({"a": [0.5, dearest], "b": [0.25, 1.5]}, ["stories", "python"], "the title")
+    (axes,) = figure.axes
+    assert [line.get_xdata()[0] for line in axes.lines] == lines
 
 
 @pytest.mark.parametrize("bits", [{}, {"a": [1.0]}, {name: [1.0, 2.0] for name in "abcd"}])

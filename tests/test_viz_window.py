@@ -115,6 +115,10 @@ def test_differences_are_drawn_with_their_names():
     assert [label.get_text() for label in axes.get_legend().get_texts()] == ["W", "W + 1"]
     assert axes.lines[1].get_ydata().tolist() == [1e-6, 0.1, 0.2]
     assert axes.lines[0].get_ydata()[0] > 0  # a log scale has no zero
+    inner, outer = axes.lines[:2]
+    assert outer.get_fillstyle() == "none", "a dot inside a square can be seen"
+    assert inner.get_markersize() < outer.get_markersize()
+    assert [text.get_text().strip() for text in axes.texts] == ["W = 7"], "the dotted line has a name"
     assert title_of(figure) == "One too many"
     assert_nothing_cut_off(figure)
 

@@ -135,7 +135,7 @@ def weights_by_slot(
             axes = figure.add_axes((0.075, 0.59 - 0.46 * row, 0.905, 0.31))
             colours = [age_colour(position, newest, len(weights)) for position in positions[places].tolist()]
             axes.bar(range(len(places)), weights[places], color=colours, edgecolor=MUTED, linewidth=0.4, width=1)
-            ticks = np.linspace(0, len(places) - 1, min(9, len(places))).round().astype(int)
+            ticks = np.arange(0, len(places), max(1, len(places) // 8))
             axes.set_xticks(ticks, [str(value) for value in (positions[places] if row else places)[ticks]])
             axes.set(xlim=(-0.7, len(places) - 0.3), xlabel=label, ylabel="weight")
     return figure

@@ -29,7 +29,7 @@ def head_maps(
 
     Args:
         weights: (Hq, T, T), a row for each query.
-        tokens: T pieces, written beside the first map of each row.
+        tokens: T pieces, written with their positions beside the first map of each row.
         num_kv_heads: Hkv.
         layer: the layer that they come from, for the title.
         title: instead of the computed one.
@@ -47,7 +47,7 @@ def head_maps(
     if title is None:
         place = "" if layer is None else f"Layer {layer}: "
         title = f"{place}{len(weights)} heads read the same text, each in its own way; a row shares its keys"
-    wide, tall, left, top, gap = 9.7 / group, 2.7, 1.15, 0.75, 0.4  # inches
+    wide, tall, left, top, gap = 9.6 / group, 2.7, 1.25, 0.75, 0.52  # inches
     height = top + num_kv_heads * (tall + gap)
     with use_style():
         figure = new_figure(11, height, figure)
@@ -58,9 +58,8 @@ def head_maps(
             axes = figure.add_axes((x / 11, y / height, (wide - 0.08) / 11, tall / height))
             _map(axes, values)
             axes.set_title(f"head {head}, keys {row}", size=10.5, pad=4)
-            axes.set(xticks=[], yticks=[])
             if column == 0:
-                axes.set_yticks(range(T), [printable(token) for token in tokens], family=MONO, size=min(9, 165 / T))
+                _name_queries(axes, tokens, size=min(9, 165 / T))
             if row == num_kv_heads - 1:
                 axes.set_xlabel("key position j", size=10)
     return figure
@@ -135,12 +134,12 @@ def looking(
     with use_style():
         figure = new_figure(10, 5.1, figure)
         figure.text(0.012, 0.95, title, size=13, weight="bold", va="center", parse_math=False)
-        axes = figure.add_axes((0.13, 0.11, 0.405, 0.405 * 10 / 5.1))
+        axes = figure.add_axes((0.15, 0.11, 0.405, 0.405 * 10 / 5.1))
         _map(axes, weights)
         axes.add_patch(Rectangle((-0.5, query - 0.5), query + 1, 1, fill=False, edgecolor="#8D2B0B", linewidth=1.5))
-        axes.set_yticks(range(T), tokens, family=MONO, size=min(9, 240 / T))
-        axes.set(xticks=[], xlabel="key position j", ylabel="query position i")
-        bars = figure.add_axes((0.7, 0.11, 0.27, 0.76))
+        _name_queries(axes, tokens, size=min(9, 240 / T))
+        axes.set(xlabel="key position j", ylabel="query position i")
+        bars = figure.add_axes((0.72, 0.11, 0.26, 0.76))
         bars.barh(range(len(keys)), weights[query, keys], color=ACCENT, height=0.7)
         for row, key in enumerate(keys):
             bars.text(weights[query, key] + 0.02, row, f"{weights[query, key]:.0%}", va="center", size=10)
@@ -236,8 +235,15 @@ def _map(axes: Axes, weights: np.ndarray) -> None:
     T = len(weights)
     steps = np.repeat(np.arange(T + 1), 2)[1:-1] - 0.5
     axes.plot(np.append(steps[1:], T - 0.5), steps, color=MUTED, linewidth=0.7)
-    axes.set(xlim=(-0.5, T - 0.5), ylim=(T - 0.5, -0.5))
-    axes.tick_params(length=0)
+    axes.set(xlim=(-0.5, T - 0.5), ylim=(T - 0.5, -0.5), xticks=range(0, T, max(1, round(T / 4))), yticks=[])
+    axes.tick_params(axis="x", length=3, pad=2, labelsize=9)
+    axes.tick_params(axis="y", length=0)
     axes.spines[:].set_visible(False)
     axes.spines[["left", "bottom"]].set_visible(True)
     axes.spines[["left", "bottom"]].set_color(INK)
+
+
+def _name_queries(axes: Axes, tokens: Sequence[str], size: float) -> None:
+    """Write beside each row its piece and position, as the key axis has positions alone."""
+    names = [f"{printable(token)} {position:2d}" for position, token in enumerate(tokens)]
+    axes.set_yticks(range(len(tokens)), names, family=MONO, size=size)

@@ -62,7 +62,7 @@ def bytes_by_length(
 def running_softmax(
     blocks: Sequence[Sequence[float]], sums: ArrayLike, title: str, figure: Figure | None = None
 ) -> Figure:
-    """The weights that a softmax would give after each block of scores: earlier ones shrink as others arrive.
+    """The weights that a softmax would give if the scores ended after each block, each divided by the sum so far.
 
     Args:
         blocks: the scores, block by block.
@@ -91,7 +91,7 @@ def running_softmax(
             axes.text(1.02, 0.5, f"block {place}: largest {seen.max():.1f}, sum {denominator:.2f}",
                       transform=axes.transAxes, va="center", size=10.5)  # fmt: skip
             if place == len(blocks) // 2:
-                axes.set_ylabel("weight if the text ended here")
+                axes.set_ylabel("exp(score − largest) / sum so far")
         axes.set_xlabel("key position j (blue: the new block)")
     return figure
 

@@ -190,10 +190,12 @@ def disagreement(
     with use_style():
         figure = new_figure(9.5, 3.6, figure)
         axes = figure.add_axes((0.1, 0.17, 0.87, 0.66))
-        looks = ((ACCENT, "o"), (INK, "s"), (MUTED, "^"))
-        for (name, values), (colour, marker) in zip(differences.items(), looks, strict=False):
-            axes.semilogy(positions, np.maximum(values, 1e-8), marker, markersize=4, color=colour, label=name)
+        looks = ((ACCENT, "o", "full", 3.5), (INK, "s", "none", 7), (MUTED, "^", "none", 11))  # each fits into the next
+        for (name, values), (colour, marker, fill, size) in zip(differences.items(), looks, strict=False):
+            look = {"color": colour, "fillstyle": fill, "markersize": size, "label": name}
+            axes.semilogy(positions, np.maximum(values, 1e-8), marker, **look)
         axes.axvline(window - 0.5, color=INK, linewidth=1, linestyle=":")
+        axes.text(window - 0.5, 0.5, f"  W = {window}", size=10.5, transform=axes.get_xaxis_transform())
         axes.set(xlabel="position", ylabel="largest difference of a logit")
         axes.legend(loc="center right")
         axes.set_title(title)
