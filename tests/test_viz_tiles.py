@@ -3,7 +3,7 @@
 import pytest
 from matplotlib import pyplot as plt
 
-from mixtral_edu.viz.tiles import bytes_by_length, running_softmax, tile_map
+from mixtral_edu.viz.tiles import bytes_by_length, running_softmax, seconds_by_length, tile_map
 
 
 @pytest.fixture(autouse=True)
@@ -19,6 +19,18 @@ def test_bytes_are_drawn_on_two_logarithmic_axes():
     assert [text.get_text() for text in axes.texts] == ["scores\n64 MiB", "the rest\n16 MiB"]
     with pytest.raises(ValueError, match="rows of 2 numbers"):
         bytes_by_length([512, 1024], {"scores": [1]}, title="")
+
+
+def test_times_stand_beside_their_floors():
+    seconds, floors = {"all": [1.0, 4.0], "window": [1.0, 2.0]}, {"all": [0.5, 2.0]}
+    figure = seconds_by_length([256, 512], seconds, floors, title="Twice")
+    (axes,) = figure.axes
+    drawn = {line.get_label(): list(line.get_ydata()) for line in axes.lines}
+    assert drawn == {"all": [1.0, 4.0], "window": [1.0, 2.0], "floor of its products": [0.5, 2.0]}
+    with pytest.raises(ValueError, match="rows of 2 numbers"):
+        seconds_by_length([256, 512], {"all": [1.0]}, {}, title="")
+    with pytest.raises(ValueError, match="floors of \\['most'\\]"):
+        seconds_by_length([256], {"all": [1.0]}, {"most": [1.0]}, title="")
 
 
 def test_a_running_softmax_sums_to_one_after_each_block():

@@ -37,7 +37,7 @@ def load_by_domain(
     if title is None:
         layer, domain, expert = np.unravel_index(loads.argmax(), loads.shape)
         most = f"{loads.max():.0%} of {domains[domain]}"
-        title = f"Layer {layer} sends {most} to expert {expert} (an even load: {even:.0%})"
+        title = f"Layer {layer} sends {most} to expert {expert}"
     norm = TwoSlopeNorm(even, -0.6 * even, 1.2)  # ends that no load reaches: too dark
     width, height = max(9.5, 1.3 + 2.5 * L), 1.5 + 0.32 * D
     with use_style():
@@ -49,7 +49,9 @@ def load_by_domain(
             _cells(axes, loads[layer], texts, mpl.colormaps["RdBu"], norm, size=9)
             axes.set(xticks=range(E), xlabel="expert", yticks=range(D), yticklabels=domains if layer == 0 else [])
             axes.set_title(f"layer {layer}", size=11, weight="normal")
-        _headline(figure, f"{title}; numbers: percent of tokens")
+        _headline(figure, title)
+        note = f"numbers: percent of tokens; white: an even load ({even:.0%}), blue: more, red: less"
+        figure.text(0.012, 1 - 0.56 / height, note, size=10.5, color=MUTED)
     return figure
 
 
@@ -91,8 +93,10 @@ def repetition_and_baselines(
             for layer in range(L):
                 axes, found, mixed = panels[kind, layer], measured[kind, layer], shuffled[kind, layer]
                 axes.hlines(rows, mixed, found, color=FAINT, linewidth=3, zorder=1)
-                axes.plot(mixed, rows, "o", color=INK, markerfacecolor="white", label="shuffled within the text")
-                axes.plot(found, rows, "o", color=ACCENT, label="in the order of the text")
+                # larger than the dot, so that it is seen where both fall together
+                ring = {"color": INK, "markerfacecolor": "white", "markersize": 8}
+                axes.plot(mixed, rows, "o", **ring, label="shuffled within the text")
+                axes.plot(found, rows, "o", color=ACCENT, markersize=5, label="in the order of the text")
                 axes.axvline(chance[kind], color=INK, linewidth=1, linestyle="--", label="even, independent choices")
                 axes.set(xlim=(0, 1.03), ylim=(D - 0.5, -0.5), yticks=rows, yticklabels=domains)
                 axes.set_xticks((0, 0.25, 0.5, 0.75), ("0%", "25%", "50%", "75%"))
@@ -140,7 +144,8 @@ def information(
             x = np.arange(L) - 0.4 + step * (place + 0.5)
             axes.bar(x, bits, step * 0.9, color=to_hex(shades[place]), label=f"told by the {name}")
             hatched = {"facecolor": "white", "edgecolor": INK, "hatch": "////", "linewidth": 0.6}
-            note = "the same, shuffled" if place == 0 else None
+            last = place == len(information) - 1
+            note = "told by shuffled labels" if last else None  # one entry, below those of the bars
             axes.bar(x, baselines[name], step * 0.9, label=note, **hatched)
             for at, value in zip(x, bits, strict=True):
                 label = axes.text(at, value + 0.06, f"{value:.2f}", ha="center", size=9.5)

@@ -10,6 +10,7 @@ from numpy.typing import ArrayLike
 from mixtral_edu.viz.style import ACCENT, FAINT, INK, MUTED, PAPER, new_figure, use_style
 
 LINES = ((INK, "-", "o"), (ACCENT, "-", "s"), (MUTED, "--", "^"))
+TIMES = ((INK, "-", "o"), (MUTED, "-", "D"), (ACCENT, "-", "s"), (MUTED, "--", "^"))
 UNITS = (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10), ("B", 1))
 
 
@@ -56,6 +57,48 @@ def bytes_by_length(
         axes.grid(axis="y")
         axes.set_xlabel("tokens T")
         axes.set_title(title)
+    return figure
+
+
+def seconds_by_length(
+    lengths: Sequence[int],
+    series: Mapping[str, Sequence[float]],
+    floors: Mapping[str, Sequence[float]],
+    title: str,
+    figure: Figure | None = None,
+) -> Figure:
+    """Measured times against the length of the text, and dotted what a floor allows; both axes logarithmic.
+
+    Args:
+        lengths: T.
+        series: seconds for each name.
+        floors: for some of the names, the least seconds that the work could take.
+        title: the finding.
+        figure: a figure to draw into instead of a new one.
+
+    Raises:
+        ValueError: series of another length, more than can be told apart, or a floor of none of them.
+    """
+    rows = [*series.values(), *floors.values()]
+    if not 1 <= len(series) <= len(TIMES) or any(len(values) != len(lengths) for values in rows):
+        raise ValueError(f"series: 1 to {len(TIMES)} rows of {len(lengths)} numbers are wanted, and floors as long")
+    if unknown := set(floors) - set(series):
+        raise ValueError(f"floors of {sorted(unknown)}: names of series are wanted, {sorted(series)}")
+    with use_style():
+        figure = new_figure(9.5, 4.0, figure)
+        axes = figure.add_axes((0.1, 0.16, 0.52, 0.72))
+        for (name, values), (colour, line, marker) in zip(series.items(), TIMES, strict=False):
+            axes.plot(lengths, values, color=colour, linestyle=line, marker=marker, markersize=5, label=name)
+            if name in floors:
+                axes.plot(lengths, floors[name], color=colour, linestyle=":", label="floor of its products")
+        axes.set_xscale("log", base=2)
+        axes.set_yscale("log")
+        axes.set_xticks(lengths, [f"{T:,}" for T in lengths])
+        axes.minorticks_off()
+        axes.grid(axis="y")
+        axes.set(xlabel="tokens T", ylabel="seconds")
+        axes.legend(loc="center left", bbox_to_anchor=(1.02, 0.5), fontsize=10.5)
+        figure.text(0.015, 0.94, title, size=13, weight="bold", va="center")
     return figure
 
 

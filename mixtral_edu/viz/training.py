@@ -3,12 +3,14 @@
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
 from mixtral_edu.viz.style import ACCENT, INK, MUTED, new_figure, use_style
 
 RUN_COLOURS = (ACCENT, INK, "#B7791F")
+PLAIN_BYTES = 8  # bits of a byte that nothing is known about
 
 
 def learning_rates(rates: ArrayLike, warmup_steps: int, title: str, figure: Figure | None = None) -> Figure:
@@ -80,7 +82,8 @@ def learning_curves(
         axes.set(xlim=(0, last), ylim=(0, top), xlabel="step", ylabel="loss, nats per token")
         axes.grid(axis="y")
         below = top if uniform is None else uniform  # the legend would hide the line of ln V
-        axes.legend(loc="upper right", bbox_to_anchor=(1.0, below / top))
+        note = f"thin: single steps, thick: mean of {span}"
+        axes.legend(loc="upper right", bbox_to_anchor=(1.0, below / top), title=note, title_fontsize=10)
         axes.set_title(title)
     return figure
 
@@ -99,6 +102,8 @@ def bits_by_domain(
     bits: Mapping[str, Sequence[float]], domains: Sequence[str], title: str, figure: Figure | None = None
 ) -> Figure:
     """Bits per byte as bars: a group for each domain, a bar for each model, each with its number.
+
+    Where a bar comes near 8, a dashed line shows what plain bytes take.
 
     Args:
         bits: for each model one number for each domain; at most three models.
@@ -120,12 +125,16 @@ def bits_by_domain(
         for place, ((name, values), colour) in enumerate(zip(bits.items(), RUN_COLOURS, strict=False)):
             rows = np.arange(len(domains)) + (place - (len(bits) - 1) / 2) * thickness
             bars = axes.barh(rows, values, height=0.88 * thickness, color=colour, label=name)
-            axes.bar_label(bars, fmt="%.2f", padding=3, size=9.5, color=INK)
-        axes.set(xlim=(0, 1.12 * max(max(values) for values in bits.values())), xlabel="bits per byte")
+            numbers = axes.bar_label(bars, fmt="%.2f", padding=3, size=9.5, color=INK)
+            plt.setp(numbers, bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5})  # over the dashed line
+        right = 1.12 * max(max(values) for values in bits.values())
+        if right > PLAIN_BYTES:
+            axes.axvline(PLAIN_BYTES, color=INK, linewidth=1.2, linestyle="--", label="plain bytes: 8")
+        axes.set(xlim=(0, right), xlabel="bits per byte")
         axes.set_yticks(range(len(domains)), domains)
         axes.invert_yaxis()
         axes.tick_params(axis="y", length=0)
         axes.grid(axis="x")
-        axes.legend(loc="upper right")
+        axes.legend(loc="upper right", frameon=True, framealpha=1, edgecolor="white")  # over the dashed line
         axes.set_title(title)
     return figure
