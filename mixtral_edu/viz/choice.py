@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from ipywidgets import IntSlider
 from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
 from numpy.typing import ArrayLike
 
 from mixtral_edu.viz.style import ACCENT, FAINT, INK, MUTED, expert_colour, new_figure, printable, use_style
@@ -80,7 +81,9 @@ def router_choice(scores: ArrayLike, top_k: int, name: str = "", figure: Figure 
         left.set(xlabel="expert", ylabel="score", xticks=range(len(scores)))
         left.set_title("scores x · W_g", size=11, weight="normal")
         right.bar(chosen, weights, color=[colours[expert] for expert in chosen], edgecolor=INK, linewidth=0.6)
-        right.bar(range(len(scores)), _softmax(scores), width=0.5, facecolor="none", edgecolor=INK, linestyle="--")
+        halo = withStroke(linewidth=2.6, foreground="white", dashes={"dash_offset": 0, "dash_list": None})  # solid
+        look = {"facecolor": "none", "edgecolor": INK, "linestyle": "--", "path_effects": [halo]}
+        right.bar(range(len(scores)), _softmax(scores), width=0.5, **look)
         for expert, weight in zip(chosen, weights, strict=True):
             right.text(expert, weight + 0.02, f"{weight:.2f}", ha="center", size=10)
         right.set(xlabel="expert", ylabel="weight", xticks=range(len(scores)), ylim=(0, 1.12))
