@@ -57,7 +57,7 @@ def main(argv: list[str]) -> int:
         return 130
     if options.command == "lab":
         return run(lab_command(rest, browser=not options.no_browser))
-    return run([PYTHON, "-m", "pytest", *rest])
+    return run([PYTHON, "-m", "pytest", "-n", "auto", *rest])  # conftest.py decides how many workers that makes
 
 
 def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
@@ -68,7 +68,9 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
                               epilog="Further arguments go to JupyterLab: dev.py lab -- --port=9000")
     lab.add_argument("--no-browser", action="store_true", help="print the address instead of opening a browser")
     test = commands.add_parser("test", allow_abbrev=False, help="run every test and every notebook",
-                               epilog="Further arguments go to pytest: dev.py test -x tests/test_moe.py")
+                               epilog="Further arguments go to pytest: dev.py test -x tests/test_moe.py. Several "
+                                      "files are shared among processes, one for each core and at most four; "
+                                      "with -n 0 there is one.")
     for command in (lab, test):
         command.add_argument("--torch-index", metavar="URL", help=(
             "package index for torch alone; 'default' is the one that pip is configured with. Remembered. "

@@ -68,6 +68,36 @@ def _convert(arguments: argparse.Namespace) -> None:
         raise FileExistsError(str(error).replace("overwrite=True", "--overwrite")) from error
 
 
+def _benchmark(arguments: argparse.Namespace) -> None:
+    from mixtral_edu.benchmark import as_table, benchmark
+    from mixtral_edu.files import read_json_object
+
+    if arguments.picture:
+        try:
+            import matplotlib
+        except ImportError:
+            raise ValueError("--picture needs matplotlib: pip install matplotlib") from None
+        matplotlib.use("Agg")  # a file is wanted, not a window
+    results = benchmark(
+        mixtral_edu.MixtralConfig.from_dict(read_json_object(arguments.config)) if arguments.config else None,
+        tasks=arguments.tasks,
+        dtype=arguments.dtype,
+        device=arguments.device,
+        threads=arguments.threads,
+        against=arguments.against,
+        quick=arguments.quick,
+        seconds=arguments.seconds,
+        json_file=arguments.json,
+        again=arguments.again,
+        report=lambda line: print(line, file=sys.stderr, flush=True),
+    )
+    print(as_table(results))
+    if arguments.picture:
+        from mixtral_edu.viz.benchmark import ratios_and_floors
+
+        ratios_and_floors(results).savefig(arguments.picture)
+
+
 def _grade(arguments: argparse.Namespace) -> None:
     from mixtral_edu.exercises.marking import as_dict, as_table, mark
 
@@ -121,6 +151,22 @@ def main(argv: list[str] | None = None) -> None:
     convert.add_argument("--overwrite", action="store_true", help="replace a checkpoint that TARGET holds")
     convert.add_argument("--max-shard-size", default="5GB", metavar="SIZE", help="of a Hugging Face file; default 5GB")
     convert.set_defaults(run=_convert)
+
+    benchmark = commands.add_parser("benchmark", help="measure speed and memory, alone or against transformers")
+    benchmark.add_argument("--against", choices=("transformers",), help="measure this too, in turns, on equal weights")
+    benchmark.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="float32; on a GPU bfloat16")
+    benchmark.add_argument("--threads", type=_count, metavar="N", help="processor threads")
+    benchmark.add_argument("--device", default="cpu", help="cpu (default) or cuda")
+    benchmark.add_argument(
+        "--tasks", nargs="+", metavar="TASK", help="prefill, decode, train, loading, or one such as decode-8-4096; all"
+    )
+    benchmark.add_argument("--quick", action="store_true", help="fewer layers, shorter contexts: under 3 minutes")
+    benchmark.add_argument("--seconds", type=_seconds, metavar="S", help="to spend on each row (20, or 2 with --quick)")
+    benchmark.add_argument("--config", type=Path, metavar="FILE", help="a config.json with other sizes")
+    benchmark.add_argument("--json", type=Path, metavar="FILE", help="write each row here; an interrupted run goes on")
+    benchmark.add_argument("--again", action="store_true", help="measure what FILE has already, too")
+    benchmark.add_argument("--picture", type=Path, metavar="FILE.png", help="draw the rows here")
+    benchmark.set_defaults(run=_benchmark)
 
     grade = commands.add_parser("grade", help="check a student's exercises; exit status 0 if all passed, 1 if not")
     grade.add_argument("submission", type=Path, metavar="STUDENT.py", help="a script or a notebook (.ipynb)")

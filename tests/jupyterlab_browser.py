@@ -4,6 +4,7 @@
         notebook.run_all()
         assert notebook.errors() == []
         before, after = notebook.picture_change(lambda: notebook.press_slider("ArrowRight"))
+        assert notebook.problems == []
 
 Nothing of the user's own Jupyter or browser settings is read, and the notebooks are copies.
 """
@@ -18,9 +19,10 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from base64 import b64encode
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from playwright.sync_api import Browser, Locator, Page, sync_playwright
@@ -49,6 +51,12 @@ NOTEBOOK_READY = """async () => {
     await panel.sessionContext.ready;
     await panel.sessionContext.session.kernel.info;
 }"""
+# Resolves to null while the picture is being replaced: the old source is gone then.
+IMAGE_URL = """image => fetch(image.src).then(answer => answer.blob()).then(blob => new Promise(done => {
+    const reader = new FileReader();
+    reader.onloadend = () => done(reader.result);
+    reader.readAsDataURL(blob);
+})).catch(() => null)"""
 
 
 def find_chromium() -> str | None:
@@ -134,7 +142,9 @@ class JupyterLab:
         try:
             page.goto(f"{self.url}/lab/workspaces/test-{next(self._workspaces)}/tree/{name}?token={TOKEN}")
             page.wait_for_function("() => window.jupyterapp !== undefined")
-            notebook = NotebookPage(page)
+            notebook = NotebookPage(page, page.locator("body"), [])
+            page.on("pageerror", lambda error: notebook.problems.append(str(error)))
+            page.on("console", lambda line: line.type == "error" and notebook.problems.append(line.text))
             notebook.evaluate(NOTEBOOK_READY, timeout)
             yield notebook
             notebook.evaluate("() => jupyterapp.shell.currentWidget.sessionContext.shutdown()", timeout)
@@ -144,9 +154,19 @@ class JupyterLab:
 
 @dataclass
 class NotebookPage:
-    """One open notebook. `page` is playwright's page, for whatever the methods here do not cover."""
+    """One open notebook.
+
+    `page` is playwright's page, for whatever the methods here do not cover; sliders, pictures and so on are those in
+    `area`; `problems` are the errors of the page itself, as a browser's console shows them.
+    """
 
     page: Page
+    area: Locator
+    problems: list[str]
+
+    def cell(self, number: int) -> "NotebookPage":
+        """The same notebook, of which only the cell with this number is looked at."""
+        return replace(self, area=self.page.locator(".jp-Notebook .jp-Cell").nth(number))
 
     def evaluate(self, function: str, timeout: float):
         """Run a JavaScript function in the page and return what it resolves to, within `timeout` seconds."""
@@ -174,12 +194,12 @@ class NotebookPage:
         return found
 
     def sliders(self) -> Locator:
-        """The handles of all sliders, in the page's order."""
-        return self.page.locator(".widget-inline-hbox .noUi-handle")
+        """The handles of all sliders, in their order on the page."""
+        return self.area.locator(".widget-inline-hbox .noUi-handle")
 
     def pictures(self) -> Locator:
-        """The pictures of all `Image` widgets, in the page's order."""
-        return self.page.locator("img.widget-image")
+        """The pictures of all `Image` widgets, in their order on the page."""
+        return self.area.locator("img.widget-image")
 
     def press_slider(self, key: str = "ArrowRight", index: int = 0) -> None:
         """Move a slider as the keyboard does: "ArrowRight", "ArrowLeft", "Home" or "End"."""
@@ -189,11 +209,11 @@ class NotebookPage:
 
     def choose(self, label: str, index: int = 0) -> None:
         """Choose an entry of a drop-down list."""
-        self.page.locator(".widget-dropdown select").nth(index).select_option(label=label)
+        self.area.locator(".widget-dropdown select").nth(index).select_option(label=label)
 
     def type_text(self, text: str, index: int = 0) -> None:
         """Type into a text field, and press Enter."""
-        field = self.page.locator(".widget-text input").nth(index)
+        field = self.area.locator(".widget-text input").nth(index)
         field.fill(text)
         field.press("Enter")
 
@@ -212,3 +232,16 @@ class NotebookPage:
             timeout=1000 * timeout,
         )
         return before, picture.screenshot()
+
+    def await_picture(self, png: bytes, index: int = 0, timeout: float = 60) -> None:
+        """Wait until a picture is `png`, byte by byte.
+
+        Raises:
+            TimeoutError: it does not become that.
+        """
+        url = f"data:image/png;base64,{b64encode(png).decode()}"
+        deadline = time.monotonic() + timeout
+        while self.pictures().nth(index).evaluate(IMAGE_URL) != url:
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"the picture is another one, still after {timeout:.0f} s")
+            self.page.wait_for_timeout(50)

@@ -1,13 +1,21 @@
 """What a reader does with the notebooks in JupyterLab: run all cells, move the controls, see the pictures change."""
 
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
 import nbformat
 import pytest
-from playwright.sync_api import TimeoutError
+from ipywidgets import Dropdown, FloatSlider, IntSlider, SelectionSlider, Text
+from playwright.sync_api import TimeoutError as PictureStays
 
-from jupyterlab_browser import JupyterLab
+from jupyterlab_browser import JupyterLab, NotebookPage
+from mixtral_edu.viz.widgets import FigureView
 from refresh_notebooks import METADATA
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
+
+SLIDERS = (IntSlider, FloatSlider, SelectionSlider)
 
 SLIDER_AND_PICTURE = """
 from io import BytesIO
@@ -24,21 +32,29 @@ picture = ipywidgets.Image(value=png(0), format="png")
 slider.observe(lambda change: setattr(picture, "value", png(100 * change.new)), "value")
 ipywidgets.VBox([slider, picture])
 """
+PAGE_ERRORS = """() => new Promise(done => {
+    console.error("said");
+    setTimeout(() => { setTimeout(done); throw new Error("thrown"); });
+})"""
 
 
-def test_the_harness_sees_errors_and_pictures_that_stay_and_that_change(jupyterlab: JupyterLab):
+def test_the_harness_sees_errors_in_cells_and_page_and_pictures_that_stay_and_that_change(jupyterlab: JupyterLab):
     cells = [nbformat.v4.new_code_cell(source) for source in (SLIDER_AND_PICTURE, "1 / 0", "2 + 2")]
     notebook = nbformat.v4.new_notebook(cells=cells, metadata=METADATA)  # without a kernelspec, a dialog asks for one
     nbformat.write(notebook, jupyterlab.root / "trial.ipynb")
     with jupyterlab.notebook("trial.ipynb") as notebook:
         notebook.run_all()
         assert notebook.errors() == ["cell 1: ZeroDivisionError: division by zero", "cell 2 did not run"]
-        with pytest.raises(TimeoutError):
+        with pytest.raises(PictureStays):
             notebook.picture_change(lambda: None, timeout=0.5)
         dark, grey = notebook.picture_change(notebook.press_slider)
         assert dark != grey
         grey_again, dark_again = notebook.picture_change(lambda: notebook.press_slider("ArrowLeft"))
         assert (dark_again, grey_again) == (dark, grey)
+        with pytest.raises(TimeoutError):
+            notebook.await_picture(b"another picture", timeout=0.5)
+        notebook.evaluate(PAGE_ERRORS, timeout=10)
+        assert notebook.problems == ["said", "thrown"]
 
 
 def test_quickstart_runs_and_its_layer_slider_redraws_the_tokens(jupyterlab: JupyterLab):
@@ -47,40 +63,89 @@ def test_quickstart_runs_and_its_layer_slider_redraws_the_tokens(jupyterlab: Jup
         assert notebook.errors() == []
         before, after = notebook.picture_change(notebook.press_slider)
         assert before != after
+        assert notebook.problems == []
 
 
-WIDGETS = {
-    "RopeView": """
-from mixtral_edu.viz.rope_widget import RopeView
-RopeView(head_dim=32, theta=1e4)""",
-    "MaskView": """
-from mixtral_edu.viz.masks import MaskView
-MaskView()""",
-    "RingView": """
-from mixtral_edu.viz.cache_ring import RingView
-RingView()""",
-    "SamplingView": """
-from mixtral_edu import MixtralForCausalLM, MixtralTokenizer
-from mixtral_edu.viz.sampling_widget import SamplingView
-model, tokenizer = (kind.from_pretrained("tiny") for kind in (MixtralForCausalLM, MixtralTokenizer))
-SamplingView(model.float(), tokenizer, {"a story": "Once upon a time there was a"})""",
-    "QuantizationView": """
+SETUP = """
 import torch
+from mixtral_edu import MixtralForCausalLM, MixtralTokenizer
+from mixtral_edu.viz.cache_ring import RingView
+from mixtral_edu.viz.choice import ChoiceView
+from mixtral_edu.viz.heads import AttentionView
+from mixtral_edu.viz.lens_widget import LensView
+from mixtral_edu.viz.masks import MaskView
+from mixtral_edu.viz.merges import MergesView
 from mixtral_edu.viz.quantization_widget import QuantizationView
-QuantizationView(torch.linspace(-1, 1, 256) ** 3)""",
+from mixtral_edu.viz.rope_widget import RopeView
+from mixtral_edu.viz.sampling_widget import SamplingView
+from mixtral_edu.viz.widgets import RouterView
+
+model = MixtralForCausalLM.from_pretrained("tiny", dtype=torch.float32, attn_implementation="eager")
+tokenizer = MixtralTokenizer.from_pretrained("tiny")
+texts = {"story": "Once upon a time there was a", "cat": "The cat sat down."}
+"""
+# Each widget, and what is done to it: sliders (their values are numbers) go one step to the right.
+WIDGETS = {
+    "MergesView(tokenizer, texts)": {"merges": 1, "text": "cat", "own_text": "zebras"},
+    "RopeView(head_dim=32, theta=1e4)": {"pair": 1, "distance": 3},
+    "AttentionView(model, tokenizer, texts, [(0, 3, 5)])": {"head": 4, "query": 6, "text": "cat", "own_text": "Yes."},
+    "MaskView()": {"window": 5, "pads": 1},
+    "RingView(window=2)": {"step": 1, "chunk": 2, "order": "write first (wrong)"},
+    "ChoiceView(model, tokenizer, texts['story'])": {"token": 1, "layer": 1, "top_k": 3},
+    "RouterView(model, tokenizer, texts)": {"layer": 1, "text": "cat", "own_text": "zebras"},
+    "LensView(model, tokenizer, texts)": {"token": 2, "text": "cat", "own_text": "Yes, there was a"},
+    "SamplingView(model, tokenizer, texts)": {"temperature": 1.1, "top_k": 50, "text": "cat", "own_text": "zebras"},
+    "QuantizationView(torch.linspace(-1, 1, 256) ** 3)": {"bits": 5, "group": "256"},
 }
 
 
-@pytest.mark.parametrize("name", WIDGETS)
-def test_a_widget_redraws_when_its_slider_moves(jupyterlab: JupyterLab, name: str):
-    cells = [nbformat.v4.new_code_cell(WIDGETS[name].strip())]
-    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=METADATA), jupyterlab.root / f"{name}.ipynb")
-    with jupyterlab.notebook(f"{name}.ipynb") as notebook:
+@pytest.fixture(scope="module")
+def widgets(jupyterlab: JupyterLab) -> Iterator[NotebookPage]:
+    """A notebook with a cell for SETUP and one for each widget, which has run."""
+    cells = [nbformat.v4.new_code_cell(source) for source in (SETUP, *WIDGETS)]
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=METADATA), jupyterlab.root / "widgets.ipynb")
+    with jupyterlab.notebook("widgets.ipynb") as notebook:
         notebook.run_all()
-        assert notebook.errors() == []
-        before, after = notebook.picture_change(notebook.press_slider)
+        yield notebook
+
+
+@pytest.fixture(scope="module")
+def names() -> dict[str, Any]:
+    """What SETUP defines, in this process."""
+    names: dict[str, Any] = {}
+    exec(SETUP, names)
+    return names
+
+
+@pytest.mark.parametrize("source", WIDGETS, ids=lambda source: source.partition("(")[0])
+def test_a_widget_shows_what_its_controls_say(widgets: NotebookPage, names: dict[str, Any], source: str):
+    assert widgets.errors() == []
+    cell, twin = widgets.cell(1 + list(WIDGETS).index(source)), eval(source, names)
+    cell.await_picture(twin.picture.value)
+    for name, value in WIDGETS[source].items():
+        before, after = cell.picture_change(partial(move, cell, twin, name, value))
         assert before != after
-        if name == "RingView":
-            play = notebook.page.locator(".jupyter-widgets button").first
-            before, after = notebook.picture_change(play.click)
-            assert before != after
+        cell.await_picture(twin.picture.value)
+    assert widgets.problems == []
+
+
+def move(cell: NotebookPage, twin: FigureView, name: str, value: float | str) -> None:
+    """Move a control in the page by mouse and keyboard, and the twin's control from here."""
+    control = getattr(twin, name)
+    controls = twin.children[0].children
+    if isinstance(control, Dropdown):
+        cell.choose(value, [each for each in controls if isinstance(each, Dropdown)].index(control))
+        control.label = value
+    elif isinstance(control, Text):
+        cell.type_text(value)
+        control.value = value
+    else:
+        cell.press_slider("ArrowRight", [each for each in controls if isinstance(each, SLIDERS)].index(control))
+        control.value = value
+
+
+def test_the_ring_plays_by_itself(widgets: NotebookPage):
+    cell = widgets.cell(1 + list(WIDGETS).index("RingView(window=2)"))
+    play = cell.area.locator(".jupyter-widgets button").first
+    before, after = cell.picture_change(play.click)
+    assert before != after

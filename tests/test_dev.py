@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -152,6 +153,24 @@ def test_find_links_may_be_lists_urls_and_missing_folders(tmp_path: Path):
 def test_further_arguments_are_passed_on_in_their_order(line: str, torch_index: str | None, rest: list[str]):
     options, passed_on = dev.parse(line.split())
     assert (options.torch_index, passed_on) == (torch_index, rest)
+
+
+@pytest.mark.parametrize(
+    ("named", "capture", "cores", "workers"),
+    [
+        (["tests", "notebooks"], "fd", 2, 2),
+        (["tests", "notebooks"], "fd", 64, 4),
+        (["tests", "notebooks"], "fd", 1, 0),
+        (["tests", "notebooks"], "no", 2, 0),
+        (["tests/test_dev.py", "tests/test_moe.py::test_a"], "fd", 2, 2),
+        (["tests/test_dev.py::test_a", "tests/test_dev.py::test_b"], "fd", 2, 0),
+    ],
+)
+def test_what_n_auto_means(monkeypatch, request, named: list[str], capture: str, cores: int, workers: int):
+    monkeypatch.chdir(dev.ROOT)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: range(cores), raising=False)
+    config = SimpleNamespace(args=named, option=SimpleNamespace(capture=capture))
+    assert request.config.hook.pytest_xdist_auto_num_workers(config=config) == workers
 
 
 def test_jupyterlab_serves_the_repository_and_opens_the_first_notebook(monkeypatch: pytest.MonkeyPatch):

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 pytestmark = pytest.mark.slow
+_ON_DEMAND = ("mixtral_edu.viz", "mixtral_edu.training", "mixtral_edu.timing", "mixtral_edu.benchmark")
 NO_CACHES = shutil.ignore_patterns("__pycache__", "*.pyc")
 
 
@@ -94,7 +95,7 @@ print(json.dumps(sorted(set(sys.modules) - before)))
     assert "mixtral_edu" in packages
     assert packages <= {"mixtral_edu", "numpy", "psutil", "safetensors", "sentencepiece", "tqdm"}
     assert not modules & {"torch._dynamo", "torch._inductor", "torch.onnx"}  # seconds each
-    assert not {module for module in modules if module.startswith(("mixtral_edu.viz", "mixtral_edu.training"))}
+    assert not {module for module in modules if module.startswith(_ON_DEMAND)}
 
 
 def test_the_installed_command_line_answers(site: Path):

@@ -1,0 +1,221 @@
+"""What is timed: prefill, decoding and training, as work on any causal model, and the least that each can take.
+
+The floor of decoding is the time to read once, at the machine's measured bandwidth, each weight that is needed and the
+keys and values that are seen. That of prefill and training is the time of their multiplications and additions at the
+measured rate of a large matrix product.
+"""
+
+import copy
+import inspect
+import itertools
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mixtral_edu.cache import RollingKVCache
+from mixtral_edu.config import MixtralConfig
+from mixtral_edu.model import MixtralForCausalLM
+
+STEPS = 16  # tokens that each row decodes in one timed stretch
+_FIRST_ID = 3  # what lies below are special tokens
+_FORMS = {"prefill": 1, "decode": 2, "train": 2, "loading": 0}  # how many numbers each kind's names have
+
+
+@dataclass(frozen=True)
+class Task:
+    """One thing to measure.
+
+    `prefill-T`: T tokens of one text into a new cache, scores of the last. `decode-B-C`: one more token for each of B
+    rows, C tokens of context. `train-B-T`: forward, loss, backward and optimizer step. `loading`: import, load, memory.
+
+    >>> Task.parse("decode-8-4096")
+    Task(kind='decode', batch=8, tokens=4096)
+
+    Raises:
+        ValueError: a name of another form, or a number of 0.
+    """
+
+    kind: str
+    batch: int = 1
+    tokens: int = 1
+
+    @classmethod
+    def parse(cls, name: str) -> "Task":
+        kind, *numbers = name.split("-")
+        fits = all(re.fullmatch("[1-9][0-9]*", number) for number in numbers)
+        if _FORMS.get(kind) != len(numbers) or not fits:
+            raise ValueError(f"task {name!r}: prefill-TOKENS, decode-BATCH-CONTEXT, train-BATCH-TOKENS or loading is "
+                             "wanted")  # fmt: skip
+        return cls(kind, *([1] * (2 - len(numbers)) + [int(number) for number in numbers]))
+
+    @property
+    def name(self) -> str:
+        numbers = (self.batch, self.tokens)[2 - _FORMS[self.kind] :]
+        return "-".join(map(str, (self.kind, *numbers)))
+
+    @property
+    def new_tokens(self) -> int:
+        """Tokens that one pass, or step, takes in; what its time is divided by for the time of a token."""
+        return self.batch if self.kind == "decode" else self.batch * self.tokens
+
+
+TASKS = tuple(
+    Task.parse(name)
+    for name in ("prefill-512", "prefill-2048", "prefill-16384", "decode-1-64", "decode-1-4096", "decode-8-64",
+                 "decode-8-4096", "train-4-256", "loading")
+)  # fmt: skip
+QUICK_TASKS = tuple(task for task in TASKS if task.tokens <= 2048)
+
+
+def choose_tasks(names: Sequence[str] | None, quick: bool = False) -> list[Task]:
+    """Return the tasks that names mean: a task's name, or the beginning of names of `TASKS`; None for all.
+
+    >>> [task.name for task in choose_tasks(["prefill", "decode-32-64"])]
+    ['prefill-512', 'prefill-2048', 'prefill-16384', 'decode-32-64']
+
+    Raises:
+        ValueError: a name that is neither.
+    """
+    usual = QUICK_TASKS if quick else TASKS
+    if names is None:
+        return list(usual)
+    chosen: list[Task] = []
+    for name in names:
+        chosen += [task for task in usual if task.name.startswith(f"{name}-")] or [Task.parse(name)]
+    return list(dict.fromkeys(chosen))
+
+
+def cache_name(model: nn.Module) -> str:
+    """How a model's forward pass and its result call the cache; in transformers that changed with 5.24."""
+    return "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
+
+
+class Prefill:
+    """The work of a prefill task on one model."""
+
+    def __init__(self, model: nn.Module, task: Task):
+        self.model, self.ids = model, random_ids(model, 1, task.tokens)
+
+    def prepare(self) -> None:
+        self.model.eval()
+
+    @torch.no_grad()
+    def run(self) -> None:
+        self.model(self.ids, use_cache=True, logits_to_keep=1)
+
+
+class Decode:
+    """The work of a decode task on one model: `STEPS` tokens for each row, always from the same context on.
+
+    The rows have the context in common and go on with tokens of their own, which are given, not chosen.
+    """
+
+    @torch.no_grad()
+    def __init__(self, model: nn.Module, task: Task):
+        self.model, self.cache_name = model.eval(), cache_name(model)
+        out = model(random_ids(model, 1, task.tokens), use_cache=True, logits_to_keep=1)
+        self.context = getattr(out, self.cache_name)
+        repeat_rows(self.context, task.batch)
+        self.ids = random_ids(model, task.batch, STEPS)
+        self.cache: Any = None
+
+    def prepare(self) -> None:
+        self.model.eval()
+        self.cache = copy.deepcopy(self.context)
+
+    def run(self) -> None:
+        self._steps()
+
+    @torch.no_grad()
+    def _steps(self, **options: bool) -> list[Any]:
+        outs = []
+        for ids in self.ids.split(1, dim=1):
+            outs.append(self.model(ids, use_cache=True, logits_to_keep=1, **{self.cache_name: self.cache}, **options))
+        return outs
+
+    def experts_met(self) -> float:
+        """How many experts of a layer one step reads, counted in the router's decisions: mean over steps and layers."""
+        self.prepare()
+        K = self.model.config.num_experts_per_tok
+        logits = [layer for out in self._steps(output_router_logits=True) for layer in out.router_logits]  # (B, E) each
+        return sum(layer.topk(K).indices.unique().numel() for layer in logits) / len(logits)
+
+
+class TrainingStep:
+    """The work of a training task on one model.
+
+    Plain gradient descent, with a learning rate of 0: a step costs as much as any, and every round has equal weights.
+    """
+
+    def __init__(self, model: nn.Module, task: Task):
+        self.model, self.ids = model, random_ids(model, task.batch, task.tokens)
+        self.optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+
+    def prepare(self) -> None:
+        self.model.train()
+
+    def run(self) -> None:
+        self.model(self.ids, labels=self.ids, use_cache=False, output_router_logits=True).loss.backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+
+
+def work_on(model: nn.Module, task: Task) -> Prefill | Decode | TrainingStep:
+    """Return a task's work on a causal model, of this package or of transformers."""
+    return {"prefill": Prefill, "decode": Decode, "train": TrainingStep}[task.kind](model, task)
+
+
+def random_ids(model: nn.Module, batch: int, tokens: int) -> Tensor:
+    """Token ids (batch, tokens), the same at each call."""
+    generator = torch.Generator().manual_seed(tokens)
+    ids = torch.randint(_FIRST_ID, model.config.vocab_size, (batch, tokens), generator=generator)
+    return ids.to(model.device)
+
+
+def repeat_rows(cache: Any, times: int) -> None:
+    """Turn the cache of one text into that of `times` equal texts, in place."""
+    if not isinstance(cache, RollingKVCache):
+        cache.batch_repeat_interleave(times)
+        return
+    cache.keys = [keys.repeat(times, 1, 1, 1) for keys in cache.keys]
+    cache.values = [values.repeat(times, 1, 1, 1) for values in cache.values]
+    cache.positions, cache.next_position = cache.positions.repeat(times, 1), cache.next_position.repeat(times)
+
+
+def bytes_read(model: MixtralForCausalLM, task: Task, experts_met: float) -> float:
+    """Bytes that a decoding step has to read, on average over `STEPS` steps.
+
+    All weights but the embedding's, of which B rows, and the experts that no token meets; and the keys and values that
+    the rows see. `experts_met` of E are read a layer.
+    """
+    config, embedding = model.config, model.model.embed_tokens.weight
+    experts = sum(_nbytes(layer.block_sparse_moe.experts) for layer in model.model.layers)
+    weights = _nbytes(model) - embedding.nbytes - experts * (1 - experts_met / config.num_local_experts)
+    seen = [min(task.tokens + step, config.sliding_window or task.tokens + step) for step in range(1, STEPS + 1)]
+    numbers_a_key = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim
+    keys_and_values = task.batch * numbers_a_key * sum(seen) / STEPS * embedding.itemsize
+    return weights + task.batch * config.hidden_size * embedding.itemsize + keys_and_values
+
+
+def operations(config: MixtralConfig, task: Task) -> int:
+    """Multiplications and additions of a prefill or a training step, counted as matrix products need them.
+
+    Two for each active weight and token (the head's only where scores are wanted), and four for each number of a head
+    and each query-key pair inside the window. Going backward takes twice as many again.
+    """
+    counts, B, T = config.parameter_counts(), task.batch, task.tokens
+    head = counts.per_part["lm_head"]
+    a_token = counts.active - counts.per_part["embedding"] - counts.per_part["norms"] - head
+    scored = T if task.kind == "train" else 1
+    pairs = sum(min(position + 1, config.sliding_window or T) for position in range(T))
+    attention = 4 * config.num_hidden_layers * config.num_attention_heads * config.head_dim * pairs
+    forward = B * (2 * a_token * T + 2 * head * scored + attention)
+    return 3 * forward if task.kind == "train" else forward
+
+
+def _nbytes(module: nn.Module) -> int:
+    return sum(tensor.nbytes for tensor in itertools.chain(module.parameters(), module.buffers()))

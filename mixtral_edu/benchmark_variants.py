@@ -1,0 +1,85 @@
+"""Which model is measured, and in which forms."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from mixtral_edu.benchmark_tasks import Task
+from mixtral_edu.config import MixtralConfig
+from mixtral_edu.model import MixtralForCausalLM
+from mixtral_edu.placement import dtype_name
+
+_LONGEST_QUANTIZED_PREFILL = 512
+
+
+def benchmark_config(quick: bool = False) -> MixtralConfig:
+    """The sizes that are measured: 8 layers, 214 million parameters; 2 layers if quick."""
+    return MixtralConfig(
+        vocab_size=32000,
+        hidden_size=512,
+        intermediate_size=1792,
+        num_hidden_layers=2 if quick else 8,
+        num_attention_heads=8,
+        num_key_value_heads=2,
+        max_position_embeddings=32768,
+        sliding_window=256,
+    )
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One form of our model: plain as loaded, packed for inference, or quantized and packed.
+
+    `attention` and `experts`: implementations; None for the default.
+    """
+
+    dtype: torch.dtype
+    packed: bool = False
+    quantization: str | None = None
+    attention: str | None = None
+    experts: str | None = None
+
+    @property
+    def name(self) -> str:
+        form = self.quantization or ("packed" if self.packed else "plain")
+        return " ".join(filter(None, (form, dtype_name(self.dtype), self.attention)))
+
+    def takes(self, task: Task) -> bool:
+        """Whether this form is measured in that task."""
+        if self.quantization is not None:
+            return task.kind == "decode" or task.kind == "prefill" and task.tokens <= _LONGEST_QUANTIZED_PREFILL
+        return task.kind in ("prefill", "decode") or task.kind == "train" and not self.packed
+
+    def load(self, folder: Path, device: torch.device) -> MixtralForCausalLM:
+        """Load this form from a checkpoint."""
+        model = MixtralForCausalLM.from_pretrained(
+            folder,
+            dtype=self.dtype,
+            device=device,
+            quantization=self.quantization,
+            attn_implementation=self.attention,
+            experts_implementation=self.experts,
+        )
+        return model.prepare_for_inference() if self.packed else model
+
+
+def variants(dtype: torch.dtype, device: torch.device, quick: bool = False) -> list[Variant]:
+    """The forms to measure; on a CUDA device each with all ways to compute attention, and experts in one product.
+
+    Quantized forms take bfloat16, and on a CPU float32 too unless it has to be quick.
+    """
+    activations = (torch.bfloat16,) if quick or device.type == "cuda" else (torch.bfloat16, torch.float32)
+    rounded = [
+        Variant(kind, packed=True, quantization=quantization)
+        for quantization in ("int8", "int4")
+        for kind in activations
+    ]
+    if device.type != "cuda":
+        return [Variant(dtype), Variant(dtype, packed=True), *rounded]
+    ways = [
+        Variant(dtype, packed, attention=attention, experts="grouped")
+        for packed in (False, True)
+        for attention in ("eager", "sdpa", "flash_attention_2")
+    ]
+    return [*ways, *rounded]

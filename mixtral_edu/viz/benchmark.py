@@ -1,0 +1,107 @@
+"""What a benchmark found: ratios to a peer with their spread, and how near each row comes to its floor."""
+
+from collections.abc import Sequence
+from itertools import groupby
+from statistics import median
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, NullLocator
+
+from mixtral_edu.benchmark_results import Result, amount
+from mixtral_edu.viz.style import ACCENT, FAINT, INK, MUTED, new_figure, use_style
+
+_ROW, _ABOVE, _BELOW = 0.25, 0.75, 0.62  # inches
+_TICKS = (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50)
+
+
+def ratios_and_floors(results: Sequence[Result], title: str | None = None, figure: Figure | None = None) -> Figure:
+    """Two panels with one line a row, grouped by task: theirs by ours, and the share of the floor that is reached.
+
+    A dot is the median of the paired ratios, the line through it runs from quartile to quartile. Dots right of 1 are
+    rows in which we are faster, or take less memory; they are filled.
+
+    Args:
+        results: what `mixtral_edu.benchmark.benchmark` returns.
+        title: instead of the computed one, which counts those rows.
+        figure: a figure to draw into instead of a new one.
+
+    Raises:
+        ValueError: no results.
+    """
+    if not results:
+        raise ValueError("results is empty: at least one row is wanted")
+    heights, labels = _places(results)
+    height = _ABOVE + _BELOW + _ROW * (len(results) + len(labels))
+    with use_style():
+        figure = new_figure(11, height, figure)
+        bottom, tall = _BELOW / height, 1 - (_ABOVE + _BELOW) / height
+        ratios, shares = figure.add_axes((0.33, bottom, 0.36, tall)), figure.add_axes((0.73, bottom, 0.245, tall))
+        for axes in (ratios, shares):
+            axes.set(ylim=(len(results) + len(labels) - 0.4, -0.6), yticks=[])
+            axes.spines["left"].set_visible(False)
+            axes.xaxis.grid(True, color=FAINT)
+        _draw_ratios(ratios, results, heights)
+        _draw_shares(shares, results, heights)
+        beside = ratios.get_yaxis_transform()  # x in widths of the panel, y in rows
+        for task, y in labels.items():
+            ratios.text(-0.9, y, task, transform=beside, va="center", weight="bold")
+        for result, y in zip(results, heights, strict=True):
+            ratios.text(-0.86, y, result.variant, transform=beside, va="center", size=10.5, color=MUTED)
+            words = amount(median(result.ours), result.unit)
+            ratios.text(-0.03, y, words, transform=beside, va="center", ha="right", size=10.5, color=MUTED)
+            if result.ratio is not None:
+                ratios.text(1.015, y, f"{result.ratio.median:.2f}", transform=beside, va="center", size=10)
+        place = {"size": 13, "weight": "bold", "va": "center", "parse_math": False}
+        figure.text(0.012, 1 - 0.3 / height, _title(results) if title is None else title, **place)
+    return figure
+
+
+def _places(results: Sequence[Result]) -> tuple[list[int], dict[str, int]]:
+    """The height of each row, and of each task's name above its rows."""
+    heights, labels, y = [], {}, 0
+    for task, rows in groupby(results, key=lambda result: result.task):
+        labels.setdefault(task, y)
+        for _ in rows:
+            y += 1
+            heights.append(y)
+        y += 1
+    return heights, labels
+
+
+def _draw_ratios(axes: Axes, results: Sequence[Result], heights: Sequence[int]) -> None:
+    axes.axvline(1, color=INK, linewidth=1.2)
+    ratios = [(y, result.ratio) for result, y in zip(results, heights, strict=True) if result.ratio is not None]
+    for y, ratio in ratios:
+        axes.plot([ratio.low, ratio.high], [y, y], color=ACCENT, linewidth=2.2, solid_capstyle="butt")
+        fill = ACCENT if ratio.median > 1 else "white"
+        axes.plot(ratio.median, y, "o", color=ACCENT, markerfacecolor=fill, markersize=6.5)
+    low = min([0.5, *(0.9 * ratio.low for _, ratio in ratios)])
+    high = max([2.0, *(1.1 * ratio.high for _, ratio in ratios)])
+    axes.set(xscale="log", xlim=(low, high), xlabel=f"{_peer(results)} / ours, logarithmic")
+    axes.xaxis.set_major_locator(FixedLocator([tick for tick in _TICKS if low <= tick <= high]))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter("{x:g}")
+
+
+def _draw_shares(axes: Axes, results: Sequence[Result], heights: Sequence[int]) -> None:
+    for result, y in zip(results, heights, strict=True):
+        if result.share_of_floor is not None:
+            share = 100 * result.share_of_floor
+            axes.barh(y, share, height=0.62, color=ACCENT)
+            words = f"{share:.0f} %" if share >= 0.5 else "< 1 %"
+            axes.text(share + 1.5, y, words, va="center", size=10)
+    axes.set(xlim=(0, 118), xticks=range(0, 101, 25), xlabel="% of the floor reached")
+
+
+def _peer(results: Sequence[Result]) -> str:
+    return next((result.against for result in results if result.against), "theirs")
+
+
+def _title(results: Sequence[Result]) -> str:
+    ratios = [result.ratio.median for result in results if result.ratio is not None]
+    if ratios:
+        ahead = sum(ratio > 1 for ratio in ratios)
+        return f"Less time or memory than {_peer(results)} in {ahead} of {len(ratios)} rows"
+    shares = [result.share_of_floor for result in results if result.share_of_floor is not None]
+    return f"At best {max(shares):.0%} of the floor" if shares else "Times without a floor"

@@ -1,0 +1,503 @@
+"""The benchmark compares what it says: equal weights, paired times, floors counted right. No time is judged."""
+
+import json
+import subprocess
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import matplotlib
+import pytest
+import torch
+from matplotlib import pyplot as plt
+from torch.utils.flop_counter import FlopCounterMode
+
+from mixtral_edu import MixtralConfig, MixtralForCausalLM
+from mixtral_edu.__main__ import main
+from mixtral_edu.benchmark import benchmark
+from mixtral_edu.benchmark_loading import _in_new_process, measure_loading
+from mixtral_edu.benchmark_peers import Setting, Transformers
+from mixtral_edu.benchmark_results import Result, ResultFile, as_table, describe_machine
+from mixtral_edu.benchmark_tasks import STEPS, Decode, Prefill, Task, bytes_read, choose_tasks, operations, work_on
+from mixtral_edu.benchmark_variants import Variant, benchmark_config, variants
+from mixtral_edu.moe import Expert
+from mixtral_edu.quantization import quantize_model
+from mixtral_edu.timing import paired_rounds, product_rate, read_bandwidth
+from mixtral_edu.viz.benchmark import ratios_and_floors
+from test_viz import assert_no_texts_overlap, assert_nothing_cut_off, texts_of
+
+matplotlib.use("Agg")
+
+CPU = torch.device("cpu")
+SIZES = {"hidden_size": 64, "intermediate_size": 64, "head_dim": 16, "vocab_size": 96}  # what quantization can take
+
+
+@pytest.fixture(autouse=True)
+def closed_figures():
+    yield
+    plt.close("all")
+
+
+@pytest.fixture(scope="module")
+def config(make_config) -> MixtralConfig:
+    return make_config(**SIZES)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(config: MixtralConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("benchmark") / "checkpoint"
+    torch.manual_seed(0)
+    MixtralForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def peer(checkpoint: Path) -> Transformers:
+    return Transformers(checkpoint, CPU)
+
+
+class Noted:
+    """Work that writes down when it is done."""
+
+    def __init__(self, name: str, diary: list[str]):
+        self.name, self.diary = name, diary
+
+    def prepare(self) -> None:
+        self.diary.append(f"prepare {self.name}")
+
+    def run(self) -> None:
+        self.diary.append(self.name)
+
+
+def test_rounds_alternate_their_order_after_one_to_warm_up():
+    diary = []
+    times = paired_rounds([Noted("a", diary), Noted("b", diary)], budget=0.0, device=CPU, least=3)
+    assert [len(each) for each in times] == [3, 3]
+    assert [entry for entry in diary if " " not in entry] == ["a", "b", "a", "b", "b", "a", "a", "b"]
+    assert diary[::2] == [f"prepare {name}" for name in diary[1::2]]
+
+
+def test_rounds_end_at_the_most():
+    assert [len(each) for each in paired_rounds([Noted("a", [])], budget=60.0, device=CPU, most=4)] == [4]
+
+
+def test_ratios_are_taken_round_by_round():
+    result = Result("prefill-8", "plain", ours=(1.0, 2.0, 10.0), theirs=(2.0, 6.0, 10.0), floor=0.5)
+    assert result.ratio == (1.5, 2.0, 2.5)  # of 2, 3 and 1; the medians' ratio would be 3
+    assert result.share_of_floor == 0.25
+    alone = replace(result, theirs=(), floor=None)
+    assert alone.ratio is None and alone.share_of_floor is None
+
+
+def test_rates_count_bytes_and_operations(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("mixtral_edu.timing._fastest", lambda run, device: (run(), 0.5)[1])
+    assert read_bandwidth(CPU, floats=4096) == 4 * 4096 / 0.5
+    assert product_rate(torch.float32, CPU, size=64) == 2 * 64**3 / 0.5
+
+
+@pytest.mark.parametrize("name", ["prefill-512", "decode-8-4096", "train-4-256", "loading"])
+def test_a_task_is_known_by_its_name(name):
+    assert Task.parse(name).name == name
+
+
+def test_new_tokens_are_those_that_one_pass_takes_in():
+    tokens = {name: Task.parse(name).new_tokens for name in ("prefill-512", "decode-8-4096", "train-4-256")}
+    assert tokens == {"prefill-512": 512, "decode-8-4096": 8, "train-4-256": 1024}
+
+
+@pytest.mark.parametrize("name", ["prefil-512", "prefill", "decode-8", "prefill-0", "train-4-256-1", "loading-3"])
+def test_a_task_of_another_form_is_refused(name):
+    with pytest.raises(ValueError, match=f"{name}.*prefill-TOKENS"):
+        Task.parse(name)
+
+
+def test_beginnings_of_names_choose_the_usual_tasks():
+    names = [task.name for task in choose_tasks(["decode-8", "prefill-7", "decode", "loading"])]
+    assert names == ["decode-8-64", "decode-8-4096", "prefill-7", "decode-1-64", "decode-1-4096", "loading"]
+
+
+def test_the_measured_model_has_the_published_size():
+    assert round(benchmark_config().parameter_counts().total / 1e6) == 214
+
+
+def flops(model: torch.nn.Module, run: Callable[[], object]) -> int:
+    with FlopCounterMode(display=False) as counter:
+        run()
+    return counter.get_total_flops()
+
+
+@pytest.mark.parametrize("name", ["prefill-5", "train-3-5"])
+def test_operations_are_those_that_pytorch_counts(make_config, name):
+    config, task = make_config(sliding_window=None, attn_implementation="eager"), Task.parse(name)
+    model, T = MixtralForCausalLM(config), task.tokens
+    work = work_on(model, task)
+    work.prepare()
+    # Eager attention computes all T² scores; those that no query may see are not needed.
+    idle = 4 * config.num_hidden_layers * config.num_attention_heads * config.head_dim * (T * T - T * (T + 1) // 2)
+    assert operations(config, task) == flops(model, work.run) - task.batch * idle * (3 if task.kind == "train" else 1)
+
+
+def test_operations_of_attention_follow_the_window(make_config):
+    def pairs(window: int | None) -> int:
+        config = make_config(sliding_window=window)
+        a_pair = 4 * config.num_hidden_layers * config.num_attention_heads * config.head_dim
+        return (operations(config, Task.parse("prefill-9")) - operations(config, Task.parse("prefill-8"))) // a_pair
+
+    assert pairs(None) - pairs(4) == 9 - 4  # what the ninth token sees
+
+
+@pytest.mark.parametrize("quantization", [None, "int8", "int4"])
+def test_the_bytes_of_a_step_are_those_of_the_modules_that_it_calls(config, quantization):
+    model = MixtralForCausalLM(replace(config, experts_implementation="reference")).eval()
+    if quantization:
+        quantize_model(model, quantization)
+    task = Task("decode", batch=3, tokens=5)
+    work = Decode(model, task)
+    called: list[set[torch.nn.Module]] = []  # in each step
+    model.register_forward_pre_hook(lambda *_: called.append(set()))
+    for leaf in model.modules():
+        if not list(leaf.children()) and leaf is not model.model.embed_tokens:
+            leaf.register_forward_pre_hook(lambda module, _: called[-1].add(module))
+    work.prepare()
+    work.run()
+    assert len(called) == STEPS
+    weights = sum(t.nbytes for step in called for leaf in step for t in (*leaf.parameters(), *leaf.buffers())) / STEPS
+    rows = task.batch * config.hidden_size * 4
+    stored = 0
+    for length in range(task.tokens + 1, task.tokens + STEPS + 1):
+        keys = min(length, config.sliding_window)
+        stored += 2 * config.num_hidden_layers * task.batch * config.num_key_value_heads * keys * config.head_dim * 4
+    assert bytes_read(model, task, work.experts_met()) == pytest.approx(weights + rows + stored / STEPS)
+
+
+def test_the_experts_of_a_step_are_those_that_run(config):
+    model = MixtralForCausalLM(replace(config, experts_implementation="reference")).eval()
+    work = Decode(model, Task("decode", batch=3, tokens=5))
+    met: list[set] = []
+    for layer in model.model.layers:
+        layer.block_sparse_moe.register_forward_pre_hook(lambda *_: met.append(set()))
+    for module in model.modules():
+        if isinstance(module, Expert):
+            module.register_forward_pre_hook(lambda module, _: met[-1].add(module))
+    assert work.experts_met() == sum(map(len, met)) / (STEPS * config.num_hidden_layers)
+    assert 2 < work.experts_met() <= 5
+
+
+@pytest.mark.parametrize("system", ["ours", "theirs"])
+def test_a_context_repeated_is_that_of_equal_rows(checkpoint, peer, system):
+    model = MixtralForCausalLM.from_pretrained(checkpoint) if system == "ours" else peer.model
+    work = Decode(model, Task("decode", batch=3, tokens=11))
+    alone = Decode(model, Task("decode", batch=1, tokens=11))
+    work.prepare()
+    alone.prepare()
+    with torch.no_grad():
+        for token in work.ids[1]:
+            ids = token.expand(3, 1)
+            batch, single = (
+                model(ids[:rows], use_cache=True, logits_to_keep=1, **{each.cache_name: each.cache}).logits
+                for each, rows in ((work, 3), (alone, 1))
+            )
+            torch.testing.assert_close(batch, single.expand_as(batch))
+
+
+def test_decoding_begins_each_round_at_the_same_place(checkpoint, peer):
+    for model in (MixtralForCausalLM.from_pretrained(checkpoint), peer.model):
+        work, lengths = Decode(model, Task("decode", batch=2, tokens=9)), []
+        for _ in range(2):
+            work.prepare()
+            lengths.append(work.cache.get_seq_length())
+            work.run()
+            lengths.append(work.cache.get_seq_length())
+        assert lengths == [9, 9 + STEPS] * 2
+
+
+def test_a_training_step_leaves_the_weights_and_no_gradients(checkpoint, peer):
+    for model in (MixtralForCausalLM.from_pretrained(checkpoint), peer.model):
+        before = {name: weight.clone() for name, weight in model.state_dict().items()}
+        work = work_on(model, Task.parse("train-3-40"))  # enough tokens for each expert to get some
+        work.prepare()
+        assert model.training
+        with_gradient = []
+        note = lambda p, into=with_gradient: into.append(p.grad.any())  # noqa: E731
+        hooks = [p.register_post_accumulate_grad_hook(note) for p in model.parameters()]
+        work.run()
+        for hook in hooks:
+            hook.remove()
+        assert len(with_gradient) == len(before) and all(with_gradient)
+        assert all(torch.equal(before[name], weight) for name, weight in model.state_dict().items())
+        assert all(p.grad is None for p in model.parameters())
+
+
+def test_both_systems_hold_the_same_weights_in_the_dtype_of_the_checkpoint(checkpoint, peer, tmp_path):
+    task = Task.parse("prefill-20")
+    ours, theirs = MixtralForCausalLM.from_pretrained(checkpoint), peer.model.eval()
+    ids = Prefill(ours, task).ids
+    assert torch.equal(ids, Prefill(theirs, task).ids)
+    with torch.no_grad():
+        torch.testing.assert_close(ours(ids).logits, theirs(ids).logits)
+    ours.bfloat16().save_pretrained(tmp_path / "half")
+    assert Transformers(tmp_path / "half", CPU).model.dtype == torch.bfloat16
+
+
+def test_a_setting_of_the_peer_takes_effect(peer, monkeypatch: pytest.MonkeyPatch):
+    from transformers.integrations import moe
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    met, seen = [], {}
+
+    def note(functions, name: str) -> None:
+        original = functions[name]
+        noting = lambda *inputs, **options: (met.append(name), original(*inputs, **options))[1]  # noqa: E731
+        monkeypatch.setitem(functions._global_mapping, name, noting)
+
+    note(ALL_ATTENTION_FUNCTIONS, "sdpa")
+    note(moe.ALL_EXPERTS_FUNCTIONS, "grouped_mm")
+    for setting in (Setting(a, e) for a in ("sdpa", "eager") for e in ("eager", "grouped_mm")):
+        peer.use(setting)
+        met.clear()
+        with torch.no_grad():
+            peer.model.eval()(torch.arange(3, 12)[None])
+        seen[setting] = set(met)
+    assert seen == {setting: {*setting} - {"eager"} for setting in seen}
+
+
+def test_the_fastest_setting_is_chosen_once_for_each_task(peer, monkeypatch: pytest.MonkeyPatch):
+    seconds = {Setting("sdpa", "eager"): 5.0, Setting("sdpa", "grouped_mm"): 3.0, Setting("eager", "grouped_mm"): 4.0}
+    current, trials = [], []
+
+    def seconds_of_current(*_) -> float:
+        trials.append(current[-1])
+        return seconds[current[-1]]
+
+    monkeypatch.setattr(peer, "use", current.append)
+    monkeypatch.setattr("mixtral_edu.benchmark_peers.seconds_of", seconds_of_current)
+    task = Task.parse("prefill-6")
+    for _ in range(2):
+        work, setting = peer.fastest(task)
+        assert isinstance(work, Prefill) and setting == current[-1] == Setting("sdpa", "grouped_mm")
+    assert trials == list(seconds) and peer.tried[task] == seconds and peer.left_out[task] == {}
+
+
+def test_a_setting_that_fails_is_left_out_with_its_reason(peer, monkeypatch: pytest.MonkeyPatch):
+    use = peer.use
+
+    def refuse(setting: Setting) -> None:
+        if setting.experts == "grouped_mm":
+            raise RuntimeError("strides should be multiple of 16 bytes\nand more")
+        use(setting)
+
+    monkeypatch.setattr(peer, "use", refuse)
+    task = Task.parse("prefill-7")
+    assert peer.fastest(task)[1].experts == "eager"
+    assert peer.left_out[task] == {"sdpa, grouped_mm": "strides should be multiple of 16 bytes"}
+
+
+def test_flex_attention_is_tried_for_long_texts_if_it_compiles_in_time(peer, monkeypatch: pytest.MonkeyPatch):
+    def endless(command, timeout, **_):
+        raise subprocess.TimeoutExpired(command, timeout)
+
+    def others(name: str) -> list[str]:
+        peer.left_out[Task.parse(name)] = {}
+        return list(peer._other_attention(Task.parse(name)))
+
+    monkeypatch.setattr("subprocess.run", lambda *_, **__: subprocess.CompletedProcess([], 0, "", ""))
+    assert others("prefill-2048") == ["eager", "flex_attention"]
+    assert others("prefill-512") == others("train-1-2048") == others("decode-8-4097") == ["eager"]
+    assert others("prefill-4098") == ["flex_attention"]
+    assert peer.left_out[Task.parse("prefill-4098")] == {"eager": "holds 4,098² scores of each head"}
+    failed = subprocess.CompletedProcess([], 1, "", "Traceback\nInductorError: no compiler\n")
+    for tokens, run, reason in ((2049, lambda *_, **__: failed, "no compiler"), (2050, endless, "within 60 s")):
+        monkeypatch.setattr("subprocess.run", run)
+        assert others(f"prefill-{tokens}") == ["eager"]
+        assert reason in peer.left_out[Task.parse(f"prefill-{tokens}")]["flex_attention"]
+
+
+def test_loading_is_measured_in_fresh_processes_in_turn(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    started = []
+
+    def process(system, *_):
+        started.append(system)
+        return {"load_seconds": len(started)}
+
+    monkeypatch.setattr("mixtral_edu.benchmark_loading._in_new_process", process)
+    times = measure_loading(["mixtral_edu", "transformers"], tmp_path, "cpu", threads=1, rounds=2)
+    assert started == ["mixtral_edu", "transformers", "transformers", "mixtral_edu", "mixtral_edu", "transformers"]
+    assert times == {
+        "mixtral_edu": [{"load_seconds": 4}, {"load_seconds": 5}],
+        "transformers": [{"load_seconds": 3}, {"load_seconds": 6}],
+    }
+
+
+def test_memory_of_loading_is_that_of_the_process_alone(checkpoint: Path):
+    held = torch.ones(2**28)  # 1 GiB here must not count there
+    loading = _in_new_process("mixtral_edu", checkpoint, "cpu", threads=1)
+    assert 0 < loading["extra_bytes"] < loading["peak_bytes"] < held.nbytes
+    assert 0 < loading["torch_seconds"] < loading["import_seconds"]
+
+
+def test_a_process_that_fails_says_why(tmp_path: Path):
+    with pytest.raises(RuntimeError, match="loading with mixtral_edu failed: FileNotFoundError"):
+        measure_loading(["mixtral_edu"], tmp_path / "nothing", "cpu", threads=1, rounds=1)
+
+
+def test_a_file_of_results_goes_on_where_machine_and_settings_are_the_same(tmp_path: Path):
+    path, machine = tmp_path / "results.json", describe_machine(CPU)
+    row = Result("prefill-8", "plain float32", ours=(1.0, 2.0), theirs=(2.0, 5.0), tried={"sdpa, eager": 2.0})
+    ResultFile(path, machine, {"threads": 1}).add(row)
+    assert ResultFile(path, machine, {"threads": 1}).results == [row]
+    assert ResultFile(path, machine, {"threads": 2}).results == []
+    assert ResultFile(path, machine | {"torch": "1.0"}, {"threads": 1}).results == []
+    assert ResultFile(path, machine, {"threads": 1}, again=True).results == []
+    ResultFile(path, machine, {"threads": 2}).add(row)
+    assert len(json.loads(path.read_text())["runs"]) == 2
+
+
+def test_a_file_of_something_else_is_refused(tmp_path: Path):
+    path = tmp_path / "config.json"
+    path.write_text('{"model_type": "mixtral"}')
+    with pytest.raises(ValueError, match="config.json.*no runs"):
+        ResultFile(path, {}, {})
+
+
+def test_forms_on_a_card_have_a_row_for_each_attention():
+    names = [variant.name for variant in variants(torch.bfloat16, torch.device("cuda"))]
+    ways = {f"{form} bfloat16 {way}" for form in ("plain", "packed") for way in ("eager", "sdpa", "flash_attention_2")}
+    assert {*names} == {*ways, "int8 bfloat16", "int4 bfloat16"}
+
+
+def test_a_quick_run_rounds_to_integers_in_bfloat16_alone():
+    names = [variant.name for variant in variants(torch.float32, CPU, quick=True)]
+    assert names == ["plain float32", "packed float32", "int8 bfloat16", "int4 bfloat16"]
+
+
+def test_each_form_is_measured_where_it_applies():
+    forms = variants(torch.float32, CPU)
+
+    def rows(task: str) -> list[str]:
+        return [form.name for form in forms if form.takes(Task.parse(task))]
+
+    assert rows("train-4-256") == ["plain float32"] and rows("loading") == []
+    assert rows("prefill-2048") == ["plain float32", "packed float32"]
+    assert all(form.takes(Task.parse(task)) for form in forms for task in ("decode-8-4096", "prefill-512"))
+
+
+def test_a_packed_form_is_laid_out_for_reading(checkpoint: Path):
+    plain, packed = (Variant(torch.float32, packed=packed).load(checkpoint, CPU) for packed in (False, True))
+    weights = [dict(model.named_parameters()) for model in (plain, packed)]
+    assert all(torch.equal(weight, weights[1][name]) for name, weight in weights[0].items())
+    assert [all(weight.is_contiguous() for weight in each.values()) for each in weights] == [True, False]
+
+
+@pytest.fixture
+def small_rates(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Measure bandwidth and product rate on small tensors: quick, and of no meaning."""
+    monkeypatch.setattr("mixtral_edu.benchmark.read_bandwidth", lambda device: read_bandwidth(device, floats=4096))
+    monkeypatch.setattr("mixtral_edu.benchmark.product_rate", lambda *kind: product_rate(*kind, size=64))
+
+
+TINY_RUN = {"tasks": ["prefill-9", "decode-2-5", "train-2-5"], "seconds": 0.01, "threads": 1, "quick": True}
+
+
+@pytest.mark.usefixtures("small_rates")
+def test_a_run_without_a_peer_measures_every_form_and_goes_on(config, tmp_path: Path):
+    lines, threads = [], torch.get_num_threads()
+    run = TINY_RUN | {"json_file": tmp_path / "results.json"}
+    results = benchmark(config, **run | {"tasks": ["decode-2-5"]}, report=lines.append)
+    assert len(results) == 4 and "row 4 of 4: decode-2-5, int4 bfloat16" in lines
+    more = benchmark(config, **run)
+    assert [r for r in more if r.task == "decode-2-5"] == results  # not measured again
+    assert [r.task for r in more] == ["prefill-9"] * 4 + ["decode-2-5"] * 4 + ["train-2-5"]
+    assert all(r.ratio is None and r.share_of_floor > 0 and len(r.ours) >= 3 for r in more)
+    assert torch.get_num_threads() == threads
+
+
+@pytest.mark.usefixtures("small_rates")
+def test_sizes_that_cannot_be_quantized_are_left_out_with_the_reason(make_config):
+    lines = []
+    results = benchmark(make_config(), **TINY_RUN | {"tasks": ["prefill-9"]}, report=lines.append)
+    assert [r.variant for r in results] == ["plain float32", "packed float32", "int8 bfloat16"]
+    assert any("int4 bfloat16 is left out" in line and "group_size=64" in line for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        ({"against": "llama"}, "against='llama'.*transformers"),
+        ({"seconds": 0}, "seconds=0"),
+        ({"threads": 0}, "threads=0"),
+        ({"tasks": ["sleep"]}, "sleep"),
+        ({"dtype": "int8"}, "dtype='int8'"),
+        ({"device": "abacus"}, "device='abacus'"),
+    ],
+)
+def test_arguments_without_meaning_are_named(config, arguments, complaint):
+    with pytest.raises(ValueError, match=complaint):
+        benchmark(config, **arguments)
+
+
+def test_systems_that_disagree_are_not_compared(config, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("mixtral_edu.benchmark.largest_difference", lambda *_: float("nan"))
+    with pytest.raises(RuntimeError, match="scores differ by nan"):
+        benchmark(config, **TINY_RUN, against="transformers")
+
+
+@pytest.mark.usefixtures("small_rates")
+def test_the_command_measures_compares_draws_and_goes_on(config, tmp_path: Path, capsys: pytest.CaptureFixture):
+    config.save_pretrained(tmp_path)
+    json_file, picture = tmp_path / "results.json", tmp_path / "results.png"
+    command = ["benchmark", "--config", str(tmp_path / "config.json"), "--against", "transformers", "--threads", "1",
+               "--seconds", "0.01", "--json", str(json_file), "--picture", str(picture)]  # fmt: skip
+    main([*command, "--tasks", "prefill-9", "train-2-5"])
+    shown = capsys.readouterr()
+    (run,) = json.loads(json_file.read_text())["runs"]
+    assert {(row["task"], row["variant"]) for row in run["results"]} >= {
+        ("prefill-9", "plain float32"), ("prefill-9", "packed float32"), ("prefill-9", "int8 bfloat16"),
+        ("prefill-9", "int4 float32"), ("train-2-5", "plain float32"),
+    }  # fmt: skip
+    assert all(len(row["theirs"]) == len(row["ours"]) >= 3 and row["floor"] > 0 for row in run["results"])
+    assert all(min(row["tried"], key=row["tried"].get) + ", float32" == row["setting"] for row in run["results"])
+    assert run["machine"].keys() >= {"processor", "capability", "torch", "transformers", "mixtral_edu"}
+    assert run["settings"]["threads"] == 1 and run["settings"]["sizes"]["hidden_size"] == 64
+    assert len(shown.out.splitlines()) == 1 + len(run["results"]) and "row 1 of 7: prefill-9" in shown.err
+    assert f"torch {torch.__version__}" in shown.err and "threads 1, against transformers" in shown.err
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    main([*command, "--tasks", "prefill-9", "train-2-5"])
+    again = capsys.readouterr()
+    assert again.out == shown.out and "row" not in again.err
+
+
+RESULTS = [
+    Result("prefill-512", "plain float32", (0.2, 0.21, 0.22), (0.3, 0.31, 0.3), tokens=512, against="transformers",
+           setting="sdpa, eager, float32", floor=0.1),
+    Result("prefill-512", "int4 bfloat16", (0.4, 0.4, 0.5), (0.3, 0.31, 0.3), tokens=512, against="transformers",
+           setting="sdpa, eager, float32", floor=0.1),
+    Result("loading", "peak memory", (2e9,), (3e9,), unit="bytes", against="transformers", setting="float32"),
+]  # fmt: skip
+
+
+def test_the_table_has_a_line_for_each_row():
+    header, *lines = as_table(RESULTS).splitlines()
+    assert header.split()[:5] == ["task", "ours", "takes", "a", "token"]
+    numbers = "210 ms 410 µs 300 ms 1.48 (1.42–1.49) 100 ms 48% 3"
+    assert lines[0].split() == f"prefill-512 plain float32 {numbers} sdpa, eager, float32".split()
+    assert lines[2].split() == "loading peak memory 2 GB 3 GB 1.50 (1.50–1.50) 1 float32".split()
+
+
+def test_the_picture_holds_every_row():
+    figure = ratios_and_floors(RESULTS)
+    ratios, shares = figure.axes
+    dots = [line.get_xdata()[0] for line in ratios.lines if line.get_marker() == "o"]
+    assert dots == pytest.approx([result.ratio.median for result in RESULTS])
+    assert [bar.get_width() for bar in shares.patches] == pytest.approx([100 * 0.1 / 0.21, 100 * 0.1 / 0.4])
+    words = [text.get_text() for text in texts_of(figure)]
+    assert {"prefill-512", "plain float32", "int4 bfloat16", "loading", "210 ms", "2 GB", "1.48", "48 %"} <= set(words)
+    assert "Less time or memory than transformers in 2 of 3 rows" in words
+    assert_nothing_cut_off(figure)
+    assert_no_texts_overlap(figure)
+
+
+def test_the_picture_without_a_peer_or_a_floor_says_so():
+    alone = [replace(result, theirs=(), against="") for result in RESULTS]
+    assert "At best 48% of the floor" in [text.get_text() for text in texts_of(ratios_and_floors(alone))]
+    with pytest.raises(ValueError, match="results is empty"):
+        ratios_and_floors([])
