@@ -91,7 +91,7 @@ def benchmark(
             run = _Run(Path(folder) / "checkpoint", config, dtype, device, against, file, report, quick)
             run.measure(chosen, seconds or (_QUICK_SECONDS if quick else _SECONDS))
             run.measure_loading(chosen)
-    place = {task.name: number for number, task in enumerate([*TASKS, *chosen])}
+    place = {task.name: number for number, task in enumerate(dict.fromkeys([*chosen, *TASKS]))}
     return sorted(file.results, key=lambda result: place.get(result.task, len(place)))
 
 

@@ -15,6 +15,7 @@ import torch
 _FLOATS_TO_READ = 2**27  # 512 MiB in float32: far more than any cache holds
 _PRODUCT_SIZE = 2048  # of a square matrix product: large enough that memory does not limit it
 _REPEATS = 5
+_LONG = 10.0  # seconds of a round after which it does not matter that caches and memory were cold
 
 
 class Work(Protocol):
@@ -65,7 +66,7 @@ def paired_rounds(
     """Time all `works` in each round, from first to last and in the next round from last to first.
 
     Args:
-        works: each is prepared and run once before the first round, to warm up.
+        works: a first round warms up, and counts only if it is long.
         budget: seconds to spend, preparation included. No round begins that would exceed it, as long as others did.
         device: what the works run on.
         least, most: bounds of the number of rounds, whatever they take.
@@ -73,21 +74,25 @@ def paired_rounds(
     Returns:
         for each work the seconds of all rounds; equal places in two lists belong to the same round.
     """
-    for work in works:
-        work.prepare()
-        work.run()
-    gc.collect()
-    times: list[list[float]] = [[] for _ in works]
-    started, done = time.perf_counter(), 0
-    while done < most:
-        spent = time.perf_counter() - started
-        if done >= least and spent * (done + 1) / done > budget:
-            break
-        for index in range(len(works))[:: -1 if done % 2 else 1]:
+
+    def one_round(backwards: bool) -> list[float]:
+        seconds = [0.0] * len(works)
+        for index in range(len(works))[:: -1 if backwards else 1]:
             works[index].prepare()
-            times[index].append(seconds_of(works[index].run, device))
-        done += 1
-    return times
+            seconds[index] = seconds_of(works[index].run, device)
+        return seconds
+
+    gc.collect()
+    first = one_round(backwards=True)
+    rounds = [first] if sum(first) > _LONG else []
+    started, timed = time.perf_counter(), 0
+    while len(rounds) < most:
+        spent = time.perf_counter() - started
+        if len(rounds) >= least and spent * (timed + 1) > budget * timed:
+            break
+        rounds.append(one_round(backwards=timed % 2 == 1))
+        timed += 1
+    return [list(times) for times in zip(*rounds, strict=True)]
 
 
 def read_bandwidth(device: torch.device, floats: int = _FLOATS_TO_READ) -> float:

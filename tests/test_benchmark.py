@@ -73,8 +73,15 @@ def test_rounds_alternate_their_order_after_one_to_warm_up():
     diary = []
     times = paired_rounds([Noted("a", diary), Noted("b", diary)], budget=0.0, device=CPU, least=3)
     assert [len(each) for each in times] == [3, 3]
-    assert [entry for entry in diary if " " not in entry] == ["a", "b", "a", "b", "b", "a", "a", "b"]
+    assert [entry for entry in diary if " " not in entry] == ["b", "a", "a", "b", "b", "a", "a", "b"]
     assert diary[::2] == [f"prepare {name}" for name in diary[1::2]]
+
+
+def test_the_first_round_counts_if_it_is_long(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("mixtral_edu.timing.seconds_of", lambda run, device: (run(), 6.0)[1])
+    diary = []
+    times = paired_rounds([Noted("a", diary), Noted("b", diary)], budget=0.0, device=CPU, least=3)
+    assert times == [[6.0] * 3] * 2 and diary.count("a") == 3
 
 
 def test_rounds_end_at_the_most():
