@@ -188,6 +188,3 @@ class GroupedQueryAttention(nn.Module):
     def pack(self) -> None:
         """Let the weights of q, k and v lie in one block."""
         pack_together((self.q_proj, self.k_proj, self.v_proj))
-
-    def unpack(self) -> None:
-        """Nothing to do: each layer takes its weight out of the block."""

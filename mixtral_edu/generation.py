@@ -160,9 +160,10 @@ def _steps(
     seen, seen_mask = ids, torch.ones_like(ids) if mask is None else mask  # what the repetition penalty looks at
     stopped, num_stopped = torch.zeros(len(ids), dtype=torch.bool, device=ids.device), 0
     cache = None
-    if not model.training and hasattr(model, "prepare_for_inference"):
-        model.prepare_for_inference()
-    with _evaluation_mode(model):
+    can_pack = not model.training and hasattr(model, "prepare_for_inference")
+    with _evaluation_mode(model):  # noted first which parts were in training, as preparing changes that too
+        if can_pack:
+            model.prepare_for_inference()
         forward = model
         for _ in range(num_steps):
             out = forward(ids, attention_mask=mask, past_key_values=cache, use_cache=True, logits_to_keep=1)

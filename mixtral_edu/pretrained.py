@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol, Self, runtime_checkable
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -10,15 +10,6 @@ from torch import Tensor, nn
 from mixtral_edu import checkpoint
 from mixtral_edu.cache import RollingKVCache
 from mixtral_edu.config import MixtralConfig
-
-
-@runtime_checkable
-class Packable(Protocol):
-    """A module whose weights can be laid out for reading, and back."""
-
-    def pack(self) -> None: ...
-
-    def unpack(self) -> None: ...
 
 
 @dataclass
@@ -114,17 +105,18 @@ class PreTrained(nn.Module):
         """Switch to evaluation mode, lay the weights out for reading (see `mixtral_edu.linear`), and return the model.
 
         `generate` does so by itself for a model in evaluation mode. Results stay the same to rounding. `train()`,
-        `state_dict()` and `save_pretrained` lay the weights out as they were. No weight is held twice at any time, but
-        for those of one layer while they move.
+        `state_dict()` and `save_pretrained` lay the weights out as they were, and drop the compiled step. No weight is
+        held twice at any time, but for those of one layer while they move.
 
         Args:
             compile: let `torch.compile` make one program of the step that continues a text by one token, as
                 `compiled_step`, which `generate` then uses. The first steps take it some ten seconds and a C++
-                compiler; with `experts_implementation="grouped"` nothing is left out of the program.
+                compiler; with `experts_implementation="grouped"` nothing is left out of the program. Weights that are
+                exchanged for other tensors, and hooks, are not seen by it: prepare anew, after `state_dict()`.
         """
         self.eval()
         for module in self.modules():  # experts before the linear layers in them, which then find nothing to do
-            if isinstance(module, Packable):
+            if hasattr(module, "pack"):
                 module.pack()
         if compile and self.compiled_step is None:
             self.compiled_step = torch.compile(self.forward)
@@ -146,7 +138,7 @@ class PreTrained(nn.Module):
 
     def _unpack(self) -> None:
         for module in self.modules():
-            if isinstance(module, Packable):
+            if hasattr(module, "unpack"):
                 module.unpack()
         self.compiled_step = None
 

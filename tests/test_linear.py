@@ -94,6 +94,12 @@ def test_generation_packs_a_model_in_evaluation_mode_only(model, ids):
     assert not model.lm_head.weight.is_contiguous()
 
 
+def test_generation_leaves_parts_that_were_in_training_so(model, ids):
+    model.model.layers[1].train()
+    model.generate(ids, max_new_tokens=1)
+    assert [layer.training for layer in model.model.layers] == [False, True, False]
+
+
 def test_a_packed_model_is_saved_whole(model, tmp_path):
     wanted = {name: t.clone() for name, t in model.state_dict().items()}
     model.prepare_for_inference().save_pretrained(tmp_path / "ours")
