@@ -151,8 +151,10 @@ class _Run:
                 self.report(f"row {number} of {rows}: {task.name}, {variant.name}")
                 try:
                     self._add(self._result(model, variant, task, seconds))
-                except torch.OutOfMemoryError as error:  # of a GPU
-                    self.report(f"    left out: {error}")
+                except RuntimeError as error:  # a GPU's memory was not enough; there is no C++ compiler
+                    if not variant.compiled and not isinstance(error, torch.OutOfMemoryError):
+                        raise
+                    self.report(f"    left out: {error}".partition("\n")[0])
 
     def measure_loading(self, tasks: Sequence[Task]) -> None:
         """Measure import, loading and memory in processes of their own."""

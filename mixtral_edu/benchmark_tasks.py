@@ -134,11 +134,10 @@ class Decode:
         self._steps()
 
     @torch.no_grad()
-    def _steps(self, **options: bool) -> list[Any]:
-        outs = []
-        for ids in self.ids.split(1, dim=1):
-            outs.append(self.model(ids, use_cache=True, logits_to_keep=1, **{self.cache_name: self.cache}, **options))
-        return outs
+    def _steps(self, **options: Any) -> list[Any]:
+        step = self.model if options else getattr(self.model, "compiled_step", None) or self.model
+        options |= {"use_cache": True, "logits_to_keep": 1, self.cache_name: self.cache}
+        return [step(ids, **options) for ids in self.ids.split(1, dim=1)]
 
     def experts_met(self) -> float:
         """How many experts of a layer one step reads, counted in the router's decisions: mean over steps and layers."""

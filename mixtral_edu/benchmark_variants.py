@@ -29,24 +29,27 @@ def benchmark_config(quick: bool = False) -> MixtralConfig:
 
 @dataclass(frozen=True)
 class Variant:
-    """One form of our model: plain as loaded, packed for inference, or quantized and packed.
+    """One form of our model: plain as loaded, packed for inference, packed and compiled, or packed and quantized.
 
     `attention` and `experts`: implementations; None for the default.
     """
 
     dtype: torch.dtype
     packed: bool = False
+    compiled: bool = False
     quantization: str | None = None
     attention: str | None = None
     experts: str | None = None
 
     @property
     def name(self) -> str:
-        form = self.quantization or ("packed" if self.packed else "plain")
+        form = self.quantization or ("compiled" if self.compiled else "packed" if self.packed else "plain")
         return " ".join(filter(None, (form, dtype_name(self.dtype), self.attention)))
 
     def takes(self, task: Task) -> bool:
         """Whether this form is measured in that task."""
+        if self.compiled:  # which concerns the step that adds a token
+            return task.kind == "decode"
         if self.quantization is not None:
             return task.kind == "decode" or task.kind == "prefill" and task.tokens <= _LONGEST_QUANTIZED_PREFILL
         return task.kind in ("prefill", "decode") or task.kind == "train" and not self.packed
@@ -61,13 +64,13 @@ class Variant:
             attn_implementation=self.attention,
             experts_implementation=self.experts,
         )
-        return model.prepare_for_inference() if self.packed else model
+        return model.prepare_for_inference(compile=self.compiled) if self.packed else model
 
 
 def variants(dtype: torch.dtype, device: torch.device, quick: bool = False) -> list[Variant]:
     """The forms to measure; on a CUDA device each with all ways to compute attention, and experts in one product.
 
-    Quantized forms take bfloat16, and on a CPU float32 too unless it has to be quick.
+    Quantized forms take bfloat16, and on a CPU float32 too. Quick runs leave that out, and compiling.
     """
     activations = (torch.bfloat16,) if quick or device.type == "cuda" else (torch.bfloat16, torch.float32)
     rounded = [
@@ -75,11 +78,12 @@ def variants(dtype: torch.dtype, device: torch.device, quick: bool = False) -> l
         for quantization in ("int8", "int4")
         for kind in activations
     ]
+    compiled = [] if quick else [Variant(dtype, packed=True, compiled=True, experts="grouped")]
     if device.type != "cuda":
-        return [Variant(dtype), Variant(dtype, packed=True), *rounded]
+        return [Variant(dtype), Variant(dtype, packed=True), *compiled, *rounded]
     ways = [
         Variant(dtype, packed, attention=attention, experts="grouped")
         for packed in (False, True)
         for attention in ("eager", "sdpa", "flash_attention_2")
     ]
-    return [*ways, *rounded]
+    return [*ways, *compiled, *rounded]

@@ -369,7 +369,7 @@ def test_a_file_of_something_else_is_refused(tmp_path: Path):
 def test_forms_on_a_card_have_a_row_for_each_attention():
     names = [variant.name for variant in variants(torch.bfloat16, torch.device("cuda"))]
     ways = {f"{form} bfloat16 {way}" for form in ("plain", "packed") for way in ("eager", "sdpa", "flash_attention_2")}
-    assert {*names} == {*ways, "int8 bfloat16", "int4 bfloat16"}
+    assert {*names} == {*ways, "compiled bfloat16", "int8 bfloat16", "int4 bfloat16"}
 
 
 def test_a_quick_run_rounds_to_integers_in_bfloat16_alone():
@@ -385,7 +385,33 @@ def test_each_form_is_measured_where_it_applies():
 
     assert rows("train-4-256") == ["plain float32"] and rows("loading") == []
     assert rows("prefill-2048") == ["plain float32", "packed float32"]
-    assert all(form.takes(Task.parse(task)) for form in forms for task in ("decode-8-4096", "prefill-512"))
+    assert set(rows("decode-8-4096")) - set(rows("prefill-512")) == {"compiled float32"}
+    assert [*rows("decode-8-4096")] == [form.name for form in forms]
+
+
+def test_the_compiled_form_decodes_with_its_compiled_step(checkpoint: Path, monkeypatch: pytest.MonkeyPatch):
+    steps = []
+    monkeypatch.setattr(torch, "compile", lambda forward: lambda *a, **k: steps.append(1) or forward(*a, **k))
+    model = Variant(torch.float32, packed=True, compiled=True, experts="grouped").load(checkpoint, CPU)
+    work = Decode(model, Task.parse("decode-2-8"))
+    work.prepare()
+    work.run()
+    assert len(steps) == STEPS
+
+
+def test_a_form_that_cannot_be_compiled_is_left_out(config, small_rates, monkeypatch: pytest.MonkeyPatch):
+    def no_compiler(forward):
+        def step(*args, **options):
+            raise RuntimeError("no C++ compiler\nand more")
+
+        return step
+
+    monkeypatch.setattr(torch, "compile", no_compiler)
+    lines: list[str] = []
+    results = benchmark(config, tasks=["decode-1-8"], seconds=0.01, report=lines.append)
+    assert "    left out: no C++ compiler" in lines
+    assert {result.variant for result in results} >= {"plain float32", "packed float32"}
+    assert "compiled float32" not in {result.variant for result in results}
 
 
 def test_a_packed_form_is_laid_out_for_reading(checkpoint: Path):
