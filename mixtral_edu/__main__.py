@@ -85,6 +85,7 @@ def _benchmark(arguments: argparse.Namespace) -> None:
         device=arguments.device,
         threads=arguments.threads,
         against=arguments.against,
+        full_size=arguments.full_size,
         quick=arguments.quick,
         seconds=arguments.seconds,
         json_file=arguments.json,
@@ -159,6 +160,9 @@ def main(argv: list[str] | None = None) -> None:
     benchmark.add_argument("--device", default="cpu", help="cpu (default) or cuda")
     benchmark.add_argument(
         "--tasks", nargs="+", metavar="TASK", help="prefill, decode, train, loading, or one such as decode-8-4096; all"
+    )
+    benchmark.add_argument(
+        "--full-size", action="store_true", help="Mixtral-8x7B, its weights made on the device: 93 GB in bfloat16"
     )
     benchmark.add_argument("--quick", action="store_true", help="fewer layers, shorter contexts: under 3 minutes")
     benchmark.add_argument("--seconds", type=_seconds, metavar="S", help="to spend on each row (20, or 2 with --quick)")

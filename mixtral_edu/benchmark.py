@@ -7,9 +7,11 @@ median over rounds. transformers is given its fastest setting for each task. On 
 row for each way to compute attention; that path has not run on a card yet.
 """
 
+import gc
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import groupby
 from pathlib import Path
 from statistics import median
 
@@ -19,8 +21,18 @@ from torch import nn
 from mixtral_edu.benchmark_loading import OURS, measure_loading
 from mixtral_edu.benchmark_peers import Transformers, check_peer, largest_difference
 from mixtral_edu.benchmark_results import Result, ResultFile, amount, as_table, describe_machine, ratio_text
-from mixtral_edu.benchmark_tasks import STEPS, TASKS, Decode, Task, bytes_read, choose_tasks, operations, work_on
-from mixtral_edu.benchmark_variants import Variant, benchmark_config, variants
+from mixtral_edu.benchmark_tasks import (
+    FULL_TASKS,
+    STEPS,
+    TASKS,
+    Decode,
+    Task,
+    bytes_read,
+    choose_tasks,
+    operations,
+    work_on,
+)
+from mixtral_edu.benchmark_variants import Variant, benchmark_config, random_model, variants
 from mixtral_edu.config import MixtralConfig
 from mixtral_edu.model import MixtralForCausalLM
 from mixtral_edu.placement import choose_device, choose_dtype, dtype_name
@@ -41,6 +53,7 @@ def benchmark(
     device: torch.device | str | None = None,
     threads: int | None = None,
     against: str | None = None,
+    full_size: bool = False,
     quick: bool = False,
     seconds: float | None = None,
     json_file: str | Path | None = None,
@@ -57,6 +70,9 @@ def benchmark(
         device: the CPU if None.
         threads: of PyTorch; as they are if None.
         against: "transformers", or None to measure our times alone.
+        full_size: Mixtral-8x7B, or `config`, with weights made on the device: 93 GB in bfloat16, of which no copy is on
+            disk or in host memory, and no peer beside it; packed, compiled and quantized. `FULL_TASKS` if `tasks` is
+            None.
         quick: fewer layers, forms and rounds, shorter contexts: under three minutes on a quiet machine.
         seconds: to spend on a row, beside warming up; at least three rounds are done.
         json_file: written after each row. What it holds of an equal run (machine, sizes, dtype, device, threads,
@@ -66,6 +82,7 @@ def benchmark(
 
     Raises:
         ValueError: an argument without meaning; the message names it.
+        MemoryError: the device has no room for the full size.
         RuntimeError: the two systems disagree about the scores of the same weights.
     """
     device = choose_device(device)
@@ -75,7 +92,10 @@ def benchmark(
         raise ValueError(f"seconds={seconds}: more than 0 is wanted")
     if threads is not None and threads < 1:
         raise ValueError(f"threads={threads}: at least 1 is wanted")
-    config, chosen = config or benchmark_config(quick), choose_tasks(tasks, quick)
+    if full_size and (against is not None or quick):
+        raise ValueError("full_size=True: there is no room for another system beside it, and no quick form")
+    config = config or (MixtralConfig.mixtral_8x7b() if full_size else benchmark_config(quick))
+    chosen = list(FULL_TASKS) if full_size and tasks is None else choose_tasks(tasks, quick)
     with _threads(threads):
         settings = {
             "sizes": {name: value for name, value in config.to_dict().items() if isinstance(value, int)},
@@ -83,14 +103,15 @@ def benchmark(
             "device": str(device),
             "threads": torch.get_num_threads(),
             "against": against,
-        }
+        } | ({"weights": "made on the device"} if full_size else {})
         machine = describe_machine(device)
         report(", ".join(f"{name} {value}" for name, value in (machine | settings).items() if name != "sizes"))
         file = ResultFile(None if json_file is None else Path(json_file), machine, settings, again)
         with tempfile.TemporaryDirectory(prefix="mixtral-edu-") as folder:
-            run = _Run(Path(folder) / "checkpoint", config, dtype, device, against, file, report, quick)
+            run = _Run(Path(folder) / "checkpoint", config, dtype, device, against, file, report, quick, full_size)
             run.measure(chosen, seconds or (_QUICK_SECONDS if quick else _SECONDS))
-            run.measure_loading(chosen)
+            if not full_size:
+                run.measure_loading(chosen)
     place = {task.name: number for number, task in enumerate(dict.fromkeys([*chosen, *TASKS]))}
     return sorted(file.results, key=lambda result: place.get(result.task, len(place)))
 
@@ -119,42 +140,43 @@ class _Run:
         file: ResultFile,
         report: Callable[[str], None],
         quick: bool,
+        full_size: bool,
     ):
         self.folder, self.config, self.dtype, self.device = folder, config, dtype, device
-        self.against, self.file, self.report, self.quick = against, file, report, quick
+        self.against, self.file, self.report, self.quick, self.full_size = against, file, report, quick, full_size
         self.done = {(result.task, result.variant) for result in file.results}
+        self.todo: list[tuple[Variant, Task]] = []
         self.peer: Transformers | None = None
         self.bandwidth = 0.0
         self.rates: dict[torch.dtype, float] = {}
 
     def measure(self, tasks: Sequence[Task], seconds: float) -> None:
         """Measure all tasks but loading, one form of the model at a time."""
-        forms = variants(self.dtype, self.device, self.quick)
-        todo = {form: [task for task in tasks if form.takes(task) and not self._is_done(task, form)] for form in forms}
-        number, rows = 0, sum(map(len, todo.values()))
-        for variant, missing in todo.items():
-            if not missing:
-                continue
-            self._make_checkpoint()
+        forms = [form for form in variants(self.dtype, self.device, self.quick) if form.packed or not self.full_size]
+        self.todo = [(form, task) for form in forms for task in tasks if form.takes(task)]
+        self.todo = [(form, task) for form, task in self.todo if (task.name, form.name) not in self.done]
+        for form, rows in groupby(self.todo, key=lambda row: row[0]):
+            self._measure_form(form, [task for _, task in rows], seconds)
+
+    def _measure_form(self, variant: Variant, tasks: Sequence[Task], seconds: float) -> None:
+        try:
+            model = self._model(variant)
+        except ValueError as error:  # sizes that cannot be quantized so, a backend that cannot run here
+            self.report(f"{variant.name} is left out: {error}")
+            return
+        if self.against and self.peer is None:
+            self.peer = Transformers(self.folder, self.device, with_flex=not self.quick)
+        if variant.dtype == self.dtype == torch.float32 and variant.quantization is None and self.peer:
+            _require_agreement(model, self.peer)
+        for task in tasks:
+            number = self.todo.index((variant, task)) + 1
+            self.report(f"row {number} of {len(self.todo)}: {task.name}, {variant.name}")
             try:
-                model = variant.load(self.folder, self.device)
-            except ValueError as error:  # sizes that cannot be quantized so, a backend that cannot run here
-                self.report(f"{variant.name} is left out: {error}")
-                number += len(missing)
-                continue
-            if self.against and self.peer is None:
-                self.peer = Transformers(self.folder, self.device, with_flex=not self.quick)
-            if variant.dtype == self.dtype == torch.float32 and variant.quantization is None and self.peer:
-                _require_agreement(model, self.peer)
-            for task in missing:
-                number += 1
-                self.report(f"row {number} of {rows}: {task.name}, {variant.name}")
-                try:
-                    self._add(self._result(model, variant, task, seconds))
-                except RuntimeError as error:  # a GPU's memory was not enough; there is no C++ compiler
-                    if not variant.compiled and not isinstance(error, torch.OutOfMemoryError):
-                        raise
-                    self.report(f"    left out: {error}".partition("\n")[0])
+                self._add(self._result(model, variant, task, seconds))
+            except RuntimeError as error:  # a GPU's memory was not enough; there is no C++ compiler
+                if not variant.compiled and not isinstance(error, torch.OutOfMemoryError):
+                    raise
+                self.report(f"    left out: {error}".partition("\n")[0])
 
     def measure_loading(self, tasks: Sequence[Task]) -> None:
         """Measure import, loading and memory in processes of their own."""
@@ -180,15 +202,18 @@ class _Run:
         weights = checkpoint_bytes(self.config, dtype=self.dtype)
         add(last, "extra_bytes", "bytes", floor=weights, floor_from="the weights")
 
-    def _is_done(self, task: Task, variant: Variant) -> bool:
-        return (task.name, variant.name) in self.done
+    def _model(self, variant: Variant) -> MixtralForCausalLM:
+        if self.full_size:
+            gc.collect()  # a compiled step and its model refer to each other, and two models have no room
+            self.report(f"making {variant.name} on {self.device}")
+            return variant.make(self.config, self.device)
+        self._make_checkpoint()
+        return variant.load(self.folder, self.device)
 
     def _make_checkpoint(self) -> None:
         if not self.folder.exists():
             self.report("making a checkpoint of random weights")
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(0)
-                MixtralForCausalLM(self.config).to(self.dtype).save_pretrained(self.folder)
+            random_model(self.config, self.dtype, self.device).save_pretrained(self.folder)
 
     def _result(self, model: MixtralForCausalLM, variant: Variant, task: Task, seconds: float) -> Result:
         """Measure one row."""

@@ -72,6 +72,10 @@ QUICK_TASKS = tuple(
     Task.parse(name)
     for name in ("prefill-512", "prefill-2048", "decode-1-64", "decode-8-64", "train-1-256", "loading")
 )  # fmt: skip
+FULL_TASKS = tuple(
+    Task.parse(name)
+    for name in ("prefill-4096", "prefill-32768", "decode-1-64", "decode-1-4096", "decode-8-64", "decode-32-64")
+)  # fmt: skip
 
 
 def choose_tasks(names: Sequence[str] | None, quick: bool = False) -> list[Task]:

@@ -1,6 +1,6 @@
 """Which model is measured, and in which forms."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -8,7 +8,8 @@ import torch
 from mixtral_edu.benchmark_tasks import Task
 from mixtral_edu.config import MixtralConfig
 from mixtral_edu.model import MixtralForCausalLM
-from mixtral_edu.placement import dtype_name
+from mixtral_edu.placement import dtype_name, require_memory
+from mixtral_edu.quantization import checkpoint_bytes, quantize_model
 
 _LONGEST_QUANTIZED_PREFILL = 512
 
@@ -64,7 +65,39 @@ class Variant:
             attn_implementation=self.attention,
             experts_implementation=self.experts,
         )
+        return self._prepared(model)
+
+    def make(self, config: MixtralConfig, device: torch.device) -> MixtralForCausalLM:
+        """Make this form with random weights, where there is no checkpoint."""
+        config = replace(
+            config,
+            attn_implementation=self.attention or config.attn_implementation,
+            experts_implementation=self.experts or config.experts_implementation,
+        )
+        model = random_model(config, self.dtype, device).eval()
+        if self.quantization is not None:
+            quantize_model(model, self.quantization)
+        return self._prepared(model)
+
+    def _prepared(self, model: MixtralForCausalLM) -> MixtralForCausalLM:
         return model.prepare_for_inference(compile=self.compiled) if self.packed else model
+
+
+def random_model(config: MixtralConfig, dtype: torch.dtype, device: torch.device) -> MixtralForCausalLM:
+    """Make a model with random weights in `dtype` on the device, where each is drawn; the same ones at each call.
+
+    Raises:
+        MemoryError: the device has not so much memory free.
+    """
+    require_memory(checkpoint_bytes(config, dtype=dtype), device, "a model of these sizes")
+    usual = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), device:
+            torch.manual_seed(0)
+            return MixtralForCausalLM(config)
+    finally:
+        torch.set_default_dtype(usual)
 
 
 def variants(dtype: torch.dtype, device: torch.device, quick: bool = False) -> list[Variant]:

@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +20,7 @@ from mixtral_edu.benchmark_loading import _in_new_process, measure_loading
 from mixtral_edu.benchmark_peers import Setting, Transformers
 from mixtral_edu.benchmark_results import Result, ResultFile, as_table, describe_machine
 from mixtral_edu.benchmark_tasks import STEPS, Decode, Prefill, Task, bytes_read, choose_tasks, operations, work_on
-from mixtral_edu.benchmark_variants import Variant, benchmark_config, variants
+from mixtral_edu.benchmark_variants import Variant, benchmark_config, random_model, variants
 from mixtral_edu.moe import Expert
 from mixtral_edu.quantization import quantize_model
 from mixtral_edu.timing import paired_rounds, product_rate, read_bandwidth
@@ -429,6 +430,69 @@ def small_rates(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 TINY_RUN = {"tasks": ["prefill-9", "decode-2-5", "train-2-5"], "seconds": 0.01, "threads": 1, "quick": True}
+
+
+def test_random_weights_are_drawn_in_their_type_and_leave_the_settings(config):
+    state = torch.random.get_rng_state()
+    first, second = (random_model(config, torch.bfloat16, CPU) for _ in range(2))
+    assert torch.equal(torch.random.get_rng_state(), state) and torch.get_default_dtype() == torch.float32
+    assert {p.dtype for p in first.parameters()} == {torch.bfloat16}
+    assert all(torch.equal(p, q) for p, q in zip(first.parameters(), second.parameters(), strict=True))
+    weight = first.model.layers[0].block_sparse_moe.experts[0].w1.weight.float()
+    assert abs(weight.std() / config.initializer_range - 1) < 0.1
+
+
+@pytest.mark.parametrize("quantization", [None, "int8", "int4"])
+@torch.no_grad()
+def test_a_form_made_on_the_device_is_the_form_of_a_checkpoint(config, tmp_path: Path, quantization):
+    form = Variant(torch.float32, packed=True, quantization=quantization, attention="eager", experts="grouped")
+    random_model(config, torch.float32, CPU).save_pretrained(tmp_path / "checkpoint")
+    made, loaded = form.make(config, CPU), form.load(tmp_path / "checkpoint", CPU)
+    ids = torch.arange(3, 20)[None]
+    assert torch.equal(made(ids).logits, loaded(ids).logits) and not made.training
+    for model in (made, loaded):
+        assert (model.config.attn_implementation, model.config.experts_implementation) == ("eager", "grouped")
+
+
+def test_the_full_size_needs_room_for_its_weights(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("mixtral_edu.placement.free_memory", lambda device: 80_000_000_000)
+    with pytest.raises(MemoryError, match="a model of these sizes needs 93.4 GB on cpu, and 80 GB are free"):
+        benchmark(full_size=True, dtype="bfloat16")
+
+
+@pytest.mark.parametrize("options", [{"against": "transformers"}, {"quick": True}])
+def test_the_full_size_has_no_peer_and_no_quick_form(options):
+    with pytest.raises(ValueError, match="full_size"):
+        benchmark(full_size=True, **options)
+
+
+@pytest.mark.usefixtures("small_rates")
+def test_the_full_size_is_made_on_the_device_form_by_form(config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def no_checkpoint(*args, **options):
+        raise AssertionError("a checkpoint was written or read")
+
+    monkeypatch.setattr(MixtralForCausalLM, "save_pretrained", no_checkpoint)
+    monkeypatch.setattr(MixtralForCausalLM, "from_pretrained", no_checkpoint)
+    monkeypatch.setattr(torch, "compile", lambda forward: forward)
+    alive: list[weakref.ref] = []
+
+    def make(*args):
+        assert not any(model() is not None for model in alive)  # two would not fit
+        model = random_model(*args)
+        alive.append(weakref.ref(model))
+        return model
+
+    monkeypatch.setattr("mixtral_edu.benchmark_variants.random_model", make)
+    monkeypatch.setattr("mixtral_edu.benchmark.FULL_TASKS", (Task.parse("prefill-9"), Task.parse("decode-2-5")))
+    file = tmp_path / "results.json"
+    results = benchmark(config, full_size=True, seconds=0.01, json_file=file)
+    rounded = {f"{kind} {dtype}" for kind in ("int8", "int4") for dtype in ("bfloat16", "float32")}
+    forms = {"packed float32", "compiled float32"} | rounded
+    assert {(r.task, r.variant) for r in results} == {
+        *(("decode-2-5", form) for form in forms), *(("prefill-9", form) for form in forms - {"compiled float32"})
+    }  # fmt: skip
+    (run,) = json.loads(file.read_text())["runs"]
+    assert run["settings"]["weights"] == "made on the device" and len(alive) == len(forms)
 
 
 @pytest.mark.usefixtures("small_rates")
