@@ -159,7 +159,8 @@ def main(argv: list[str] | None = None) -> None:
     benchmark.add_argument("--threads", type=_count, metavar="N", help="processor threads")
     benchmark.add_argument("--device", default="cpu", help="cpu (default) or cuda")
     benchmark.add_argument(
-        "--tasks", nargs="+", metavar="TASK", help="prefill, decode, train, loading, or one such as decode-8-4096; all"
+        "--tasks", nargs="+", metavar="TASK", help="prefill, decode, train, loading, attention, or one such as "
+        "decode-8-4096; all but attention"
     )
     benchmark.add_argument(
         "--full-size", action="store_true", help="Mixtral-8x7B, its weights made on the device: 93 GB in bfloat16"

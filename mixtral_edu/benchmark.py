@@ -4,7 +4,8 @@
 
 Both systems load one checkpoint of random weights and work in one process, in turns; the ratio of each row is the
 median over rounds. transformers is given its fastest setting for each task. On a CUDA device the same tasks run, with a
-row for each way to compute attention; that path has not run on a card yet.
+row for each way to compute attention, and `--tasks attention` times attention alone; that path has not run on a card
+yet.
 """
 
 import gc
@@ -18,6 +19,13 @@ from statistics import median
 import torch
 from torch import nn
 
+from mixtral_edu.benchmark_attention import (
+    Attention,
+    bytes_of_attention,
+    dtypes_of,
+    operations_of_attention,
+    ways_of,
+)
 from mixtral_edu.benchmark_loading import OURS, measure_loading
 from mixtral_edu.benchmark_peers import Transformers, check_peer, largest_difference
 from mixtral_edu.benchmark_results import Result, ResultFile, amount, as_table, describe_machine, ratio_text
@@ -112,6 +120,7 @@ def benchmark(
             run.measure(chosen, seconds or (_QUICK_SECONDS if quick else _SECONDS))
             if not full_size:
                 run.measure_loading(chosen)
+            run.measure_attention(chosen, seconds or (_QUICK_SECONDS if quick else _SECONDS))
     place = {task.name: number for number, task in enumerate(dict.fromkeys([*chosen, *TASKS]))}
     return sorted(file.results, key=lambda result: place.get(result.task, len(place)))
 
@@ -202,6 +211,44 @@ class _Run:
         weights = checkpoint_bytes(self.config, dtype=self.dtype)
         add(last, "extra_bytes", "bytes", floor=weights, floor_from="the weights")
 
+    def measure_attention(self, tasks: Sequence[Task], seconds: float) -> None:
+        """Measure attention alone: all ways in turns, each beside the one that writes all scores down."""
+        for task in tasks:
+            for dtype in dtypes_of(self.dtype, self.device) if task.kind == "attention" else ():
+                names = {way: f"{way} {dtype_name(dtype)}" for way in ways_of(self.device)}
+                if not any((task.name, name) in self.done for name in names.values()):
+                    self.report(f"{task.name}, {dtype_name(dtype)}")
+                    self._compare_attention(task, dtype, names, seconds)
+
+    def _compare_attention(self, task: Task, dtype: torch.dtype, names: dict[str, str], seconds: float) -> None:
+        works, found = {}, {}
+        for way, name in names.items():
+            try:
+                work = Attention(way, self.config, task, dtype, self.device)
+                found[way] = {"error": work.error(), "peak_bytes": work.peak_bytes()}
+                works[way] = work
+            except (ValueError, MemoryError, torch.OutOfMemoryError) as error:
+                self.report(f"    {name} is left out: {error}")
+        rounds = paired_rounds([*works.values()], seconds, self.device)
+        times = {way: tuple(each) for way, each in zip(works, rounds, strict=True)}
+        self.bandwidth = self.bandwidth or read_bandwidth(self.device)
+        needed, rate = operations_of_attention(self.config, task), self._rate(dtype)
+        moved = bytes_of_attention(self.config, task, dtype)
+        floor, floor_from = max(
+            (needed / rate, f"{needed / 1e9:.4g} GFLOP at {rate / 1e9:.4g} GFLOP/s"),
+            (moved / self.bandwidth, f"{amount(moved, 'bytes')} at {amount(self.bandwidth, 'bytes')}/s"),
+        )
+        for way, ours in times.items():
+            if "eager" in times and way != "eager":
+                found[way] |= {"theirs": times["eager"], "against": "eager", "setting": names["eager"]}
+            self._add(Result(task.name, names[way], ours, tokens=task.tokens, floor=floor, floor_from=floor_from,
+                             **found[way]))  # fmt: skip
+
+    def _rate(self, dtype: torch.dtype) -> float:
+        if dtype not in self.rates:
+            self.rates[dtype] = product_rate(dtype, self.device)
+        return self.rates[dtype]
+
     def _model(self, variant: Variant) -> MixtralForCausalLM:
         if self.full_size:
             gc.collect()  # a compiled step and its model refer to each other, and two models have no room
@@ -241,9 +288,7 @@ class _Run:
             needed = bytes_read(model, task, experts)
             words = f"{amount(needed, 'bytes')} ({experts:.2f} experts a layer) at {amount(self.bandwidth, 'bytes')}/s"
             return needed / self.bandwidth, words
-        if variant.dtype not in self.rates:
-            self.rates[variant.dtype] = product_rate(variant.dtype, self.device)
-        needed, rate = operations(self.config, task), self.rates[variant.dtype]
+        needed, rate = operations(self.config, task), self._rate(variant.dtype)
         return needed / rate, f"{needed / 1e9:.4g} GFLOP at {rate / 1e9:.4g} GFLOP/s"
 
     def _add(self, result: Result) -> None:

@@ -18,7 +18,9 @@ from mixtral_edu.files import read_json_object, whole_file
 from mixtral_edu.recipes import processor_name
 from mixtral_edu.timing import Quartiles, quartiles
 
-_COLUMNS = ("task", "ours", "takes", "a token", "theirs", "theirs / ours", "floor", "reached", "rounds", "their way")
+_COLUMNS = ("task", "ours", "takes", "a token", "theirs", "theirs / ours", "floor", "reached", "rounds", "their way",
+            "memory", "error")  # fmt: skip
+_ALWAYS = 10  # so many columns are shown even if they are empty
 _WORDS = ("task", "ours", "their way")  # columns that are no numbers
 
 
@@ -37,6 +39,8 @@ class Result:
         setting: how the peer was set, and its dtype.
         floor: the least that it can take, in the same unit; None if unknown.
         floor_from: how the floor comes about, in words.
+        peak_bytes: of attention alone, what it holds at most beside its inputs; None where that was not measured.
+        error: of attention alone, the largest difference to double precision.
         tried: the peer's other settings with the seconds of their trial.
         left_out: settings that were not tried, and why.
         date: when it was measured.
@@ -52,6 +56,8 @@ class Result:
     setting: str = ""
     floor: float | None = None
     floor_from: str = ""
+    peak_bytes: float | None = None
+    error: float | None = None
     tried: dict[str, float] = field(default_factory=dict)
     left_out: dict[str, str] = field(default_factory=dict)
     date: str = field(default_factory=lambda: datetime.now().isoformat(sep=" ", timespec="minutes"))
@@ -171,10 +177,14 @@ def as_table(results: Sequence[Result]) -> str:
                 "" if result.share_of_floor is None else f"{result.share_of_floor:.0%}",
                 str(len(result.ours)),
                 result.setting,
+                "" if result.peak_bytes is None else amount(result.peak_bytes, "bytes"),
+                "" if result.error is None else f"{result.error:.1e}",
             )
         )
+    used = [column for column, cells in enumerate(zip(*rows[1:], strict=True)) if column < _ALWAYS or any(cells)]
+    rows = [tuple(row[column] for column in used) for row in rows]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    sides = [str.ljust if column in _WORDS else str.rjust for column in _COLUMNS]
+    sides = [str.ljust if column in _WORDS else str.rjust for column in rows[0]]
     return "\n".join(
         "  ".join(side(cell, width) for side, cell, width in zip(sides, row, widths, strict=True)).rstrip()
         for row in rows

@@ -22,7 +22,13 @@ from mixtral_edu.model import MixtralForCausalLM
 
 STEPS = 16  # tokens that each row decodes in one timed stretch
 _FIRST_ID = 3  # what lies below are special tokens
-_FORMS = {"prefill": 1, "decode": 2, "train": 2, "loading": 0}  # how many numbers each kind's names have
+_FORMS = {  # the numbers in each kind's names
+    "prefill": ("tokens",),
+    "decode": ("batch", "tokens"),
+    "train": ("batch", "tokens"),
+    "attention": ("tokens", "window"),
+    "loading": (),
+}
 
 
 @dataclass(frozen=True)
@@ -30,10 +36,11 @@ class Task:
     """One thing to measure.
 
     `prefill-T`: T tokens of one text into a new cache, scores of the last. `decode-B-C`: one more token for each of B
-    rows, C tokens of context. `train-B-T`: forward, loss, backward and optimizer step. `loading`: import, load, memory.
+    rows, C tokens of context. `train-B-T`: forward, loss, backward and optimizer step. `attention-T-W`: attention
+    alone, over T tokens with a window of W, which is none if W is T or more. `loading`: import, load, memory.
 
     >>> Task.parse("decode-8-4096")
-    Task(kind='decode', batch=8, tokens=4096)
+    Task(kind='decode', batch=8, tokens=4096, window=0)
 
     Raises:
         ValueError: a name of another form, or a number of 0.
@@ -42,20 +49,20 @@ class Task:
     kind: str
     batch: int = 1
     tokens: int = 1
+    window: int = 0
 
     @classmethod
     def parse(cls, name: str) -> "Task":
         kind, *numbers = name.split("-")
         fits = all(re.fullmatch("[1-9][0-9]*", number) for number in numbers)
-        if _FORMS.get(kind) != len(numbers) or not fits:
-            raise ValueError(f"task {name!r}: prefill-TOKENS, decode-BATCH-CONTEXT, train-BATCH-TOKENS or loading is "
-                             "wanted")  # fmt: skip
-        return cls(kind, *([1] * (2 - len(numbers)) + [int(number) for number in numbers]))
+        if len(_FORMS.get(kind, name)) != len(numbers) or not fits:
+            raise ValueError(f"task {name!r}: prefill-TOKENS, decode-BATCH-CONTEXT, train-BATCH-TOKENS, "
+                             "attention-TOKENS-WINDOW or loading is wanted")  # fmt: skip
+        return cls(kind, **dict(zip(_FORMS[kind], map(int, numbers), strict=True)))
 
     @property
     def name(self) -> str:
-        numbers = (self.batch, self.tokens)[2 - _FORMS[self.kind] :]
-        return "-".join(map(str, (self.kind, *numbers)))
+        return "-".join(map(str, (self.kind, *(getattr(self, number) for number in _FORMS[self.kind]))))
 
     @property
     def new_tokens(self) -> int:
@@ -68,6 +75,11 @@ TASKS = tuple(
     for name in ("prefill-512", "prefill-2048", "prefill-16384", "decode-1-64", "decode-1-4096", "decode-8-64",
                  "decode-8-4096", "train-4-256", "loading")
 )  # fmt: skip
+ATTENTION_TASKS = tuple(  # not among the usual ones: asked for by name
+    Task("attention", tokens=tokens, window=window)
+    for tokens in (512, 1024, 2048, 4096, 8192, 16384, 32768)
+    for window in ((tokens, 4096) if tokens > 4096 else (tokens,))
+)
 QUICK_TASKS = tuple(
     Task.parse(name)
     for name in ("prefill-512", "prefill-2048", "decode-1-64", "decode-8-64", "train-1-256", "loading")
@@ -92,7 +104,8 @@ def choose_tasks(names: Sequence[str] | None, quick: bool = False) -> list[Task]
         return list(usual)
     chosen: list[Task] = []
     for name in names:
-        chosen += [task for task in usual if task.name.startswith(f"{name}-")] or [Task.parse(name)]
+        known = (*usual, *ATTENTION_TASKS)
+        chosen += [task for task in known if task.name.startswith(f"{name}-")] or [Task.parse(name)]
     return list(dict.fromkeys(chosen))
 
 

@@ -10,21 +10,24 @@ from pathlib import Path
 import matplotlib
 import pytest
 import torch
+import torch.nn.functional as F
 from matplotlib import pyplot as plt
 from torch.utils.flop_counter import FlopCounterMode
 
 from mixtral_edu import MixtralConfig, MixtralForCausalLM
 from mixtral_edu.__main__ import main
 from mixtral_edu.benchmark import benchmark
+from mixtral_edu.benchmark_attention import Attention, bytes_of_attention, operations_of_attention
 from mixtral_edu.benchmark_loading import _in_new_process, measure_loading
 from mixtral_edu.benchmark_peers import Setting, Transformers
 from mixtral_edu.benchmark_results import Result, ResultFile, as_table, describe_machine
 from mixtral_edu.benchmark_tasks import STEPS, Decode, Prefill, Task, bytes_read, choose_tasks, operations, work_on
 from mixtral_edu.benchmark_variants import Variant, benchmark_config, random_model, variants
+from mixtral_edu.masks import Visibility
 from mixtral_edu.moe import Expert
 from mixtral_edu.quantization import quantize_model
 from mixtral_edu.timing import paired_rounds, product_rate, read_bandwidth
-from mixtral_edu.viz.benchmark import ratios_and_floors
+from mixtral_edu.viz.benchmark import attention_by_length, ratios_and_floors
 from test_viz import assert_no_texts_overlap, assert_nothing_cut_off, texts_of
 
 matplotlib.use("Agg")
@@ -103,7 +106,7 @@ def test_rates_count_bytes_and_operations(monkeypatch: pytest.MonkeyPatch):
     assert product_rate(torch.float32, CPU, size=64) == 2 * 64**3 / 0.5
 
 
-@pytest.mark.parametrize("name", ["prefill-512", "decode-8-4096", "train-4-256", "loading"])
+@pytest.mark.parametrize("name", ["prefill-512", "decode-8-4096", "train-4-256", "attention-9-4", "loading"])
 def test_a_task_is_known_by_its_name(name):
     assert Task.parse(name).name == name
 
@@ -113,7 +116,9 @@ def test_new_tokens_are_those_that_one_pass_takes_in():
     assert tokens == {"prefill-512": 512, "decode-8-4096": 8, "train-4-256": 1024}
 
 
-@pytest.mark.parametrize("name", ["prefil-512", "prefill", "decode-8", "prefill-0", "train-4-256-1", "loading-3"])
+@pytest.mark.parametrize(
+    "name", ["prefil-512", "prefill", "decode-8", "prefill-0", "train-4-256-1", "loading-3", "attention-9"]
+)
 def test_a_task_of_another_form_is_refused(name):
     with pytest.raises(ValueError, match=f"{name}.*prefill-TOKENS"):
         Task.parse(name)
@@ -430,6 +435,84 @@ def small_rates(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 TINY_RUN = {"tasks": ["prefill-9", "decode-2-5", "train-2-5"], "seconds": 0.01, "threads": 1, "quick": True}
+
+
+@pytest.mark.parametrize("way", ["eager", "sdpa"])
+@pytest.mark.parametrize("name", ["attention-200-200", "attention-200-37", "attention-9-64"])
+def test_attention_alone_is_exact(config, way, name):
+    task = Task.parse(name)
+    work = Attention(way, config, task, torch.float64, CPU)
+    W = min(task.window, task.tokens)
+    positions = torch.arange(task.tokens)
+    distance = positions[:, None] - positions
+    mask = (distance >= 0) & (distance < W)
+    k, v = (x.repeat_interleave(work.q.shape[1] // x.shape[1], 1) for x in (work.k, work.v))
+    exact = F.scaled_dot_product_attention(work.q, k, v, mask)
+    assert (work.run() - exact).abs().max() < 1e-6 and work.error() < 1e-6  # "eager" has a softmax in float32
+    assert operations_of_attention(config, task) == 4 * mask.sum() * work.q.shape[1] * work.q.shape[3]
+    assert bytes_of_attention(config, task, torch.float64) == sum(x.nbytes for x in (work.q, work.k, work.v, exact))
+
+
+def test_the_error_of_attention_is_seen(config):
+    work = Attention("sdpa", config, Task.parse("attention-200-37"), torch.float32, CPU)
+    right, work.attend = work.attend, lambda *inputs: 1.01 * right(*inputs)
+    exact = right(work.q, work.k, work.v, work.visibility)
+    assert 0.001 < work.error() <= 0.011 * exact.abs().max()
+    work.attend = lambda q, k, v, visibility: right(q, k, v, Visibility(*(visibility.query_positions,) * 2, 36))
+    assert work.error() > 0.01
+
+
+def test_attention_alone_needs_room_for_scores_and_a_card_for_its_kernel(config, monkeypatch: pytest.MonkeyPatch):
+    with pytest.raises(ValueError, match="needs a CUDA device"):
+        Attention("flash_attention_2", config, Task.parse("attention-8-8"), torch.bfloat16, CPU)
+    monkeypatch.setattr("mixtral_edu.placement.free_memory", lambda device: 1_000_000)
+    with pytest.raises(MemoryError, match="the scores of 4,096 tokens in 4 heads"):
+        Attention("eager", config, Task.parse("attention-4096-64"), torch.float32, CPU)
+
+
+def test_attention_is_measured_by_name_only_with_both_windows():
+    names = [task.name for task in choose_tasks(["attention"])]
+    assert {"attention-512-512", "attention-32768-4096", "attention-32768-32768"} <= {*names}
+    assert "attention-512-4096" not in names and not {*names} & {task.name for task in choose_tasks(None)}
+
+
+@pytest.mark.usefixtures("small_rates")
+def test_a_run_of_attention_sets_each_way_beside_eager_and_goes_on(config, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("mixtral_edu.benchmark.ways_of", lambda device: ("eager", "sdpa", "flash_attention_2"))
+    run = {"seconds": 0.01, "json_file": tmp_path / "results.json", "threads": 1}
+    lines: list[str] = []
+    results = benchmark(config, tasks=["attention-40-40"], report=lines.append, **run)
+    assert [(r.task, r.variant) for r in results] == [("attention-40-40", f"{w} float32") for w in ("eager", "sdpa")]
+    eager, sdpa = results
+    assert eager.ratio is None and sdpa.theirs == eager.ours and sdpa.against == "eager"
+    assert all(r.error < 1e-5 and r.peak_bytes is None and r.floor > 0 for r in results)
+    assert any("flash_attention_2 float32 is left out" in line and "CUDA" in line for line in lines)
+    more = benchmark(config, tasks=["attention-40-40", "attention-40-8"], **run)
+    assert more[:2] == results and len(more) == 4
+    head, *rows = as_table(more).splitlines()
+    assert head.split()[-1] == "error" and "memory" not in head and len(rows) == 4
+    with pytest.raises(ValueError, match="no attention in bfloat16"):
+        attention_by_length(more, "bfloat16")
+
+
+@pytest.mark.parametrize("has_memory", [True, False])
+def test_the_picture_of_attention_has_a_line_for_each_way_and_window(has_memory):
+    def row(T: int, W: int, way: str, seconds: float) -> Result:
+        theirs = (4 * seconds,) if way != "eager" else ()
+        memory = T * T * 1e3 if has_memory else None
+        return Result(f"attention-{T}-{W}", f"{way} float16", (seconds,), theirs, floor=seconds / 3, peak_bytes=memory)
+
+    rows = [row(T, W, way, T * 1e-6) for way in ("eager", "sdpa") for T, W in ((512, 512), (8192, 8192), (8192, 4096))]
+    figure = attention_by_length([*rows, Result("prefill-9", "plain float16", (1.0,))], "float16")
+    assert len(figure.axes) == 1 + has_memory
+    names = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert names == ["eager", "eager, window", "sdpa", "sdpa, window", "floor", "floor, window"]
+    lines = {line.get_label(): line.get_xydata().tolist() for line in figure.axes[0].lines}
+    assert lines["sdpa"] == [[512, 512e-6], [8192, 8192e-6]] and lines["sdpa, window"] == [[8192, 8192e-6]]
+    texts = {text.get_text() for text in texts_of(figure)}
+    assert "sdpa is 4.0 times as fast as eager at 8,192 tokens, in float16" in texts
+    assert_nothing_cut_off(figure)
+    assert_no_texts_overlap(figure)
 
 
 def test_random_weights_are_drawn_in_their_type_and_leave_the_settings(config):

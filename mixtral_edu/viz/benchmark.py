@@ -9,9 +9,11 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator
 
 from mixtral_edu.benchmark_results import Result, amount
+from mixtral_edu.benchmark_tasks import Task
 from mixtral_edu.viz.style import ACCENT, FAINT, INK, MUTED, new_figure, use_style
 
 _ROW, _ABOVE, _BELOW = 0.25, 0.75, 0.62  # inches
+_WAYS = {"eager": INK, "sdpa": "#D55E00", "flash_attention_2": ACCENT}
 _TICKS = (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50)
 
 
@@ -55,6 +57,70 @@ def ratios_and_floors(results: Sequence[Result], title: str | None = None, figur
         place = {"size": 13, "weight": "bold", "va": "center", "parse_math": False}
         figure.text(0.012, 1 - 0.3 / height, _title(results) if title is None else title, **place)
     return figure
+
+
+def attention_by_length(
+    results: Sequence[Result], dtype: str, title: str | None = None, figure: Figure | None = None
+) -> Figure:
+    """Time of attention alone against the length of the text, each way a line, and where it was measured, memory.
+
+    A solid line is without a window, a dashed one with; dotted is the floor. Both axes are logarithmic.
+
+    Args:
+        results: of the tasks `attention-T-W`; others are passed over.
+        dtype: "bfloat16", as rows name it.
+        title: the finding; the computed one says how many times faster than "eager" the fastest way is at the
+            greatest length that both were measured at.
+        figure: a figure to draw into instead of a new one.
+
+    Raises:
+        ValueError: no such rows.
+    """
+    rows = [(Task.parse(r.task), r.variant.split()[0], r) for r in results if r.variant.endswith(f" {dtype}")]
+    rows = sorted((row for row in rows if row[0].kind == "attention"), key=lambda row: row[0].tokens)
+    if not rows:
+        raise ValueError(f"results hold no attention in {dtype}: measure with tasks=['attention']")
+    has_memory = any(result.peak_bytes is not None for *_, result in rows)
+    lengths = sorted({task.tokens for task, *_ in rows})
+    with use_style():
+        figure = new_figure(11, 4.4, figure)
+        panels = [figure.add_axes((0.075, 0.22, 0.32 if has_memory else 0.66, 0.63))]
+        quantities = [("seconds", lambda result: median(result.ours))]
+        if has_memory:
+            panels.append(figure.add_axes((0.475, 0.22, 0.275, 0.63)))
+            quantities.append(("bytes beside the inputs", lambda result: result.peak_bytes))
+        for axes, (label, quantity) in zip(panels, quantities, strict=True):
+            for way, colour in _WAYS.items():
+                for windowed, line in ((False, "-"), (True, "--")):
+                    points = [(task.tokens, quantity(result)) for task, name, result in rows
+                              if name == way and (task.window < task.tokens) == windowed]  # fmt: skip
+                    if points:
+                        name = f"{way}, window" if windowed else way
+                        axes.plot(*zip(*points, strict=True), line, color=colour, marker="o", markersize=5, label=name)
+            axes.set_xscale("log", base=2)
+            axes.set_yscale("log")
+            axes.set_xticks(lengths, [f"{tokens:,}" for tokens in lengths], rotation=30 if len(lengths) > 4 else 0)
+            axes.minorticks_off()
+            axes.grid(axis="y")
+            axes.set(xlabel="tokens T", ylabel=label)
+        for windowed, line in ((False, ":"), (True, (0, (1, 3)))):
+            floors = {task.tokens: result.floor for task, _, result in rows if (task.window < task.tokens) == windowed}
+            if floors:
+                name = "floor, window" if windowed else "floor"
+                panels[0].plot(floors.keys(), floors.values(), linestyle=line, color=MUTED, label=name)
+        figure.legend(*panels[0].get_legend_handles_labels(), loc="center right", bbox_to_anchor=(0.995, 0.5))
+        words = _attention_title(rows, dtype) if title is None else title
+        figure.text(0.012, 0.945, words, size=13, weight="bold", va="center", parse_math=False)
+    return figure
+
+
+def _attention_title(rows: Sequence[tuple[Task, str, Result]], dtype: str) -> str:
+    faster = [(task.tokens, result.ratio.median, way) for task, way, result in rows
+              if result.ratio is not None and task.window >= task.tokens]  # fmt: skip
+    if not faster:
+        return f"Attention alone in {dtype}"
+    tokens, ratio, way = max(faster)
+    return f"{way} is {ratio:.1f} times as fast as eager at {tokens:,} tokens, in {dtype}"
 
 
 def _places(results: Sequence[Result]) -> tuple[list[int], dict[str, int]]:
