@@ -681,3 +681,22 @@ def test_the_picture_without_a_peer_or_a_floor_says_so():
     assert "At best 48% of the floor" in [text.get_text() for text in texts_of(ratios_and_floors(alone))]
     with pytest.raises(ValueError, match="results is empty"):
         ratios_and_floors([])
+
+
+@pytest.mark.gpu
+def test_attention_on_a_gpu_is_measured_in_all_ways_with_its_memory(tmp_path: Path):
+    config = MixtralConfig(hidden_size=1024, num_attention_heads=8, num_key_value_heads=2, head_dim=128)
+    results = benchmark(config, tasks=["attention-4096-4096", "attention-4096-512"], device="cuda", seconds=0.1)
+    assert len(results) == 2 * 2 * 3
+    by_name = {(r.task, r.variant): r for r in results}
+    for task in ("attention-4096-4096", "attention-4096-512"):
+        for dtype in ("bfloat16", "float16"):
+            eager, flash = (by_name[task, f"{way} {dtype}"] for way in ("eager", "flash_attention_2"))
+            assert flash.peak_bytes < eager.peak_bytes / 10 and max(flash.error, eager.error) < 0.02
+            assert 0 < flash.share_of_floor < 1
+
+
+@pytest.mark.gpu
+def test_the_full_size_on_a_gpu_is_made_there(config):
+    results = benchmark(config, full_size=True, device="cuda", tasks=["prefill-9", "decode-2-5"], seconds=0.01)
+    assert {"packed bfloat16 sdpa", "packed bfloat16 flash_attention_2"} <= {r.variant for r in results}

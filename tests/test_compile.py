@@ -84,3 +84,46 @@ def test_generation_uses_the_compiled_step_and_leaves_it_for_training(model, mon
     assert len(calls) == 1, "compiled once"
     assert copy.deepcopy(model).compiled_step is None
     assert model.train().compiled_step is None
+
+
+@pytest.fixture
+def wide_model(make_config):
+    """Sizes in whole 16 bytes of bfloat16, as grouped products want them."""
+    sizes = {"hidden_size": 64, "intermediate_size": 96, "head_dim": 16, "num_hidden_layers": 2, "sliding_window": 8}
+    model = MixtralForCausalLM(make_config(**sizes, experts_implementation="grouped")).eval()
+    return model.to("cuda", torch.bfloat16)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("packed", [False, True])
+@torch.no_grad()
+def test_grouped_experts_on_a_gpu_wait_for_nothing_and_equal_sorted_ones(wide_model, packed):
+    moe = wide_model.model.layers[0].block_sparse_moe
+    x = torch.randn(2, 33, 64, device="cuda", dtype=torch.bfloat16)
+    moe.config.experts_implementation = "sorted"
+    wanted, routing = moe(x)
+    if packed:
+        wide_model.prepare_for_inference()
+    moe.config.experts_implementation = "grouped"
+    moe(x)  # the first call prepares
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        found, again = moe(x)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert torch.equal(again.experts, routing.experts)
+    assert (found - wanted).abs().max() <= 0.03 * wanted.abs().max() > 0
+
+
+@pytest.mark.gpu
+@torch.no_grad()
+def test_a_compiled_step_on_a_gpu_equals_the_plain_one(wide_model):
+    twin = copy.deepcopy(wide_model)
+    step = wide_model.prepare_for_inference(compile=True).compiled_step
+    ids = torch.randint(101, (2, 30), device="cuda")
+    caches = [m(ids[:, :5], use_cache=True).past_key_values for m in (wide_model, twin)]
+    for t in range(5, 30):  # through the ring (W = 8) three times
+        token = ids[:, t : t + 1]
+        found = step(token, past_key_values=caches[0], use_cache=True).logits
+        wanted = twin(token, past_key_values=caches[1], use_cache=True).logits
+        assert (found - wanted).abs().max() <= 0.05 * wanted.abs().max() > 0
