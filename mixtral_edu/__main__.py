@@ -94,9 +94,13 @@ def _benchmark(arguments: argparse.Namespace) -> None:
     )
     print(as_table(results))
     if arguments.picture:
-        from mixtral_edu.viz.benchmark import ratios_and_floors
+        from mixtral_edu.viz.benchmark import attention_by_length, ratios_and_floors
 
-        ratios_and_floors(results).savefig(arguments.picture)
+        if all(result.task.startswith("attention-") for result in results):
+            figure = attention_by_length(results, dtype=results[0].variant.split()[-1])
+        else:
+            figure = ratios_and_floors(results)
+        figure.savefig(arguments.picture)
 
 
 def _grade(arguments: argparse.Namespace) -> None:
@@ -163,7 +167,7 @@ def main(argv: list[str] | None = None) -> None:
         "decode-8-4096; all but attention"
     )
     benchmark.add_argument(
-        "--full-size", action="store_true", help="Mixtral-8x7B, its weights made on the device: 93 GB in bfloat16"
+        "--full-size", action="store_true", help="Mixtral-8x7B, its weights made on the device, which needs 93 GB"
     )
     benchmark.add_argument("--quick", action="store_true", help="fewer layers, shorter contexts: under 3 minutes")
     benchmark.add_argument("--seconds", type=_seconds, metavar="S", help="to spend on each row (20, or 2 with --quick)")

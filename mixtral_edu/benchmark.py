@@ -31,6 +31,7 @@ from mixtral_edu.benchmark_peers import Transformers, check_peer, largest_differ
 from mixtral_edu.benchmark_results import Result, ResultFile, amount, as_table, describe_machine, ratio_text
 from mixtral_edu.benchmark_tasks import (
     FULL_TASKS,
+    QUICK_TASKS,
     STEPS,
     TASKS,
     Decode,
@@ -72,15 +73,15 @@ def benchmark(
 
     Args:
         config: sizes; `benchmark_config()` if None.
-        tasks: names, or beginnings of names: "prefill", "decode-8"; see `Task`. All of `TASKS` if None.
+        tasks: names, or beginnings of names: "prefill", "decode-8", "attention"; see `Task`. If None, all of `TASKS`;
+            of `QUICK_TASKS` or `FULL_TASKS` if quick or full size.
         dtype: of the checkpoint, which both systems run in; float32 if None, on CUDA bfloat16. Quantized forms are
             measured in bfloat16 and float32, against the peer in `dtype`.
         device: the CPU if None.
         threads: of PyTorch; as they are if None.
         against: "transformers", or None to measure our times alone.
-        full_size: Mixtral-8x7B, or `config`, with weights made on the device: 93 GB in bfloat16, of which no copy is on
-            disk or in host memory, and no peer beside it; packed, compiled and quantized. `FULL_TASKS` if `tasks` is
-            None.
+        full_size: Mixtral-8x7B, or `config`, with weights made on the device: 93 GB in bfloat16, quantized forms too
+            at first, of which no copy is on disk or in host memory; without a peer and without training.
         quick: fewer layers, forms and rounds, shorter contexts: under three minutes on a quiet machine.
         seconds: to spend on a row, beside warming up; at least three rounds are done.
         json_file: written after each row. What it holds of an equal run (machine, sizes, dtype, device, threads,
@@ -103,7 +104,9 @@ def benchmark(
     if full_size and (against is not None or quick):
         raise ValueError("full_size=True: there is no room for another system beside it, and no quick form")
     config = config or (MixtralConfig.mixtral_8x7b() if full_size else benchmark_config(quick))
-    chosen = list(FULL_TASKS) if full_size and tasks is None else choose_tasks(tasks, quick)
+    chosen = choose_tasks(tasks, FULL_TASKS if full_size else QUICK_TASKS if quick else TASKS)
+    if full_size and (unfit := [task.name for task in chosen if task.kind in ("train", "loading")]):
+        raise ValueError(f"tasks={unfit}: with full_size=True prefill, decode and attention can be measured")
     with _threads(threads):
         settings = {
             "sizes": {name: value for name, value in config.to_dict().items() if isinstance(value, int)},
@@ -118,8 +121,7 @@ def benchmark(
         with tempfile.TemporaryDirectory(prefix="mixtral-edu-") as folder:
             run = _Run(Path(folder) / "checkpoint", config, dtype, device, against, file, report, quick, full_size)
             run.measure(chosen, seconds or (_QUICK_SECONDS if quick else _SECONDS))
-            if not full_size:
-                run.measure_loading(chosen)
+            run.measure_loading(chosen)
             run.measure_attention(chosen, seconds or (_QUICK_SECONDS if quick else _SECONDS))
     place = {task.name: number for number, task in enumerate(dict.fromkeys([*chosen, *TASKS]))}
     return sorted(file.results, key=lambda result: place.get(result.task, len(place)))
@@ -173,6 +175,8 @@ class _Run:
         except ValueError as error:  # sizes that cannot be quantized so, a backend that cannot run here
             self.report(f"{variant.name} is left out: {error}")
             return
+        except torch.OutOfMemoryError as error:
+            raise MemoryError(f"{variant.name} finds no room on {self.device}: {error}") from None
         if self.against and self.peer is None:
             self.peer = Transformers(self.folder, self.device, with_flex=not self.quick)
         if variant.dtype == self.dtype == torch.float32 and variant.quantization is None and self.peer:
@@ -183,7 +187,8 @@ class _Run:
             try:
                 self._add(self._result(model, variant, task, seconds))
             except RuntimeError as error:  # a GPU's memory was not enough; there is no C++ compiler
-                if not variant.compiled and not isinstance(error, torch.OutOfMemoryError):
+                is_of_compiler = variant.compiled and isinstance(error, compiler_errors())
+                if not is_of_compiler and not isinstance(error, torch.OutOfMemoryError):
                     raise
                 self.report(f"    left out: {error}".partition("\n")[0])
 
@@ -227,8 +232,8 @@ class _Run:
                 work = Attention(way, self.config, task, dtype, self.device)
                 found[way] = {"error": work.error(), "peak_bytes": work.peak_bytes()}
                 works[way] = work
-            except (ValueError, MemoryError, torch.OutOfMemoryError) as error:
-                self.report(f"    {name} is left out: {error}")
+            except (ValueError, MemoryError, RuntimeError) as error:  # the last: memory, or a kernel for other cards
+                self.report(f"    {name} is left out: {error}".partition("\n")[0])
         rounds = paired_rounds([*works.values()], seconds, self.device)
         times = {way: tuple(each) for way, each in zip(works, rounds, strict=True)}
         self.bandwidth = self.bandwidth or read_bandwidth(self.device)
@@ -275,6 +280,9 @@ class _Run:
                 "tried": {str(other): trial / steps for other, trial in self.peer.tried[task].items()},
                 "left_out": self.peer.left_out[task],
             }
+        if variant.compiled:  # compiling is not a round
+            works[0].prepare()
+            works[0].run()
         times = [tuple(t / steps for t in each) for each in paired_rounds(works, seconds, self.device)]
         floor, floor_from = self._floor(model, variant, task, works[0])
         return Result(task.name, variant.name, *times, tokens=task.new_tokens, floor=floor, floor_from=floor_from,
@@ -297,6 +305,14 @@ class _Run:
         if result.theirs:
             words += f", theirs {amount(median(result.theirs), result.unit)}, {ratio_text(result.ratio)}"
         self.report(words)
+
+
+def compiler_errors() -> tuple[type[Exception], ...]:
+    """What `torch.compile` raises: where it cannot take a program, or finds no C++ compiler."""
+    from torch._dynamo.exc import TorchDynamoException  # not at the top: it takes seconds
+    from torch._inductor.exc import CppCompileError, InvalidCxxCompiler
+
+    return TorchDynamoException, CppCompileError, InvalidCxxCompiler
 
 
 def _require_agreement(model: nn.Module, peer: Transformers) -> None:

@@ -22,7 +22,8 @@ _QUERIES_CHECKED = 16
 class Attention:
     """The work of one way to compute attention: a whole text at once, as a prefill does it in each layer.
 
-    The way "eager" writes all scores down and gets the window as a mask; the others leave out what no window reaches.
+    The way "eager" writes all scores down and gets the window as a mask, which is made once, as for all layers of a
+    model, and is not in its time or memory; the others leave out what no window reaches.
 
     Raises:
         ValueError: the way cannot run on that device or in that type.

@@ -90,8 +90,9 @@ FULL_TASKS = tuple(
 )  # fmt: skip
 
 
-def choose_tasks(names: Sequence[str] | None, quick: bool = False) -> list[Task]:
-    """Return the tasks that names mean: a task's name, or the beginning of names of `TASKS`; None for all.
+def choose_tasks(names: Sequence[str] | None, usual: Sequence[Task] = TASKS) -> list[Task]:
+    """Return the tasks that names mean: a task's name, or the beginning of names of the usual tasks or of
+    `ATTENTION_TASKS`; None for the usual ones.
 
     >>> [task.name for task in choose_tasks(["prefill", "decode-32-64"])]
     ['prefill-512', 'prefill-2048', 'prefill-16384', 'decode-32-64']
@@ -99,12 +100,10 @@ def choose_tasks(names: Sequence[str] | None, quick: bool = False) -> list[Task]
     Raises:
         ValueError: a name that is neither.
     """
-    usual = QUICK_TASKS if quick else TASKS
     if names is None:
         return list(usual)
-    chosen: list[Task] = []
+    known, chosen = (*usual, *ATTENTION_TASKS), []
     for name in names:
-        known = (*usual, *ATTENTION_TASKS)
         chosen += [task for task in known if task.name.startswith(f"{name}-")] or [Task.parse(name)]
     return list(dict.fromkeys(chosen))
 

@@ -147,8 +147,8 @@ def next_token_loss(logits: Tensor, labels: Tensor) -> Tensor:
 
     Labels of -100 are not counted.
     """
-    wanted = F.pad(labels[:, 1:], (0, 1), value=IGNORED_LABEL)  # to cut the last logits off would copy the others
-    return F.cross_entropy(logits.flatten(0, 1).float(), wanted.flatten().long(), ignore_index=IGNORED_LABEL)
+    wanted = F.pad(labels[:, 1:].long(), (0, 1), value=IGNORED_LABEL)  # to cut the last logits off copies the others
+    return F.cross_entropy(logits.flatten(0, 1).float(), wanted.flatten(), ignore_index=IGNORED_LABEL)
 
 
 class MixtralForCausalLM(PreTrained):

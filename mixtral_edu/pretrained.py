@@ -112,7 +112,7 @@ class PreTrained(nn.Module):
             compile: let `torch.compile` make one program of the step that continues a text by one token, as
                 `compiled_step`, which `generate` then uses. The first steps take it some ten seconds and a C++
                 compiler; with `experts_implementation="grouped"` nothing is left out of the program. Weights that are
-                exchanged for other tensors, and hooks, are not seen by it: prepare anew, after `state_dict()`.
+                exchanged for other tensors, and hooks, are not seen by it: call `train()`, then this again.
         """
         self.eval()
         for module in self.modules():  # experts before the linear layers in them, which then find nothing to do

@@ -95,36 +95,44 @@ def paired_rounds(
     return [list(times) for times in zip(*rounds, strict=True)]
 
 
-def read_bandwidth(device: torch.device, floats: int = _FLOATS_TO_READ) -> float:
+def read_bandwidth(device: torch.device, floats: int | None = None) -> float:
     """Measure how many bytes a second PyTorch reads from memory: the fastest of three ways, in float32.
 
     They are a sum, a matrix times a vector, and a copy, which writes as many bytes as it reads.
     """
-    buffer = torch.ones(floats, device=device)
+    buffer = torch.ones(floats or _FLOATS_TO_READ * (4 if device.type == "cuda" else 1), device=device)
     matrix, vector = buffer.view(-1, 1024), torch.ones(1024, device=device)
     rates = [buffer.nbytes / _fastest(buffer.sum, device), buffer.nbytes / _fastest(lambda: matrix @ vector, device)]
     half, other = buffer.chunk(2)
     return max(*rates, buffer.nbytes / _fastest(lambda: half.copy_(other), device))
 
 
-def product_rate(dtype: torch.dtype, device: torch.device, size: int = _PRODUCT_SIZE) -> float:
+def product_rate(dtype: torch.dtype, device: torch.device, size: int | None = None) -> float:
     """Measure how many operations a second a large matrix product takes; each multiply-add counts as two.
 
-    It is that of `dtype`, or of float32 where that is faster: some processors have no instructions for shorter numbers.
-    A small product tells which.
+    On a CPU it is that of `dtype`, or of float32 where that is faster: some processors have no instructions for shorter
+    numbers. A small product tells which.
     """
+    is_gpu = device.type == "cuda"
+    size = size or _PRODUCT_SIZE * (4 if is_gpu else 1)
 
     def seconds(choice: torch.dtype, size: int) -> float:
         matrix = torch.randn(size, size, device=device).to(choice)
         return _fastest(lambda: matrix @ matrix, device)
 
-    faster = min((dtype, torch.float32), key=lambda choice: seconds(choice, size // 8))
+    faster = dtype if is_gpu else min((dtype, torch.float32), key=lambda choice: seconds(choice, size // 8))
     return 2 * size**3 / seconds(faster, size)
 
 
 def _fastest(run: Callable[[], object], device: torch.device) -> float:
-    run()
-    return min(seconds_of(run, device) for _ in range(_REPEATS))
+    calls = 10 if device.type == "cuda" else 1  # of a GPU, so that starting one does not count
+
+    def several() -> None:
+        for _ in range(calls):
+            run()
+
+    several()
+    return min(seconds_of(several, device) for _ in range(_REPEATS)) / calls
 
 
 def _wait_for(device: torch.device) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+import time
 import weakref
 from collections.abc import Callable
 from dataclasses import replace
@@ -12,6 +13,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from matplotlib import pyplot as plt
+from torch._inductor.exc import InvalidCxxCompiler
 from torch.utils.flop_counter import FlopCounterMode
 
 from mixtral_edu import MixtralConfig, MixtralForCausalLM
@@ -21,7 +23,17 @@ from mixtral_edu.benchmark_attention import Attention, bytes_of_attention, opera
 from mixtral_edu.benchmark_loading import _in_new_process, measure_loading
 from mixtral_edu.benchmark_peers import Setting, Transformers
 from mixtral_edu.benchmark_results import Result, ResultFile, as_table, describe_machine
-from mixtral_edu.benchmark_tasks import STEPS, Decode, Prefill, Task, bytes_read, choose_tasks, operations, work_on
+from mixtral_edu.benchmark_tasks import (
+    FULL_TASKS,
+    STEPS,
+    Decode,
+    Prefill,
+    Task,
+    bytes_read,
+    choose_tasks,
+    operations,
+    work_on,
+)
 from mixtral_edu.benchmark_variants import Variant, benchmark_config, random_model, variants
 from mixtral_edu.masks import Visibility
 from mixtral_edu.moe import Expert
@@ -408,14 +420,14 @@ def test_the_compiled_form_decodes_with_its_compiled_step(checkpoint: Path, monk
 def test_a_form_that_cannot_be_compiled_is_left_out(config, small_rates, monkeypatch: pytest.MonkeyPatch):
     def no_compiler(forward):
         def step(*args, **options):
-            raise RuntimeError("no C++ compiler\nand more")
+            raise InvalidCxxCompiler()
 
         return step
 
     monkeypatch.setattr(torch, "compile", no_compiler)
     lines: list[str] = []
     results = benchmark(config, tasks=["decode-1-8"], seconds=0.01, report=lines.append)
-    assert "    left out: no C++ compiler" in lines
+    assert any(line.startswith("    left out: No working C++ compiler found") for line in lines)
     assert {result.variant for result in results} >= {"plain float32", "packed float32"}
     assert "compiled float32" not in {result.variant for result in results}
 
@@ -468,6 +480,29 @@ def test_attention_alone_needs_room_for_scores_and_a_card_for_its_kernel(config,
     monkeypatch.setattr("mixtral_edu.placement.free_memory", lambda device: 1_000_000)
     with pytest.raises(MemoryError, match="the scores of 4,096 tokens in 4 heads"):
         Attention("eager", config, Task.parse("attention-4096-64"), torch.float32, CPU)
+
+
+def test_beginnings_of_names_are_those_of_the_usual_tasks():
+    assert [task.name for task in choose_tasks(["prefill"], FULL_TASKS)] == ["prefill-4096", "prefill-32768"]
+
+
+@pytest.mark.usefixtures("small_rates")
+def test_compiling_is_not_a_round(config, monkeypatch: pytest.MonkeyPatch):
+    def compile_slowly(forward):
+        steps = []
+
+        def step(*args, **options):
+            steps.append(1)
+            time.sleep(2 if len(steps) == 1 else 0)
+            return forward(*args, **options)
+
+        return step
+
+    monkeypatch.setattr(torch, "compile", compile_slowly)
+    monkeypatch.setattr("mixtral_edu.timing._LONG", 1.0)
+    results = benchmark(config, tasks=["decode-1-8"], seconds=0.01, threads=1)
+    (compiled,) = [result for result in results if result.variant == "compiled float32"]
+    assert max(compiled.ours) < 1 / STEPS
 
 
 def test_attention_is_measured_by_name_only_with_both_windows():
@@ -543,8 +578,10 @@ def test_the_full_size_needs_room_for_its_weights(monkeypatch: pytest.MonkeyPatc
         benchmark(full_size=True, dtype="bfloat16")
 
 
-@pytest.mark.parametrize("options", [{"against": "transformers"}, {"quick": True}])
-def test_the_full_size_has_no_peer_and_no_quick_form(options):
+@pytest.mark.parametrize(
+    "options", [{"against": "transformers"}, {"quick": True}, {"tasks": ["train-2-8"]}, {"tasks": ["loading"]}]
+)
+def test_the_full_size_has_no_peer_no_quick_form_and_no_training(options):
     with pytest.raises(ValueError, match="full_size"):
         benchmark(full_size=True, **options)
 

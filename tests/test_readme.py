@@ -89,5 +89,7 @@ def test_the_table_of_speeds_is_the_stored_run(repository: Path):
         assert cells == ["" if result is None else f"{result.ratio.median:.2f}" for result in found], task
         best = min((result for result in found[:3] if result), key=lambda result: median(result.ours))
         assert (least, share) == (amount(median(best.ours)), f"{best.share_of_floor:.0%}"), task
-    for part, words in (("load", "{:.2f} times as fast"), ("peak memory", "{:.2f} times the memory")):
-        assert words.format(results["loading", part].ratio.median) in " ".join(section.split()), part
+    words, memory = " ".join(section.split()), results["loading", "memory to load"]
+    assert f"Loading is {results['loading', 'load'].ratio.median:.2f} times as fast" in words
+    assert f"transformers takes {memory.ratio.median:.2f} times the memory" in words
+    assert f"the weights and {amount(median(memory.ours) - memory.floor, 'bytes')}" in words
