@@ -96,7 +96,7 @@ def _benchmark(arguments: argparse.Namespace) -> None:
     if arguments.picture:
         from mixtral_edu.viz.benchmark import attention_by_length, ratios_and_floors
 
-        if all(result.task.startswith("attention-") for result in results):
+        if results and all(result.task.startswith("attention-") for result in results):
             figure = attention_by_length(results, dtype=results[0].variant.split()[-1])
         else:
             figure = ratios_and_floors(results)

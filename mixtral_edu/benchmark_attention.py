@@ -10,11 +10,13 @@ import torch
 from torch import Tensor
 
 from mixtral_edu.attention import attend_flash, attend_sdpa, eager_attention
+from mixtral_edu.benchmark_results import Result, floor_by_bytes, floor_by_operations
 from mixtral_edu.benchmark_tasks import Task
 from mixtral_edu.config import MixtralConfig
 from mixtral_edu.flash import check_flash
 from mixtral_edu.masks import Visibility
-from mixtral_edu.placement import require_memory
+from mixtral_edu.placement import dtype_name, require_memory
+from mixtral_edu.timing import paired_rounds
 
 _QUERIES_CHECKED = 16
 
@@ -42,7 +44,7 @@ class Attention:
             torch.randn(1, heads, T, Dh, generator=generator).to(device, dtype) for heads in (Hq, Hkv, Hkv)
         )
         positions = torch.arange(T, device=device)[None]
-        self.visibility = Visibility(positions, positions, task.window if task.window < T else None)
+        self.visibility = Visibility(positions, positions, task.window if task.has_window else None)
         self.attend: Callable[..., Tensor] = {
             "eager": lambda q, k, v, visibility: eager_attention(q, k, v, visibility.mask)[0],
             "sdpa": attend_sdpa,
@@ -77,6 +79,53 @@ class Attention:
             exact = (scores.softmax(dim=1) * v[:, seen]).sum(dim=1)  # (Hq, Dh)
             errors.append((out[0, :, t] - exact).abs().max().item())
         return max(errors)
+
+
+def compare_attention(
+    config: MixtralConfig,
+    task: Task,
+    dtype: torch.dtype,
+    device: torch.device,
+    seconds: float,
+    bandwidth: float,
+    rate: float,
+    report: Callable[[str], None],
+) -> list[Result]:
+    """Measure all ways in turns, each beside "eager" where there is room for that; what cannot run is reported.
+
+    Args:
+        config: heads and their size.
+        task: `attention-T-W`.
+        seconds: to spend on the rounds.
+        bandwidth, rate: bytes and operations a second that the device reaches.
+    """
+    works, found = {}, {}
+    for way in ways_of(device):
+        try:
+            work = Attention(way, config, task, dtype, device)
+            found[way] = {"error": work.error(), "peak_bytes": work.peak_bytes()}
+            works[way] = work
+        except (ValueError, MemoryError, RuntimeError) as error:  # the last: memory, or a kernel for other cards
+            report(f"    {row_name(way, dtype)} is left out: {error}".partition("\n")[0])
+    rounds = paired_rounds([*works.values()], seconds, device)
+    times = {way: tuple(each) for way, each in zip(works, rounds, strict=True)}
+    floor, floor_from = max(
+        floor_by_operations(operations_of_attention(config, task), rate),
+        floor_by_bytes(bytes_of_attention(config, task, dtype), bandwidth),
+    )
+    if "eager" in times:
+        beside = {"theirs": times["eager"], "against": "eager", "setting": row_name("eager", dtype)}
+        found = {way: values if way == "eager" else values | beside for way, values in found.items()}
+    return [
+        Result(task.name, row_name(way, dtype), ours, tokens=task.tokens, floor=floor, floor_from=floor_from,
+               **found[way])
+        for way, ours in times.items()
+    ]  # fmt: skip
+
+
+def row_name(way: str, dtype: torch.dtype) -> str:
+    """How a row of results names a way."""
+    return f"{way} {dtype_name(dtype)}"
 
 
 def ways_of(device: torch.device) -> tuple[str, ...]:

@@ -160,6 +160,16 @@ def ratio_text(ratio: Quartiles | None) -> str:
     return "" if ratio is None else f"{ratio.median:.2f} ({ratio.low:.2f}–{ratio.high:.2f})"
 
 
+def floor_by_operations(count: float, rate: float) -> tuple[float, str]:
+    """Seconds that so many operations take at a rate a second, and that in words."""
+    return count / rate, f"{count / 1e9:.4g} GFLOP at {rate / 1e9:.4g} GFLOP/s"
+
+
+def floor_by_bytes(count: float, bandwidth: float, note: str = "") -> tuple[float, str]:
+    """Seconds that it takes to move so many bytes at a bandwidth, and that in words."""
+    return count / bandwidth, f"{amount(count, 'bytes')}{note} at {amount(bandwidth, 'bytes')}/s"
+
+
 def as_table(results: Sequence[Result]) -> str:
     """Return the rows as aligned text."""
     rows = [_COLUMNS]
@@ -181,7 +191,7 @@ def as_table(results: Sequence[Result]) -> str:
                 "" if result.error is None else f"{result.error:.1e}",
             )
         )
-    used = [column for column, cells in enumerate(zip(*rows[1:], strict=True)) if column < _ALWAYS or any(cells)]
+    used = [column for column in range(len(_COLUMNS)) if column < _ALWAYS or any(row[column] for row in rows[1:])]
     rows = [tuple(row[column] for column in used) for row in rows]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     sides = [str.ljust if column in _WORDS else str.rjust for column in rows[0]]

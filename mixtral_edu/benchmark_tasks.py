@@ -55,7 +55,7 @@ class Task:
     def parse(cls, name: str) -> "Task":
         kind, *numbers = name.split("-")
         fits = all(re.fullmatch("[1-9][0-9]*", number) for number in numbers)
-        if len(_FORMS.get(kind, name)) != len(numbers) or not fits:
+        if kind not in _FORMS or len(_FORMS[kind]) != len(numbers) or not fits:
             raise ValueError(f"task {name!r}: prefill-TOKENS, decode-BATCH-CONTEXT, train-BATCH-TOKENS, "
                              "attention-TOKENS-WINDOW or loading is wanted")  # fmt: skip
         return cls(kind, **dict(zip(_FORMS[kind], map(int, numbers), strict=True)))
@@ -63,6 +63,11 @@ class Task:
     @property
     def name(self) -> str:
         return "-".join(map(str, (self.kind, *(getattr(self, number) for number in _FORMS[self.kind]))))
+
+    @property
+    def has_window(self) -> bool:
+        """Whether attention alone is limited to fewer keys than the text has."""
+        return 0 < self.window < self.tokens
 
     @property
     def new_tokens(self) -> int:
@@ -91,8 +96,9 @@ FULL_TASKS = tuple(
 
 
 def choose_tasks(names: Sequence[str] | None, usual: Sequence[Task] = TASKS) -> list[Task]:
-    """Return the tasks that names mean: a task's name, or the beginning of names of the usual tasks or of
-    `ATTENTION_TASKS`; None for the usual ones.
+    """Return the tasks that names mean: a task's name, or the beginning of usual tasks' names; None for all of them.
+
+    "attention" means those of `ATTENTION_TASKS` that are no longer than the longest usual prefill.
 
     >>> [task.name for task in choose_tasks(["prefill", "decode-32-64"])]
     ['prefill-512', 'prefill-2048', 'prefill-16384', 'decode-32-64']
@@ -102,7 +108,8 @@ def choose_tasks(names: Sequence[str] | None, usual: Sequence[Task] = TASKS) -> 
     """
     if names is None:
         return list(usual)
-    known, chosen = (*usual, *ATTENTION_TASKS), []
+    longest = max((task.tokens for task in usual if task.kind == "prefill"), default=0)
+    known, chosen = (*usual, *(task for task in ATTENTION_TASKS if task.tokens <= longest)), []
     for name in names:
         chosen += [task for task in known if task.name.startswith(f"{name}-")] or [Task.parse(name)]
     return list(dict.fromkeys(chosen))

@@ -25,7 +25,9 @@ from mixtral_edu.benchmark_peers import Setting, Transformers
 from mixtral_edu.benchmark_results import Result, ResultFile, as_table, describe_machine
 from mixtral_edu.benchmark_tasks import (
     FULL_TASKS,
+    QUICK_TASKS,
     STEPS,
+    TASKS,
     Decode,
     Prefill,
     Task,
@@ -129,7 +131,7 @@ def test_new_tokens_are_those_that_one_pass_takes_in():
 
 
 @pytest.mark.parametrize(
-    "name", ["prefil-512", "prefill", "decode-8", "prefill-0", "train-4-256-1", "loading-3", "attention-9"]
+    "name", ["prefil-512", "prefill", "decode-8", "prefill-0", "train-4-256-1", "loading-3", "attention-9", ""]
 )
 def test_a_task_of_another_form_is_refused(name):
     with pytest.raises(ValueError, match=f"{name}.*prefill-TOKENS"):
@@ -442,11 +444,8 @@ def test_a_packed_form_is_laid_out_for_reading(checkpoint: Path):
 @pytest.fixture
 def small_rates(monkeypatch: pytest.MonkeyPatch) -> None:
     """Measure bandwidth and product rate on small tensors: quick, and of no meaning."""
-    monkeypatch.setattr("mixtral_edu.benchmark.read_bandwidth", lambda device: read_bandwidth(device, floats=4096))
-    monkeypatch.setattr("mixtral_edu.benchmark.product_rate", lambda *kind: product_rate(*kind, size=64))
-
-
-TINY_RUN = {"tasks": ["prefill-9", "decode-2-5", "train-2-5"], "seconds": 0.01, "threads": 1, "quick": True}
+    monkeypatch.setattr("mixtral_edu.benchmark_run.read_bandwidth", lambda device: read_bandwidth(device, floats=4096))
+    monkeypatch.setattr("mixtral_edu.benchmark_run.product_rate", lambda *kind: product_rate(*kind, size=64))
 
 
 @pytest.mark.parametrize("way", ["eager", "sdpa"])
@@ -506,14 +505,21 @@ def test_compiling_is_not_a_round(config, monkeypatch: pytest.MonkeyPatch):
 
 
 def test_attention_is_measured_by_name_only_with_both_windows():
-    names = [task.name for task in choose_tasks(["attention"])]
+    names = [task.name for task in choose_tasks(["attention"], FULL_TASKS)]
     assert {"attention-512-512", "attention-32768-4096", "attention-32768-32768"} <= {*names}
     assert "attention-512-4096" not in names and not {*names} & {task.name for task in choose_tasks(None)}
+    longest = [max(task.tokens for task in choose_tasks(["attention"], usual)) for usual in (QUICK_TASKS, TASKS)]
+    assert longest == [2048, 16384]
+
+
+def test_a_table_without_rows_is_its_head():
+    assert as_table([]).split() == as_table([Result("prefill-9", "plain", (1.0,))]).splitlines()[0].split()
 
 
 @pytest.mark.usefixtures("small_rates")
-def test_a_run_of_attention_sets_each_way_beside_eager_and_goes_on(config, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("mixtral_edu.benchmark.ways_of", lambda device: ("eager", "sdpa", "flash_attention_2"))
+def test_a_run_of_attention_sets_each_way_beside_eager_and_goes_on(config, tmp_path, monkeypatch):
+    ways = ("eager", "sdpa", "flash_attention_2")
+    monkeypatch.setattr("mixtral_edu.benchmark_attention.ways_of", lambda device: ways)
     run = {"seconds": 0.01, "json_file": tmp_path / "results.json", "threads": 1}
     lines: list[str] = []
     results = benchmark(config, tasks=["attention-40-40"], report=lines.append, **run)
@@ -615,6 +621,9 @@ def test_the_full_size_is_made_on_the_device_form_by_form(config, tmp_path: Path
     assert run["settings"]["weights"] == "made on the device" and len(alive) == len(forms)
 
 
+TINY_RUN = {"tasks": ["prefill-9", "decode-2-5", "train-2-5"], "seconds": 0.01, "threads": 1, "quick": True}
+
+
 @pytest.mark.usefixtures("small_rates")
 def test_a_run_without_a_peer_measures_every_form_and_goes_on(config, tmp_path: Path):
     lines, threads = [], torch.get_num_threads()
@@ -653,7 +662,7 @@ def test_arguments_without_meaning_are_named(config, arguments, complaint):
 
 
 def test_systems_that_disagree_are_not_compared(config, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("mixtral_edu.benchmark.largest_difference", lambda *_: float("nan"))
+    monkeypatch.setattr("mixtral_edu.benchmark_run.largest_difference", lambda *_: float("nan"))
     with pytest.raises(RuntimeError, match="scores differ by nan"):
         benchmark(config, **TINY_RUN, against="transformers")
 

@@ -1,7 +1,7 @@
 """What a benchmark found: ratios to a peer with their spread, and how near each row comes to its floor."""
 
-from collections.abc import Sequence
-from itertools import groupby
+from collections.abc import Callable, Sequence
+from itertools import groupby, product
 from statistics import median
 
 from matplotlib.axes import Axes
@@ -84,39 +84,43 @@ def attention_by_length(
     lengths = sorted({task.tokens for task, *_ in rows})
     with use_style():
         figure = new_figure(11, 4.4, figure)
-        panels = [figure.add_axes((0.075, 0.22, 0.32 if has_memory else 0.66, 0.63))]
-        quantities = [("seconds", lambda result: median(result.ours))]
+        panels = [(figure.add_axes((0.075, 0.22, 0.32 if has_memory else 0.66, 0.63)), "seconds")]
         if has_memory:
-            panels.append(figure.add_axes((0.475, 0.22, 0.275, 0.63)))
-            quantities.append(("bytes beside the inputs", lambda result: result.peak_bytes))
-        for axes, (label, quantity) in zip(panels, quantities, strict=True):
-            for way, colour in _WAYS.items():
-                for windowed, line in ((False, "-"), (True, "--")):
-                    points = [(task.tokens, quantity(result)) for task, name, result in rows
-                              if name == way and (task.window < task.tokens) == windowed]  # fmt: skip
-                    if points:
-                        name = f"{way}, window" if windowed else way
-                        axes.plot(*zip(*points, strict=True), line, color=colour, marker="o", markersize=5, label=name)
+            panels.append((figure.add_axes((0.475, 0.22, 0.275, 0.63)), "bytes beside the inputs"))
+        for axes, label in panels:
+            _draw_ways(axes, rows, (lambda r: median(r.ours)) if label == "seconds" else (lambda r: r.peak_bytes))
             axes.set_xscale("log", base=2)
             axes.set_yscale("log")
             axes.set_xticks(lengths, [f"{tokens:,}" for tokens in lengths], rotation=30 if len(lengths) > 4 else 0)
             axes.minorticks_off()
             axes.grid(axis="y")
             axes.set(xlabel="tokens T", ylabel=label)
+        times = panels[0][0]
         for windowed, line in ((False, ":"), (True, (0, (1, 3)))):
-            floors = {task.tokens: result.floor for task, _, result in rows if (task.window < task.tokens) == windowed}
+            floors = {task.tokens: result.floor for task, _, result in rows if task.has_window == windowed}
             if floors:
                 name = "floor, window" if windowed else "floor"
-                panels[0].plot(floors.keys(), floors.values(), linestyle=line, color=MUTED, label=name)
-        figure.legend(*panels[0].get_legend_handles_labels(), loc="center right", bbox_to_anchor=(0.995, 0.5))
+                times.plot(floors.keys(), floors.values(), linestyle=line, color=MUTED, label=name)
+        figure.legend(*times.get_legend_handles_labels(), loc="center right", bbox_to_anchor=(0.995, 0.5))
         words = _attention_title(rows, dtype) if title is None else title
         figure.text(0.012, 0.945, words, size=13, weight="bold", va="center", parse_math=False)
     return figure
 
 
+def _draw_ways(
+    axes: Axes, rows: Sequence[tuple[Task, str, Result]], quantity: Callable[[Result], float | None]
+) -> None:
+    for (way, colour), (windowed, line) in product(_WAYS.items(), ((False, "-"), (True, "--"))):
+        points = [(task.tokens, quantity(result)) for task, name, result in rows
+                  if name == way and task.has_window == windowed]  # fmt: skip
+        if points:
+            label = f"{way}, window" if windowed else way
+            axes.plot(*zip(*points, strict=True), line, color=colour, marker="o", markersize=5, label=label)
+
+
 def _attention_title(rows: Sequence[tuple[Task, str, Result]], dtype: str) -> str:
     faster = [(task.tokens, result.ratio.median, way) for task, way, result in rows
-              if result.ratio is not None and task.window >= task.tokens]  # fmt: skip
+              if result.ratio is not None and not task.has_window]  # fmt: skip
     if not faster:
         return f"Attention alone in {dtype}"
     tokens, ratio, way = max(faster)
