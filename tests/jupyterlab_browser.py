@@ -25,7 +25,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from playwright.sync_api import Browser, Locator, Page, sync_playwright
+from playwright.sync_api import Browser, Error, Locator, Page, sync_playwright
 
 TOKEN = "only-this-test"
 CHROMIUM_NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
@@ -44,13 +44,20 @@ SETTINGS = {
 }
 # Resolves when the kernel has really answered; the page shows "idle" before it is even connected.
 NOTEBOOK_READY = """async () => {
+    window.waits_for = "the page";
     await jupyterapp.restored;
+    window.waits_for = "the notebook's tab";
     while (!jupyterapp.shell.currentWidget?.sessionContext) await new Promise(done => setTimeout(done, 50));
     const panel = jupyterapp.shell.currentWidget;
+    window.waits_for = "the notebook's cells";
     await panel.context.ready;
+    window.waits_for = "a session";
     await panel.sessionContext.ready;
+    window.waits_for = "the kernel's first answer";
     await panel.sessionContext.session.kernel.info;
+    delete window.waits_for;
 }"""
+END_ALL_KERNELS = "() => window.jupyterapp?.serviceManager.sessions.shutdownAll()"
 # Resolves to null while the picture is being replaced: the old source is gone then.
 IMAGE_URL = """image => fetch(image.src).then(answer => answer.blob()).then(blob => new Promise(done => {
     const reader = new FileReader();
@@ -136,20 +143,33 @@ class JupyterLab:
         """Open the notebook `name` (a path below `root`) with a kernel that answers; afterwards, end the kernel."""
         if not (self.root / name).is_file():
             raise FileNotFoundError(f"{self.root / name}: no such notebook")
-        # So high that a picture fits in at once: a screenshot of a taller one shows what lies over it.
-        page = self.browser.new_page(viewport={"width": 1400, "height": 2000})
-        page.set_default_timeout(1000 * timeout)
         try:
-            page.goto(f"{self.url}/lab/workspaces/test-{next(self._workspaces)}/tree/{name}?token={TOKEN}")
-            page.wait_for_function("() => window.jupyterapp !== undefined")
-            notebook = NotebookPage(page, page.locator("body"), [])
-            page.on("pageerror", lambda error: notebook.problems.append(str(error)))
-            page.on("console", lambda line: line.type == "error" and notebook.problems.append(line.text))
-            notebook.evaluate(NOTEBOOK_READY, timeout)
+            notebook = self._open(name, timeout / 2)
+        except Error:  # a kernel whose port was taken before it came to use it never answers: rare, but it happens
+            notebook = self._open(name, timeout / 2)
+        try:
             yield notebook
             notebook.evaluate("() => jupyterapp.shell.currentWidget.sessionContext.shutdown()", timeout)
         finally:
+            notebook.page.close()
+
+    def _open(self, name: str, timeout: float) -> "NotebookPage":
+        """Open a notebook and wait for its kernel; leave neither page nor kernel behind where that fails."""
+        # So high that a picture fits in at once: a screenshot of a taller one shows what lies over it.
+        page = self.browser.new_page(viewport={"width": 1400, "height": 2000})
+        page.set_default_timeout(1000 * timeout)
+        notebook = NotebookPage(page, page.locator("body"), [])
+        try:
+            page.goto(f"{self.url}/lab/workspaces/test-{next(self._workspaces)}/tree/{name}?token={TOKEN}")
+            page.wait_for_function("() => window.jupyterapp !== undefined")
+            page.on("pageerror", lambda error: notebook.problems.append(str(error)))
+            page.on("console", lambda line: line.type == "error" and notebook.problems.append(line.text))
+            notebook.evaluate(NOTEBOOK_READY, timeout)
+        except Error:
+            page.evaluate(END_ALL_KERNELS)
             page.close()
+            raise
+        return notebook
 
 
 @dataclass
@@ -172,7 +192,10 @@ class NotebookPage:
         """Run a JavaScript function in the page and return what it resolves to, within `timeout` seconds."""
         return self.page.evaluate(f"""() => Promise.race([
             ({function})(),
-            new Promise((_, fail) => setTimeout(() => fail(new Error("not done in {timeout} s")), {1000 * timeout})),
+            new Promise((_, fail) => setTimeout(
+                () => fail(new Error("not done in {timeout} s; waits for " + (window.waits_for ?? "the last call"))),
+                {1000 * timeout},
+            )),
         ])""")
 
     def run_all(self, timeout: float = 300) -> None:
