@@ -30,7 +30,7 @@ def benchmark_config(quick: bool = False) -> MixtralConfig:
 
 @dataclass(frozen=True)
 class Variant:
-    """One form of our model: plain as loaded, packed for inference, packed and compiled, or packed and quantized.
+    """One form of our model: plain as loaded, packed for inference, or packed and compiled; quantized or not.
 
     `attention` and `experts`: implementations; None for the default.
     """
@@ -44,7 +44,9 @@ class Variant:
 
     @property
     def name(self) -> str:
-        form = self.quantization or ("compiled" if self.compiled else "packed" if self.packed else "plain")
+        form = "compiled" if self.compiled else "packed" if self.packed else "plain"
+        if self.quantization is not None:
+            form = self.quantization if self.packed else f"plain {self.quantization}"
         return " ".join(filter(None, (form, dtype_name(self.dtype), self.attention)))
 
     def takes(self, task: Task) -> bool:
@@ -52,7 +54,8 @@ class Variant:
         if self.compiled:  # which concerns the step that adds a token
             return task.kind == "decode"
         if self.quantization is not None:
-            return task.kind == "decode" or task.kind == "prefill" and task.tokens <= _LONGEST_QUANTIZED_PREFILL
+            short_prefill = task.kind == "prefill" and task.tokens <= _LONGEST_QUANTIZED_PREFILL
+            return short_prefill or task.kind == "decode" and self.packed
         return task.kind in ("prefill", "decode") or task.kind == "train" and not self.packed
 
     def load(self, folder: Path, device: torch.device) -> MixtralForCausalLM:
@@ -103,16 +106,18 @@ def random_model(config: MixtralConfig, dtype: torch.dtype, device: torch.device
 def variants(dtype: torch.dtype, device: torch.device, quick: bool = False) -> list[Variant]:
     """The forms to measure; on a CUDA device each with all ways to compute attention, and experts in one product.
 
-    Quantized forms take bfloat16, and on a CPU float32 too. Quick runs leave that out, and compiling.
+    Quantized forms take bfloat16, and on a CPU float32 too; there a prefill has a row for the plain layout as well,
+    which suits it better. Quick runs leave float32 out, and compiling.
     """
-    activations = (torch.bfloat16,) if quick or device.type == "cuda" else (torch.bfloat16, torch.float32)
+    on_card = device.type == "cuda"
     rounded = [
-        Variant(kind, packed=True, quantization=quantization)
+        Variant(kind, packed=packed, quantization=quantization)
         for quantization in ("int8", "int4")
-        for kind in activations
+        for kind in ((torch.bfloat16,) if quick or on_card else (torch.bfloat16, torch.float32))
+        for packed in ((True,) if on_card else (False, True))
     ]
     compiled = [] if quick else [Variant(dtype, packed=True, compiled=True, experts="grouped")]
-    if device.type != "cuda":
+    if not on_card:
         return [Variant(dtype), Variant(dtype, packed=True), *compiled, *rounded]
     ways = [
         Variant(dtype, packed, attention=attention, experts="grouped")

@@ -67,9 +67,14 @@ def multiply(x: Tensor, weight: Tensor) -> Tensor:
     Processors without instructions for bfloat16 or float16 multiply such numbers one by one. Where there are more than
     a few rows, the product is then taken in float32 and rounded once, as processors that have them do too.
     """
-    if x.dtype == weight.dtype and x.numel() > _FEW_ROWS * weight.shape[1] and _emulates(x):
+    if x.dtype == weight.dtype and multiplies_in_float32(x):
         return F.linear(x.float(), weight.float()).to(x.dtype)
     return F.linear(x, weight)
+
+
+def multiplies_in_float32(x: Tensor) -> bool:
+    """Whether `multiply` turns x (..., D) and the weights into float32 first."""
+    return x.numel() > _FEW_ROWS * x.shape[-1] and x.device.type == "cpu" and x.dtype in _EMULATED
 
 
 def multiply_all(x: Tensor, *layers: nn.Module) -> tuple[Tensor, ...]:
@@ -126,7 +131,3 @@ def _reads_down(shape: tuple[int, ...], like: Tensor) -> bool:
     """Whether a matrix is read fastest column by column."""
     outputs, inputs = shape[-2:]
     return like.device.type == "cpu" and like.dtype in (torch.float32, torch.float64) and outputs > inputs
-
-
-def _emulates(x: Tensor) -> bool:
-    return x.device.type == "cpu" and x.dtype in _EMULATED

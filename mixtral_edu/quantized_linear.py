@@ -4,8 +4,8 @@
     4 bits:  w ≈ (q - 8) · scale + zero       q from 0 to 15, scale and zero for each group of neighbours in a row
 
 Activations stay as they are: a product turns the integers back first, `F.linear(x, layer.dequantize())`, or leaves that
-to a kernel of PyTorch that does it on the way. The first form says what is computed, the second is used where it is
-faster. Round to nearest, no calibration.
+to a kernel of PyTorch that does it on the way. The first form says what is computed, and serves many rows well; the
+second is for few. Round to nearest, no calibration.
 
 Source: group-wise rounding as in GPTQ and AWQ without their corrections, arXiv 2210.17323 and 2306.00978; the 4-bit
 formula is that of PyTorch's kernels.
@@ -18,7 +18,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mixtral_edu.linear import multiplies_in_float32
+
 _HALVES = (torch.bfloat16, torch.float16)
+_KERNEL_ROWS = 32  # for more on a CPU, turning the integers back once is faster than on the way, row by row
 
 
 def quantize_rows(weight: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -101,14 +104,15 @@ class Int8Linear(nn.Module):
         self.weight_int8, self.scale = quantize_rows(weight, dtype)
         return self
 
-    def dequantize(self) -> Tensor:
-        """Return the weights as numbers, (F, D)."""
-        return (self.weight_int8.float() * self.scale.float()[:, None]).to(self.scale.dtype)
+    def dequantize(self, dtype: torch.dtype | None = None) -> Tensor:
+        """Return the weights as numbers, (F, D), rounded to `dtype`; by default to that of the scales."""
+        dtype = dtype or self.scale.dtype
+        return self.weight_int8.to(dtype) * self.scale.to(dtype)[:, None]  # integers up to 127 are exact in any dtype
 
     def forward(self, x: Tensor) -> Tensor:
         """Map x (..., D) to (..., F)."""
-        if not _takes_kernel(x, self.in_features, self.scale.dtype) or not _int8_kernel_takes(x):
-            return F.linear(x, self.dequantize())
+        if _many_rows(x) or not _takes_kernel(x, self.in_features, self.scale.dtype) or not _int8_kernel_takes(x):
+            return _multiply_turned_back(x, self, self.scale.dtype)
         y = torch.ops.aten._weight_int8pack_mm(_as_rows(x), self.weight_int8, self.scale)
         return y.view(*x.shape[:-1], -1)
 
@@ -120,9 +124,9 @@ class Int4Linear(nn.Module):
     """A linear layer without bias whose weights are 4-bit integers, with a scale and a zero for each group.
 
     Buffers: `weight_int4` (F, D/2) in uint8, two neighbours a byte; `scale_and_zero` (D/g, F, 2) in the dtype of the
-    activations, in the order that PyTorch's kernels read. The first product through such a kernel rearranges
-    `weight_int4` in place into that kernel's own layout, as nothing is held twice; saving, loading and moving the
-    layer turn it back.
+    activations, in the order that PyTorch's kernels read. `pack`, or else the first product of few rows, rearranges
+    `weight_int4` in place into such a kernel's own layout, as nothing is held twice; from then on all products go
+    through the kernel. `unpack`, saving, loading and moving the layer turn it back.
     """
 
     def __init__(self, in_features: int, out_features: int, group_size: int, dtype: torch.dtype | None = None):
@@ -139,44 +143,58 @@ class Int4Linear(nn.Module):
         self.scale_and_zero = torch.stack((scale.T, zero.T), dim=2)  # (D/g, F, 2)
         return self
 
-    def dequantize(self) -> Tensor:
-        """Return the weights as numbers, (F, D)."""
-        self._leave_kernel_layout()
-        q = unpack_pairs(self.weight_int4).unflatten(1, (-1, self.group_size)).float()  # (F, D/g, g)
+    def dequantize(self, dtype: torch.dtype | None = None) -> Tensor:
+        """Return the weights as numbers, (F, D), rounded to `dtype`; by default to that of the scales."""
+        q = unpack_pairs(self._pairs()).unflatten(1, (-1, self.group_size)).float()  # (F, D/g, g)
         scale, zero = self.scale_and_zero.float().transpose(0, 1)[..., None].unbind(2)  # (F, D/g, 1) each
-        return ((q - 8) * scale + zero).flatten(1).to(self.scale_and_zero.dtype)
+        weight = q.sub_(8).mul_(scale).add_(zero)  # in place: most of the time is that of passing through memory
+        return weight.flatten(1).to(dtype or self.scale_and_zero.dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map x (..., D) to (..., F)."""
         kernel = _int4_kernel_for(x, self.out_features, self.group_size)
-        if kernel is None or not _takes_kernel(x, self.in_features, self.scale_and_zero.dtype):
-            return F.linear(x, self.dequantize())
+        takes = kernel is not None and _takes_kernel(x, self.in_features, self.scale_and_zero.dtype)
+        if not takes or self.kernel != kernel and _many_rows(x):
+            return _multiply_turned_back(x, self, self.scale_and_zero.dtype)
         if self.kernel != kernel:
-            self._leave_kernel_layout()
-            self.weight_int4, self.kernel = _INT4_KERNELS[kernel].pack(self.weight_int4), kernel
+            self._enter_layout_of(kernel)
         return self._multiply(_as_rows(x), self.scale_and_zero).view(*x.shape[:-1], -1)
+
+    def pack(self) -> None:
+        """Rearrange `weight_int4` for the kernel, if there is one; a model that generates does so before it reads."""
+        kernel = _int4_kernel_for(self.scale_and_zero, self.out_features, self.group_size)
+        if kernel is not None and self.kernel != kernel:
+            self._enter_layout_of(kernel)
+
+    def unpack(self) -> None:
+        """Put two neighbours into each byte again."""
+        self.weight_int4, self.kernel = self._pairs(), None
+
+    def _enter_layout_of(self, kernel: str) -> None:
+        self.weight_int4, self.kernel = _INT4_KERNELS[kernel].pack(self._pairs()), kernel
 
     def _multiply(self, x: Tensor, scale_and_zero: Tensor) -> Tensor:
         return _INT4_KERNELS[self.kernel].multiply(x, self.weight_int4, self.group_size, scale_and_zero)
 
-    def _leave_kernel_layout(self) -> None:
-        """Read the integers back through the kernel, whatever its layout is: (q - 8) · 1 + 8 times the unit matrix."""
-        if self.kernel is not None:
-            unit = torch.eye(self.in_features, dtype=torch.bfloat16, device=self.weight_int4.device)
-            ones = torch.ones_like(self.scale_and_zero[..., 0], dtype=torch.bfloat16)  # holds 0 to 15 exactly
-            q = self._multiply(unit, torch.stack((ones, 8 * ones), dim=2)).T  # (F, D)
-            self.weight_int4, self.kernel = pack_pairs(q.to(torch.uint8)), None
+    def _pairs(self) -> Tensor:
+        """Two neighbours a byte, (F, D/2): read through the kernel, whatever its layout, as q = (q - 8) · 1 + 8."""
+        if self.kernel is None:
+            return self.weight_int4
+        unit = torch.eye(self.in_features, dtype=torch.bfloat16, device=self.weight_int4.device)
+        ones = torch.ones_like(self.scale_and_zero[..., 0], dtype=torch.bfloat16)  # holds 0 to 15 exactly
+        q = self._multiply(unit, torch.stack((ones, 8 * ones), dim=2)).T  # (F, D)
+        return pack_pairs(q.to(torch.uint8))
 
     def _apply(self, fn, recurse=True):  # moves to a device, changes the dtype
-        self._leave_kernel_layout()
+        self.unpack()
         return super()._apply(fn, recurse)
 
     def _save_to_state_dict(self, *arguments):
-        self._leave_kernel_layout()
+        self.unpack()
         super()._save_to_state_dict(*arguments)
 
     def _load_from_state_dict(self, *arguments):
-        self._leave_kernel_layout()
+        self.unpack()
         super()._load_from_state_dict(*arguments)
 
     def extra_repr(self) -> str:
@@ -194,6 +212,20 @@ def _takes_kernel(x: Tensor, in_features: int, dtype: torch.dtype) -> bool:
     """
     fits = x.shape[-1] == in_features and x.numel() > 0 and x.dtype == dtype
     return fits and not (torch.is_grad_enabled() and x.requires_grad)
+
+
+def _multiply_turned_back(x: Tensor, layer: Int8Linear | Int4Linear, dtype: torch.dtype) -> Tensor:
+    """Multiply x (..., D) with the weights as numbers; `dtype` is that of the scales.
+
+    Where `multiply` would turn the weights into float32, they are not rounded on the way there.
+    """
+    if x.dtype == dtype and multiplies_in_float32(x):
+        return F.linear(x.float(), layer.dequantize(torch.float32)).to(x.dtype)
+    return F.linear(x, layer.dequantize())
+
+
+def _many_rows(x: Tensor) -> bool:
+    return x.device.type == "cpu" and x.numel() > _KERNEL_ROWS * x.shape[-1]
 
 
 def _int8_kernel_takes(x: Tensor) -> bool:
