@@ -86,6 +86,7 @@ def _benchmark(arguments: argparse.Namespace) -> None:
         threads=arguments.threads,
         against=arguments.against,
         full_size=arguments.full_size,
+        layers=arguments.layers,
         quick=arguments.quick,
         seconds=arguments.seconds,
         json_file=arguments.json,
@@ -167,8 +168,9 @@ def main(argv: list[str] | None = None) -> None:
         "decode-8-4096; all but attention"
     )
     benchmark.add_argument(
-        "--full-size", action="store_true", help="Mixtral-8x7B, its weights made on the device, which needs 93 GB"
+        "--full-size", action="store_true", help="Mixtral-8x7B, its weights made on the device: 93 GB, in 4 bits 27"
     )
+    benchmark.add_argument("--layers", type=_count, metavar="N", help="only so many layers")
     benchmark.add_argument("--quick", action="store_true", help="fewer layers, shorter contexts: under 3 minutes")
     benchmark.add_argument("--seconds", type=_seconds, metavar="S", help="to spend on each row (20, or 2 with --quick)")
     benchmark.add_argument("--config", type=Path, metavar="FILE", help="a config.json with other sizes")

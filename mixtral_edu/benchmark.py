@@ -11,6 +11,7 @@ yet.
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -36,6 +37,7 @@ def benchmark(
     threads: int | None = None,
     against: str | None = None,
     full_size: bool = False,
+    layers: int | None = None,
     quick: bool = False,
     seconds: float | None = None,
     json_file: str | Path | None = None,
@@ -53,8 +55,10 @@ def benchmark(
         device: the CPU if None.
         threads: of PyTorch; as they are if None.
         against: "transformers", or None to measure our times alone.
-        full_size: Mixtral-8x7B, or `config`, with weights made on the device: 93 GB in bfloat16, quantized forms too
-            at first, of which no copy is on disk or in host memory; without a peer and without training.
+        full_size: Mixtral-8x7B, or `config`, without training. Its weights are made on the device, form by form, and
+            have no copy on disk or in host memory: 93 GB in bfloat16, 27 GB in 4 bits. A form without room is left out.
+            Beside a peer there is room for some `layers` only, which come from a checkpoint, as both read the same.
+        layers: only so many; as many as the sizes say if None.
         quick: fewer layers, forms and rounds, shorter contexts: under three minutes on a quiet machine.
         seconds: to spend on a row, beside warming up; at least three rounds are done.
         json_file: written after each row. What it holds of an equal run (machine, sizes, dtype, device, threads,
@@ -74,9 +78,14 @@ def benchmark(
         raise ValueError(f"seconds={seconds}: more than 0 is wanted")
     if threads is not None and threads < 1:
         raise ValueError(f"threads={threads}: at least 1 is wanted")
-    if full_size and (against is not None or quick):
-        raise ValueError("full_size=True: there is no room for another system beside it, and no quick form")
+    if full_size and quick:
+        raise ValueError("full_size=True: there is no quick form of it")
+    if full_size and against is not None and layers is None:
+        raise ValueError(f"full_size=True: there is no room for {against} beside it; with layers=8 there is")
     config = config or (MixtralConfig.mixtral_8x7b() if full_size else benchmark_config(quick))
+    if layers is not None:
+        config = replace(config, num_hidden_layers=layers)
+    on_device = full_size and against is None
     chosen = choose_tasks(tasks, FULL_TASKS if full_size else QUICK_TASKS if quick else TASKS)
     if full_size and (unfit := [task.name for task in chosen if task.kind in ("train", "loading")]):
         raise ValueError(f"tasks={unfit}: with full_size=True prefill, decode and attention can be measured")
@@ -87,12 +96,13 @@ def benchmark(
             "device": str(device),
             "threads": torch.get_num_threads(),
             "against": against,
-        } | ({"weights": "made on the device"} if full_size else {})
+        } | ({"weights": "made on the device"} if on_device else {})
         machine = describe_machine(device)
         report(", ".join(f"{name} {value}" for name, value in (machine | settings).items() if name != "sizes"))
         file = ResultFile(None if json_file is None else Path(json_file), machine, settings, again)
         with tempfile.TemporaryDirectory(prefix="mixtral-edu-") as folder:
-            run = Run(Path(folder) / "checkpoint", config, dtype, device, against, file, report, quick, full_size)
+            place = Path(folder) / "checkpoint"
+            run = Run(place, config, dtype, device, against, file, report, quick, full_size, on_device)
             run.measure(chosen, seconds or (_QUICK_SECONDS if quick else _SECONDS))
             run.measure_loading(chosen)
             run.measure_attention(chosen, seconds or (_QUICK_SECONDS if quick else _SECONDS))

@@ -9,7 +9,7 @@ from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -18,6 +18,7 @@ from mixtral_edu.files import read_json_object, whole_file
 from mixtral_edu.recipes import processor_name
 from mixtral_edu.timing import Quartiles, quartiles
 
+_STORED = Path(__file__).parent / "data" / "results"
 _COLUMNS = ("task", "ours", "takes", "a token", "theirs", "theirs / ours", "floor", "reached", "rounds", "their way",
             "memory", "error")  # fmt: skip
 _ALWAYS = 10  # so many columns are shown even if they are empty
@@ -133,6 +134,31 @@ class ResultFile:
         if self.path is not None:
             with whole_file(self.path) as beside:
                 beside.write_text(json.dumps(self._content, indent=1) + "\n", encoding="utf-8")
+
+
+class StoredRun(NamedTuple):
+    """A run that was stored with the package: its machine, settings and rows."""
+
+    machine: dict[str, Any]
+    settings: dict[str, Any]
+    results: list[Result]
+
+    @property
+    def origin(self) -> str:
+        """When it ran, where, and with which versions, in words."""
+        machine, day = self.machine, min(result.date for result in self.results)[:10]
+        place = machine["processor"]
+        if "gpu" in machine:
+            place = f"{machine['gpu']}, driver {machine['driver']}, CUDA {machine['cuda']}"
+        peer = f", transformers {machine['transformers']}" if self.settings["against"] else ""
+        return f"{day}, {place}, torch {machine['torch']}{peer}"
+
+
+def stored_runs(device: str) -> list[StoredRun]:
+    """Return the runs on "cpu" or "cuda" that are stored with the package; none if there is no file of them."""
+    path = _STORED / f"benchmark-{device}.json"
+    runs = read_json_object(path)["runs"] if path.exists() else []
+    return [StoredRun(run["machine"], run["settings"], [as_result(row) for row in run["results"]]) for run in runs]
 
 
 def as_result(row: dict[str, Any]) -> Result:

@@ -47,30 +47,40 @@ class Run:
         report: Callable[[str], None],
         quick: bool,
         full_size: bool,
+        on_device: bool,
     ):
         self.folder, self.config, self.dtype, self.device = folder, config, dtype, device
-        self.against, self.file, self.report, self.quick, self.full_size = against, file, report, quick, full_size
+        self.against, self.file, self.report = against, file, report
+        self.quick, self.full_size, self.on_device = quick, full_size, on_device
         self.done = {(result.task, result.variant) for result in file.results}
         self.todo: list[tuple[Variant, Task]] = []
         self.peer: Transformers | None = None
         self.rates: dict[torch.dtype, float] = {}
 
     def measure(self, tasks: Sequence[Task], seconds: float) -> None:
-        """Measure all tasks that a whole model does, one form of it at a time."""
+        """Measure all tasks that a whole model does, one form of it at a time.
+
+        Raises:
+            MemoryError: there is no room for any form.
+        """
         forms = [form for form in variants(self.dtype, self.device, self.quick) if form.packed or not self.full_size]
         self.todo = [(form, task) for form in forms for task in tasks if form.takes(task)]
         self.todo = [(form, task) for form, task in self.todo if (task.name, form.name) not in self.done]
-        for form, rows in groupby(self.todo, key=lambda row: row[0]):
-            self._measure_form(form, [task for _, task in rows], seconds)
+        rows = {form: [task for _, task in rows] for form, rows in groupby(self.todo, key=lambda row: row[0])}
+        no_room = []
+        for form, tasks_of_form in rows.items():
+            try:
+                model = self._model(form)
+            except (ValueError, MemoryError) as error:  # sizes that cannot be quantized so, a backend that cannot run
+                self.report(f"{form.name} is left out: {error}")
+                no_room += [str(error)] if isinstance(error, MemoryError) else []
+            else:
+                self._measure_form(model, form, tasks_of_form, seconds)
+                del model  # two of the full size have no room
+        if rows and len(no_room) == len(rows):
+            raise MemoryError(no_room[-1])
 
-    def _measure_form(self, variant: Variant, tasks: Sequence[Task], seconds: float) -> None:
-        try:
-            model = self._model(variant)
-        except ValueError as error:  # sizes that cannot be quantized so, a backend that cannot run here
-            self.report(f"{variant.name} is left out: {error}")
-            return
-        except torch.OutOfMemoryError as error:
-            raise MemoryError(f"{variant.name} finds no room on {self.device}: {error}") from None
+    def _measure_form(self, model: MixtralForCausalLM, variant: Variant, tasks: Sequence[Task], seconds: float) -> None:
         if self.against and self.peer is None:
             self.peer = Transformers(self.folder, self.device, with_flex=not self.quick)
         if variant.dtype == self.dtype == torch.float32 and variant.quantization is None and self.peer:
@@ -80,9 +90,9 @@ class Run:
             self.report(f"row {number} of {len(self.todo)}: {task.name}, {variant.name}")
             try:
                 self._add(self._result(model, variant, task, seconds))
-            except RuntimeError as error:  # a GPU's memory was not enough; there is no C++ compiler
-                is_of_compiler = variant.compiled and isinstance(error, _compiler_errors())
-                if not is_of_compiler and not isinstance(error, torch.OutOfMemoryError):
+            except (RuntimeError, ValueError) as error:  # too little memory, no C++ compiler, a step that cannot be one
+                is_of_program = variant.one_program and isinstance(error, (ValueError, *_compiler_errors()))
+                if not is_of_program and not isinstance(error, torch.OutOfMemoryError):
                     raise
                 self.report(f"    left out: {error}".partition("\n")[0])
 
@@ -131,12 +141,15 @@ class Run:
         return self.rates[dtype]
 
     def _model(self, variant: Variant) -> MixtralForCausalLM:
-        if self.full_size:
-            gc.collect()  # a compiled step and its model refer to each other, and two models have no room
-            self.report(f"making {variant.name} on {self.device}")
-            return variant.make(self.config, self.device)
-        self._make_checkpoint()
-        return variant.load(self.folder, self.device)
+        gc.collect()  # a compiled step and its model refer to each other, and two models may have no room
+        try:
+            if self.on_device:
+                self.report(f"making {variant.name} on {self.device}")
+                return variant.make(self.config, self.device)
+            self._make_checkpoint()
+            return variant.load(self.folder, self.device)
+        except torch.OutOfMemoryError as error:
+            raise MemoryError(f"{self.device} has no room: {error}".partition("\n")[0]) from None
 
     def _make_checkpoint(self) -> None:
         if not self.folder.exists():
@@ -156,7 +169,7 @@ class Run:
                 "tried": {str(other): trial / steps for other, trial in self.peer.tried[task].items()},
                 "left_out": self.peer.left_out[task],
             }
-        if variant.compiled:  # compiling is not a round
+        if variant.one_program:  # making it is not a round
             works[0].prepare()
             works[0].run()
         times = [tuple(t / steps for t in each) for each in paired_rounds(works, seconds, self.device)]

@@ -143,7 +143,11 @@ class Decode:
     @torch.no_grad()
     def __init__(self, model: nn.Module, task: Task):
         self.model, self.cache_name = model.eval(), cache_name(model)
-        out = model(random_ids(model, 1, task.tokens), use_cache=True, logits_to_keep=1)
+        room = {}
+        if isinstance(model, MixtralForCausalLM):  # for all steps, so that no round grows it
+            most = task.tokens + STEPS
+            room = {self.cache_name: RollingKVCache(model.config, 1, most, model.device, model.dtype)}
+        out = model(random_ids(model, 1, task.tokens), use_cache=True, logits_to_keep=1, **room)
         self.context = getattr(out, self.cache_name)
         repeat_rows(self.context, task.batch)
         self.ids = random_ids(model, task.batch, STEPS)
@@ -151,7 +155,10 @@ class Decode:
 
     def prepare(self) -> None:
         self.model.eval()
-        self.cache = copy.deepcopy(self.context)
+        if isinstance(self.cache, RollingKVCache):  # which a graph may have been recorded for
+            self.cache.copy_(self.context)
+        else:
+            self.cache = copy.deepcopy(self.context)
 
     def run(self) -> None:
         self._steps()

@@ -9,7 +9,8 @@ from mixtral_edu.benchmark_tasks import Task
 from mixtral_edu.config import MixtralConfig
 from mixtral_edu.model import MixtralForCausalLM
 from mixtral_edu.placement import dtype_name, require_memory
-from mixtral_edu.quantization import checkpoint_bytes, quantize_model
+from mixtral_edu.pretrained import init_module
+from mixtral_edu.quantization import QuantizationConfig, checkpoint_bytes, install, quantized_layers
 
 _LONGEST_QUANTIZED_PREFILL = 512
 
@@ -30,7 +31,7 @@ def benchmark_config(quick: bool = False) -> MixtralConfig:
 
 @dataclass(frozen=True)
 class Variant:
-    """One form of our model: plain as loaded, packed for inference, or packed and compiled; quantized or not.
+    """One form of our model: plain as loaded, or packed for inference, compiled, a CUDA graph; quantized or not.
 
     `attention` and `experts`: implementations; None for the default.
     """
@@ -38,20 +39,27 @@ class Variant:
     dtype: torch.dtype
     packed: bool = False
     compiled: bool = False
+    graph: bool = False
     quantization: str | None = None
     attention: str | None = None
     experts: str | None = None
 
     @property
     def name(self) -> str:
-        form = "compiled" if self.compiled else "packed" if self.packed else "plain"
+        whole = " ".join(word for word, holds in (("compiled", self.compiled), ("graph", self.graph)) if holds)
+        form = whole or ("packed" if self.packed else "plain")
         if self.quantization is not None:
             form = self.quantization if self.packed else f"plain {self.quantization}"
         return " ".join(filter(None, (form, dtype_name(self.dtype), self.attention)))
 
+    @property
+    def one_program(self) -> bool:
+        """Whether a decoding step is one program, that has to be made first."""
+        return self.compiled or self.graph
+
     def takes(self, task: Task) -> bool:
         """Whether this form is measured in that task."""
-        if self.compiled:  # which concerns the step that adds a token
+        if self.one_program:  # which concerns the step that adds a token
             return task.kind == "decode"
         if self.quantization is not None:
             short_prefill = task.kind == "prefill" and task.tokens <= _LONGEST_QUANTIZED_PREFILL
@@ -77,30 +85,37 @@ class Variant:
             attn_implementation=self.attention or config.attn_implementation,
             experts_implementation=self.experts or config.experts_implementation,
         )
-        model = random_model(config, self.dtype, device).eval()
-        if self.quantization is not None:
-            quantize_model(model, self.quantization)
-        return self._prepared(model)
+        return self._prepared(random_model(config, self.dtype, device, self.quantization).eval())
 
     def _prepared(self, model: MixtralForCausalLM) -> MixtralForCausalLM:
-        return model.prepare_for_inference(compile=self.compiled) if self.packed else model
+        return model.prepare_for_inference(self.compiled, self.graph) if self.packed else model
 
 
-def random_model(config: MixtralConfig, dtype: torch.dtype, device: torch.device) -> MixtralForCausalLM:
+def random_model(
+    config: MixtralConfig, dtype: torch.dtype, device: torch.device, quantization: str | None = None
+) -> MixtralForCausalLM:
     """Make a model with random weights in `dtype` on the device, where each is drawn; the same ones at each call.
+
+    Matrices that are quantized are so one by one, so that no more than one is held as it was drawn.
 
     Raises:
         MemoryError: the device has not so much memory free.
+        ValueError: sizes that cannot be quantized so.
     """
-    require_memory(checkpoint_bytes(config, dtype=dtype), device, "a model of these sizes")
-    usual = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), device:
-            torch.manual_seed(0)
-            return MixtralForCausalLM(config)
-    finally:
-        torch.set_default_dtype(usual)
+    form = QuantizationConfig.parse(quantization)
+    require_memory(checkpoint_bytes(config, form, dtype), device, "a model of these sizes")
+    with torch.device("meta"):
+        model = MixtralForCausalLM(config).to(dtype)
+    quantized = quantized_layers(model, form, dtype) if form else {}
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(0)
+        for name, module in list(model.named_modules()):
+            module.to_empty(device=device, recurse=False)
+            init_module(module, config.initializer_range)
+            if name in quantized:
+                install(model, {name: quantized[name].quantize_(module.weight.detach(), dtype)})
+    model.config.quantization_config = form.to_dict() if form else None
+    return model
 
 
 def variants(dtype: torch.dtype, device: torch.device, quick: bool = False) -> list[Variant]:
@@ -116,12 +131,15 @@ def variants(dtype: torch.dtype, device: torch.device, quick: bool = False) -> l
         for kind in ((torch.bfloat16,) if quick or on_card else (torch.bfloat16, torch.float32))
         for packed in ((True,) if on_card else (False, True))
     ]
-    compiled = [] if quick else [Variant(dtype, packed=True, compiled=True, experts="grouped")]
+    one_program = [] if quick else [
+        Variant(dtype, packed=True, compiled=compiled, graph=graph, experts="grouped")
+        for compiled, graph in (((True, False), (False, True), (True, True)) if on_card else ((True, False),))
+    ]
     if not on_card:
-        return [Variant(dtype), Variant(dtype, packed=True), *compiled, *rounded]
+        return [Variant(dtype), Variant(dtype, packed=True), *one_program, *rounded]
     ways = [
         Variant(dtype, packed, attention=attention, experts="grouped")
         for packed in (False, True)
         for attention in ("eager", "sdpa", "flash_attention_2")
     ]
-    return [*ways, *compiled, *rounded]
+    return [*ways, *one_program, *rounded]

@@ -82,6 +82,7 @@ class RollingKVCache:
         self.seen = 0  # columns so far, padding counted
         self.padded = False  # whether any of them may have been padding
         self.half_written = False  # whether a step has written and not been committed
+        self.static = False  # whether a single new token looks at all slots, empty ones masked: no shape ever changes
 
     @property
     def num_slots(self) -> int:
@@ -103,6 +104,14 @@ class RollingKVCache:
         self.next_position = torch.zeros_like(self.next_position)
         self.seen, self.padded, self.half_written = 0, False, False
 
+    def copy_(self, other: "RollingKVCache") -> None:
+        """Take over what another cache of the same sizes holds, into the memory that is here."""
+        pairs = [*zip(self.keys, other.keys, strict=True), *zip(self.values, other.values, strict=True),
+                 (self.positions, other.positions), (self.next_position, other.next_position)]  # fmt: skip
+        for tensor, theirs in pairs:
+            tensor.copy_(theirs)
+        self.seen, self.padded, self.half_written = other.seen, other.padded, other.half_written
+
     def view(self, layer_idx: int = 0) -> CacheView:
         """Show which position lies in which slot, and what that layer has stored there."""
         write_slot = self.next_position % self.num_slots if self.window else self.next_position
@@ -122,10 +131,16 @@ class RollingKVCache:
         if self.half_written:
             raise RuntimeError("past_key_values: a forward pass failed half-way and left layers with different tokens; "
                                "call its reset() and start again")  # fmt: skip
-        self._make_room(self.seen + num_tokens)
+        self.make_room(num_tokens)
         return CacheStep(self, num_tokens, real)
 
-    def _make_room(self, columns: int) -> None:
+    def make_room(self, num_tokens: int) -> None:
+        """Let a cache without window grow, if it has to, for so many more columns.
+
+        Raises:
+            ValueError: it has a `max_length`, and would exceed it.
+        """
+        columns = self.seen + num_tokens
         if self.window is not None or columns <= self.num_slots:
             return
         if self.max_length is not None:
@@ -167,8 +182,11 @@ class CacheStep:
         self._write(self._positions[:, None, :, None], query_positions[:, None, :, None])
 
         self._in_place = num_tokens == 1 and not torch.is_grad_enabled()
+        with_empty = False
         if self._in_place:
-            self._readable = min(cache.seen + 1, cache.num_slots)
+            filled = min(cache.seen + 1, cache.num_slots)
+            self._readable = cache.num_slots if cache.static else filled
+            with_empty = filled < self._readable
             key_positions = self._positions[:, : self._readable]
         else:
             older = min(cache.seen, cache.num_slots if cache.window is None else cache.window - 1)
@@ -176,7 +194,8 @@ class CacheStep:
             self._older_slots = in_time_order[:, cache.num_slots - older :]  # (B, older)
             key_positions = torch.cat((cache.positions.gather(1, self._older_slots), query_positions), dim=1)
         rows = slice(None) if self.padded else slice(1)  # without padding all rows are alike
-        self.visibility = Visibility(query_positions[rows], key_positions[rows], cache.window, self.padded)
+        has_gaps = self.padded or with_empty
+        self.visibility = Visibility(query_positions[rows], key_positions[rows], cache.window, has_gaps)
 
     def update(self, layer_idx: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Store one layer's new keys (rotated) and values, and return all that the new queries may look at.

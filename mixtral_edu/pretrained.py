@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from mixtral_edu import checkpoint
 from mixtral_edu.cache import RollingKVCache
 from mixtral_edu.config import MixtralConfig
+from mixtral_edu.cuda_graph import GraphedStep
+from mixtral_edu.norm import RMSNorm
 
 
 @dataclass
@@ -87,21 +89,15 @@ class PreTrained(nn.Module):
         """The dtype of the weights."""
         return next(self.parameters()).dtype
 
-    @torch.no_grad()
     def init_weights(self) -> None:
         """Draw every matrix from a normal distribution of deviation `config.initializer_range`.
 
         Norms are ones, biases and the embedding of padding zeros.
         """
         for module in self.modules():
-            if isinstance(module, nn.Linear | nn.Embedding):
-                module.weight.normal_(0.0, self.config.initializer_range)
-            if isinstance(module, nn.Linear) and module.bias is not None:
-                module.bias.zero_()
-            if isinstance(module, nn.Embedding) and module.padding_idx is not None:
-                module.weight[module.padding_idx].zero_()
+            init_module(module, self.config.initializer_range)
 
-    def prepare_for_inference(self, compile: bool = False) -> Self:
+    def prepare_for_inference(self, compile: bool = False, graph: bool = False) -> Self:
         """Switch to evaluation mode, lay the weights out for reading (see `mixtral_edu.linear`), and return the model.
 
         `generate` does so by itself for a model in evaluation mode. Results stay the same to rounding. `train()`,
@@ -113,13 +109,21 @@ class PreTrained(nn.Module):
                 `compiled_step`, which `generate` then uses. The first steps take it some ten seconds and a C++
                 compiler; with `experts_implementation="grouped"` nothing is left out of the program. Weights that are
                 exchanged for other tensors, and hooks, are not seen by it: call `train()`, then this again.
+            graph: on a CUDA device, record that step for each cache and replay it, see `mixtral_edu.cuda_graph`; with
+                `experts_implementation="grouped"`, in half precision, and another attention than FlashAttention-2.
+
+        Raises:
+            ValueError: a graph of a model that is on no CUDA device.
         """
+        if graph and self.device.type != "cuda":
+            raise ValueError(f"graph=True needs a model on a CUDA device, and this one is on {self.device}")
         self.eval()
         for module in self.modules():  # experts before the linear layers in them, which then find nothing to do
             if hasattr(module, "pack"):
                 module.pack()
-        if compile and self.compiled_step is None:
-            self.compiled_step = torch.compile(self.forward)
+        if (compile or graph) and self.compiled_step is None:
+            step = torch.compile(self.forward) if compile else self.forward
+            self.compiled_step = GraphedStep(step) if graph else step
         return self
 
     def train(self, mode: bool = True) -> Self:
@@ -144,3 +148,16 @@ class PreTrained(nn.Module):
 
     from_pretrained = classmethod(checkpoint.load_pretrained)
     save_pretrained = checkpoint.save_pretrained
+
+
+@torch.no_grad()
+def init_module(module: nn.Module, deviation: float) -> None:
+    """Draw a module's own weights, as `PreTrained.init_weights` says."""
+    if isinstance(module, nn.Linear | nn.Embedding):
+        module.weight.normal_(0.0, deviation)
+    if isinstance(module, nn.Linear) and module.bias is not None:
+        module.bias.zero_()
+    if isinstance(module, nn.Embedding) and module.padding_idx is not None:
+        module.weight[module.padding_idx].zero_()
+    if isinstance(module, RMSNorm):
+        module.weight.fill_(1.0)

@@ -22,7 +22,7 @@ from mixtral_edu.benchmark import benchmark
 from mixtral_edu.benchmark_attention import Attention, bytes_of_attention, operations_of_attention
 from mixtral_edu.benchmark_loading import _in_new_process, measure_loading
 from mixtral_edu.benchmark_peers import Setting, Transformers
-from mixtral_edu.benchmark_results import Result, ResultFile, as_table, describe_machine
+from mixtral_edu.benchmark_results import Result, ResultFile, as_table, describe_machine, stored_runs
 from mixtral_edu.benchmark_tasks import (
     FULL_TASKS,
     QUICK_TASKS,
@@ -37,9 +37,11 @@ from mixtral_edu.benchmark_tasks import (
     work_on,
 )
 from mixtral_edu.benchmark_variants import Variant, benchmark_config, random_model, variants
+from mixtral_edu.cuda_graph import GraphedStep
 from mixtral_edu.masks import Visibility
 from mixtral_edu.moe import Expert
 from mixtral_edu.quantization import quantize_model
+from mixtral_edu.quantized_linear import Int4Linear
 from mixtral_edu.timing import paired_rounds, product_rate, read_bandwidth
 from mixtral_edu.viz.benchmark import attention_by_length, ratios_and_floors
 from test_viz import assert_no_texts_overlap, assert_nothing_cut_off, texts_of
@@ -379,6 +381,16 @@ def test_a_file_of_results_goes_on_where_machine_and_settings_are_the_same(tmp_p
     assert len(json.loads(path.read_text())["runs"]) == 2
 
 
+def test_stored_runs_come_with_where_and_when():
+    run = stored_runs("cpu")[0]
+    assert run.settings["device"] == "cpu" and isinstance(run.results[0], Result)
+    day = min(result.date for result in run.results)[:10]
+    assert run.origin.startswith(f"{day}, {run.machine['processor']}, torch {run.machine['torch']}")
+    on_card = run._replace(machine=run.machine | {"gpu": "NVIDIA H200", "driver": "580.1", "cuda": "13.0"})
+    assert on_card.origin.startswith(f"{day}, NVIDIA H200, driver 580.1, CUDA 13.0, torch ")
+    assert stored_runs("abacus") == []
+
+
 def test_a_file_of_something_else_is_refused(tmp_path: Path):
     path = tmp_path / "config.json"
     path.write_text('{"model_type": "mixtral"}')
@@ -389,7 +401,8 @@ def test_a_file_of_something_else_is_refused(tmp_path: Path):
 def test_forms_on_a_card_have_a_row_for_each_attention():
     names = [variant.name for variant in variants(torch.bfloat16, torch.device("cuda"))]
     ways = {f"{form} bfloat16 {way}" for form in ("plain", "packed") for way in ("eager", "sdpa", "flash_attention_2")}
-    assert {*names} == {*ways, "compiled bfloat16", "int8 bfloat16", "int4 bfloat16"}
+    whole = {"compiled bfloat16", "graph bfloat16", "compiled graph bfloat16"}
+    assert {*names} == {*ways, *whole, "int8 bfloat16", "int4 bfloat16"}
 
 
 def test_a_quick_run_rounds_to_integers_in_bfloat16_alone():
@@ -581,13 +594,71 @@ def test_a_form_made_on_the_device_is_the_form_of_a_checkpoint(config, tmp_path:
 
 
 def test_the_full_size_needs_room_for_its_weights(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("mixtral_edu.placement.free_memory", lambda device: 80_000_000_000)
-    with pytest.raises(MemoryError, match="a model of these sizes needs 93.4 GB on cpu, and 80 GB are free"):
-        benchmark(full_size=True, dtype="bfloat16")
+    monkeypatch.setattr("mixtral_edu.placement.free_memory", lambda device: 20_000_000_000)
+    lines = []
+    with pytest.raises(MemoryError, match="a model of these sizes needs .* GB on cpu, and 20 GB are free"):
+        benchmark(full_size=True, dtype="bfloat16", report=lines.append)
+    reasons = {line.partition(" is left out: a model of these sizes needs ")[::2] for line in lines if "left" in line}
+    words = {(form, rest.partition(" on cpu")[0]) for form, rest in reasons}
+    assert words >= {("packed bfloat16", "93.4 GB"), ("int8 bfloat16", "47 GB"), ("int4 bfloat16", "26.6 GB")}
+
+
+@torch.no_grad()
+def test_a_model_is_quantized_matrix_by_matrix_as_it_is_made(config, monkeypatch: pytest.MonkeyPatch):
+    """No more is asked for than the integers take, and no second matrix is drawn before the first one is gone."""
+    asked, drawn = [], []
+    monkeypatch.setattr("mixtral_edu.benchmark_variants.require_memory", lambda needed, *_: asked.append(needed))
+    quantize = Int4Linear.quantize_
+
+    def quantize_(self, weight, dtype):
+        assert all(other() is None for other in drawn)
+        drawn.append(weakref.ref(weight))
+        return quantize(self, weight, dtype)
+
+    monkeypatch.setattr(Int4Linear, "quantize_", quantize_)
+    model = random_model(config, torch.bfloat16, CPU, "int4")
+    assert asked == [sum(t.nbytes for t in model.state_dict().values())]
+    assert len(drawn) == sum(isinstance(module, Int4Linear) for module in model.modules())
+    whole = random_model(config, torch.bfloat16, CPU)
+    quantize_model(whole, "int4")
+    states = model.state_dict(), whole.state_dict()
+    assert all(torch.equal(states[0][name], tensor) for name, tensor in states[1].items())
+
+
+@pytest.mark.usefixtures("small_rates")
+def test_some_layers_of_the_full_size_meet_a_peer(config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(torch, "compile", lambda forward: forward)
+    file = tmp_path / "results.json"
+    run = {"layers": 1, "tasks": ["decode-2-5"], "seconds": 0.01, "json_file": file}
+    results = benchmark(config, full_size=True, against="transformers", **run)
+    assert all(len(result.theirs) >= 3 for result in results) and "plain float32" not in {r.variant for r in results}
+    (stored,) = json.loads(file.read_text())["runs"]
+    assert stored["settings"]["sizes"]["num_hidden_layers"] == 1 and "weights" not in stored["settings"]
+
+
+@pytest.mark.usefixtures("small_rates")
+def test_a_step_that_cannot_be_one_program_is_left_out_with_the_reason(config, monkeypatch: pytest.MonkeyPatch):
+    def refuse(step, undo):
+        raise ValueError("graph=True: the step waits for the host")
+
+    monkeypatch.setattr("mixtral_edu.cuda_graph.record", refuse)
+    forms = [Variant(torch.float32, packed=True, graph=True), Variant(torch.float32, packed=True)]
+    monkeypatch.setattr("mixtral_edu.benchmark_run.variants", lambda *_: forms)
+
+    def prepared(self, model):
+        model.prepare_for_inference()
+        model.compiled_step = GraphedStep(model.forward) if self.graph else None
+        return model
+
+    monkeypatch.setattr(Variant, "_prepared", prepared)
+    lines = []
+    (result,) = benchmark(config, tasks=["decode-2-5"], seconds=0.01, report=lines.append)
+    assert result.variant == "packed float32" and "    left out: graph=True: the step waits for the host" in lines
 
 
 @pytest.mark.parametrize(
-    "options", [{"against": "transformers"}, {"quick": True}, {"tasks": ["train-2-8"]}, {"tasks": ["loading"]}]
+    "options",
+    [{"against": "transformers"}, {"quick": True}, {"tasks": ["train-2-8"]}, {"tasks": ["loading"]}],
 )
 def test_the_full_size_has_no_peer_no_quick_form_and_no_training(options):
     with pytest.raises(ValueError, match="full_size"):
@@ -747,4 +818,5 @@ def test_attention_on_a_gpu_is_measured_in_all_ways_with_its_memory(tmp_path: Pa
 @pytest.mark.gpu
 def test_the_full_size_on_a_gpu_is_made_there(config):
     results = benchmark(config, full_size=True, device="cuda", tasks=["prefill-9", "decode-2-5"], seconds=0.01)
-    assert {"packed bfloat16 sdpa", "packed bfloat16 flash_attention_2"} <= {r.variant for r in results}
+    wanted = {"packed bfloat16 sdpa", "packed bfloat16 flash_attention_2", "graph bfloat16", "compiled graph bfloat16"}
+    assert wanted <= {r.variant for r in results}

@@ -1,0 +1,132 @@
+"""The step that adds one token to each row, recorded as a CUDA graph.
+
+Such a step starts some dozen kernels a layer, and for few rows a GPU is done with each before Python has started the
+next. A CUDA graph is the list of them with all their places in memory: recorded once, it is started as a whole.
+Whatever differs from one step to the next then has to lie on the device, in tensors that stay where they are: the ids,
+how far each row is, and what its cache holds.
+
+Source: https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-graphs.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mixtral_edu.cache import RollingKVCache
+
+_WARM_UPS = 3  # kernels choose their form, and libraries make room, in the first calls; neither may be recorded
+
+
+class GraphedStep:
+    """A model's forward pass that replays its one-token step, recorded for the cache that it is called with.
+
+    It takes a model's arguments. One token a row, without a mask, goes through the recording, and what comes back is
+    overwritten by the next such call. A new cache, or one that had to grow, is recorded for again, at the price of some
+    steps. Everything else (a prompt, a batch in which a row has stopped) goes through `forward` as it is.
+    """
+
+    def __init__(self, forward: Callable[..., Any]):
+        self.forward = forward
+        self._recorded_for: tuple[Any, ...] = ()
+        self._ids: Tensor | None = None
+        self._out: Any = None
+        self._replay: Callable[[], None] | None = None
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        past_key_values: RollingKVCache | None = None,
+        **options: Any,
+    ) -> Any:
+        """Run one step; arguments and result are those of the model.
+
+        Raises:
+            ValueError: the step waits for the host on its way, so that it cannot be recorded.
+        """
+        cache = past_key_values
+        if cache is None or attention_mask is not None or input_ids.shape[1] != 1:
+            return self.forward(input_ids, attention_mask=attention_mask, past_key_values=cache, **options)
+        cache.make_room(1)
+        wanted = (cache, cache.keys[0], cache.positions, cache.next_position, input_ids.shape, options)
+        if not _same(self._recorded_for, wanted):
+            self._record(input_ids, cache, options)
+            self._recorded_for = wanted
+        self._ids.copy_(input_ids)
+        self._replay()
+        cache.seen += 1
+        return self._out
+
+    def _record(self, input_ids: Tensor, cache: RollingKVCache, options: dict[str, Any]) -> None:
+        self._recorded_for, self._out, self._replay = (), None, None  # its memory may be needed
+        self._ids, cache.static = input_ids.clone(), True
+        positions, next_position, seen = cache.positions, cache.next_position, cache.seen
+        before = positions.clone(), next_position.clone()
+
+        def step() -> Any:
+            out = self.forward(self._ids, past_key_values=cache, **options)
+            positions.copy_(cache.positions)  # where the next replay reads
+            next_position.copy_(cache.next_position)
+            cache.positions, cache.next_position = positions, next_position
+            return out
+
+        def undo() -> None:  # the slot that was written is the next token's, who writes it again
+            positions.copy_(before[0])
+            next_position.copy_(before[1])
+            cache.positions, cache.next_position, cache.seen, cache.half_written = positions, next_position, seen, False
+
+        try:
+            self._out, self._replay = record(step, undo)
+        finally:
+            undo()
+
+
+def record(step: Callable[[], Any], undo: Callable[[], None]) -> tuple[Any, Callable[[], None]]:
+    """Record what `step` starts on the current CUDA device.
+
+    Args:
+        step: called some times to warm up, and once to be recorded.
+        undo: called after each of those.
+
+    Returns:
+        What the recorded call returned, whose tensors each replay fills, and the function that replays.
+
+    Raises:
+        ValueError: the step waits for the host.
+    """
+    beside = torch.cuda.Stream()
+    beside.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(beside):
+        for _ in range(_WARM_UPS):
+            step()
+            undo()
+        debug_mode = torch.cuda.get_sync_debug_mode()
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            step()
+        except RuntimeError as error:
+            if "synchron" not in str(error):
+                raise
+            raise ValueError(
+                f"graph=True: the step waits for the host ({error}); experts_implementation='grouped' without "
+                "quantization, and attn_implementation='sdpa' or 'eager', do not"
+            ) from error
+        finally:
+            torch.cuda.set_sync_debug_mode(debug_mode)
+        undo()
+    torch.cuda.current_stream().wait_stream(beside)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out = step()
+    undo()
+    return out, graph.replay
+
+
+def _same(found: tuple[Any, ...], wanted: tuple[Any, ...]) -> bool:
+    """Whether all parts are the same objects, or equal where they are no tensors."""
+    return len(found) == len(wanted) and all(
+        a is b or not isinstance(a, Tensor | RollingKVCache) and a == b for a, b in zip(found, wanted, strict=True)
+    )
