@@ -49,7 +49,7 @@ class Variant:
         whole = " ".join(word for word, holds in (("compiled", self.compiled), ("graph", self.graph)) if holds)
         form = whole or ("packed" if self.packed else "plain")
         if self.quantization is not None:
-            form = self.quantization if self.packed else f"plain {self.quantization}"
+            form = self.quantization if form == "packed" else f"{form} {self.quantization}"
         return " ".join(filter(None, (form, dtype_name(self.dtype), self.attention)))
 
     @property
@@ -126,10 +126,13 @@ def variants(dtype: torch.dtype, device: torch.device, quick: bool = False) -> l
     """
     on_card = device.type == "cuda"
     rounded = [
-        Variant(kind, packed=packed, quantization=quantization)
+        replace(form, quantization=quantization)
         for quantization in ("int8", "int4")
         for kind in ((torch.bfloat16,) if quick or on_card else (torch.bfloat16, torch.float32))
-        for packed in ((True,) if on_card else (False, True))
+        for form in (
+            Variant(kind, packed=True, graph=True, experts="grouped") if on_card else Variant(kind),
+            Variant(kind, packed=True),
+        )
     ]
     one_program = [] if quick else [
         Variant(dtype, packed=True, compiled=compiled, graph=graph, experts="grouped")

@@ -111,8 +111,8 @@ def record(step: Callable[[], Any], undo: Callable[[], None]) -> tuple[Any, Call
             if "synchron" not in str(error):
                 raise
             raise ValueError(
-                f"graph=True: the step waits for the host ({error}); experts_implementation='grouped' without "
-                "quantization, and attn_implementation='sdpa' or 'eager', do not"
+                f"graph=True: the step waits for the host ({error}); experts_implementation='grouped' and "
+                "attn_implementation='sdpa' or 'eager' do not"
             ) from error
         finally:
             torch.cuda.set_sync_debug_mode(debug_mode)

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from mixtral_edu.config import MixtralConfig
 from mixtral_edu.linear import Linear, laid_out, multiply_all, pack_together, still_in
 
+_FEW_TOKENS = 64  # on a GPU; so many cost every expert hardly more than one, the time of reading its weights
+
 
 class RouterOutput(NamedTuple):
     """The router's decision for N tokens.
@@ -139,16 +141,27 @@ def sorted_dispatch(x: Tensor, routing: RouterOutput, experts: Sequence[Expert])
     return y
 
 
+def dense_dispatch(x: Tensor, routing: RouterOutput, experts: Sequence[Expert]) -> Tensor:
+    """Every expert on every token, and nothing of it where it was not chosen. x (N, D) to (N, D).
+
+    Which kernels run does not depend on the choices, so nothing waits for them. Several tokens choose most experts
+    anyway.
+    """
+    weights = torch.zeros(len(x), len(experts), device=x.device).scatter(1, routing.experts, routing.weights)  # (N, E)
+    pairs = zip(weights.split(1, dim=1), experts, strict=True)
+    return sum(torch.where(weight > 0, weight * expert(x), 0).to(x.dtype) for weight, expert in pairs)
+
+
 def grouped_dispatch(x: Tensor, routing: RouterOutput, experts: Sequence[Expert]) -> Tensor:
     """All experts at once: sorted choices, and one product in which each group of rows meets its own matrix.
 
     How many rows an expert gets stays on the device, so nothing waits for it, and `torch.compile` sees one graph. Where
     the product does not take a model (in double precision, quantized, sizes that are no multiples of 16 bytes, float32
-    on a GPU) this is `sorted_dispatch`. x (N, D) to (N, D).
+    on a GPU) this is `sorted_dispatch`, or for a few tokens on a GPU `dense_dispatch`. x (N, D) to (N, D).
     """
     N, K = routing.experts.shape
     if not _takes_grouped_product(x, experts):
-        return sorted_dispatch(x, routing, experts)
+        return (dense_dispatch if _suits_dense(x) else sorted_dispatch)(x, routing, experts)
     chosen, order = routing.experts.flatten().sort(stable=True)  # (N*K,)
     ends = torch.searchsorted(chosen, torch.arange(len(experts), device=x.device), right=True).int()  # (E,)
     up, down = experts.stacked()
@@ -170,6 +183,11 @@ def _grouped_product(x: Tensor, weights: Tensor, offs: Tensor) -> Tensor:
 @_grouped_product.register_fake
 def _(x: Tensor, weights: Tensor, offs: Tensor) -> Tensor:
     return x.new_empty(len(x), weights.shape[2])
+
+
+def _suits_dense(x: Tensor) -> bool:
+    """Whether to read every expert costs less than to wait for the choices: a few tokens on a GPU."""
+    return x.device.type == "cuda" and len(x) <= _FEW_TOKENS
 
 
 def _takes_grouped_product(x: Tensor, experts: Sequence[Expert]) -> bool:

@@ -110,7 +110,7 @@ class PreTrained(nn.Module):
                 compiler; with `experts_implementation="grouped"` nothing is left out of the program. Weights that are
                 exchanged for other tensors, and hooks, are not seen by it: call `train()`, then this again.
             graph: on a CUDA device, record that step for each cache and replay it, see `mixtral_edu.cuda_graph`; with
-                `experts_implementation="grouped"`, in half precision, and another attention than FlashAttention-2.
+                `experts_implementation="grouped"` and another attention than FlashAttention-2.
 
         Raises:
             ValueError: a graph of a model that is on no CUDA device.

@@ -402,7 +402,8 @@ def test_forms_on_a_card_have_a_row_for_each_attention():
     names = [variant.name for variant in variants(torch.bfloat16, torch.device("cuda"))]
     ways = {f"{form} bfloat16 {way}" for form in ("plain", "packed") for way in ("eager", "sdpa", "flash_attention_2")}
     whole = {"compiled bfloat16", "graph bfloat16", "compiled graph bfloat16"}
-    assert {*names} == {*ways, *whole, "int8 bfloat16", "int4 bfloat16"}
+    rounded = {f"{form}{kind} bfloat16" for form in ("", "graph ") for kind in ("int8", "int4")}
+    assert {*names} == {*ways, *whole, *rounded} and len(names) == len({*names})
 
 
 def test_a_quick_run_rounds_to_integers_in_bfloat16_alone():
@@ -818,5 +819,5 @@ def test_attention_on_a_gpu_is_measured_in_all_ways_with_its_memory(tmp_path: Pa
 @pytest.mark.gpu
 def test_the_full_size_on_a_gpu_is_made_there(config):
     results = benchmark(config, full_size=True, device="cuda", tasks=["prefill-9", "decode-2-5"], seconds=0.01)
-    wanted = {"packed bfloat16 sdpa", "packed bfloat16 flash_attention_2", "graph bfloat16", "compiled graph bfloat16"}
-    assert wanted <= {r.variant for r in results}
+    plain, graphs = {"packed bfloat16 sdpa", "packed bfloat16 flash_attention_2"}, {"compiled graph bfloat16"}
+    assert plain | graphs | {"graph bfloat16", "graph int4 bfloat16"} <= {r.variant for r in results}

@@ -10,12 +10,14 @@ from typing import Any
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import DynamicOutputShapeException, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from mixtral_edu import MixtralForCausalLM, cuda_graph
 from mixtral_edu.cache import RollingKVCache
 from mixtral_edu.cuda_graph import GraphedStep
+from mixtral_edu.quantization import QuantizationConfig, install, quantize_model, quantized_layers
 
 
 class Recorder(TorchDispatchMode):
@@ -160,6 +162,30 @@ def test_a_graph_needs_a_cuda_device(make_pair):
         make_pair()[0].prepare_for_inference(graph=True)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("experts", ["grouped", "sorted"])
+@pytest.mark.parametrize("quantization", [None, "int8", "int4"])
+def test_a_step_on_a_gpu_reads_no_value_back(make_config, experts, quantization, monkeypatch):
+    """With PyTorch's tensors that have a shape but no values, to read one raises; they stand for those of a GPU."""
+    for place in ("model", "input_checks"):
+        monkeypatch.setattr(f"mixtral_edu.{place}.can_look_at", lambda tensor: False)
+    monkeypatch.setattr("mixtral_edu.moe._suits_dense", lambda x: True)
+    sizes = {"hidden_size": 64, "intermediate_size": 64, "head_dim": 16, "attn_implementation": "sdpa"}
+    with torch.device("meta"):
+        model = MixtralForCausalLM(make_config(**sizes, experts_implementation=experts)).to(torch.bfloat16).eval()
+        if quantization:
+            install(model, quantized_layers(model, QuantizationConfig.parse(quantization), torch.bfloat16))
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        model.to_empty(device="cpu")
+        cache, token = RollingKVCache(model.config, 3, dtype=torch.bfloat16), torch.zeros(3, 1, dtype=torch.long)
+        cache.static = True
+        if experts == "sorted":
+            with pytest.raises(DynamicOutputShapeException):
+                model(token, past_key_values=cache)
+        else:
+            assert model(token, past_key_values=cache).logits.shape == (3, 1, 101)
+
+
 @pytest.mark.gpu
 @torch.no_grad()
 @pytest.mark.parametrize("compile", [False, True])
@@ -177,8 +203,11 @@ def test_on_a_gpu_replays_equal_the_model(make_pair, compile, window, prompt):
 
 
 @pytest.mark.gpu
-def test_on_a_gpu_generation_replays(make_pair):
-    model, twin = (m.to("cuda", torch.bfloat16) for m in make_pair())
+@pytest.mark.parametrize("quantization", [None, "int8", "int4"])
+def test_on_a_gpu_generation_replays(make_pair, quantization):
+    model, twin = (m.to("cuda", torch.bfloat16) for m in make_pair(intermediate_size=64))
+    for each in (model, twin) if quantization else ():
+        quantize_model(each, quantization)
     ids = torch.randint(101, (2, 5), device="cuda")
     wanted = twin.prepare_for_inference().generate(ids, max_new_tokens=20)
     assert torch.equal(model.prepare_for_inference(graph=True).generate(ids, max_new_tokens=20), wanted)

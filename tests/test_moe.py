@@ -1,4 +1,4 @@
-"""Router, experts and their two forms of dispatch, and the load-balancing loss, against transformers and by hand."""
+"""Router, experts and their forms of dispatch, and the load-balancing loss, against transformers and by hand."""
 
 from collections import Counter
 
@@ -13,6 +13,7 @@ from mixtral_edu.moe import (
     Router,
     RouterOutput,
     SparseMoE,
+    dense_dispatch,
     load_balancing_loss,
     reference_dispatch,
     sorted_dispatch,
@@ -80,7 +81,10 @@ def test_convention_expert_w1_gates_w3_goes_up_w2_comes_down(make_config):
     assert_close(expert(x), (gate / (1 + torch.exp(-gate)) * up) @ expert.w2.weight.T, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("dispatch", EXPERT_DISPATCH.values(), ids=EXPERT_DISPATCH)
+ALL_FORMS = EXPERT_DISPATCH | {"dense": dense_dispatch}
+
+
+@pytest.mark.parametrize("dispatch", ALL_FORMS.values(), ids=ALL_FORMS)
 def test_dispatch_is_the_weighted_sum_of_the_chosen_experts(dispatch):
     experts = [lambda x, factor=factor: x * factor for factor in (1, 10, 100, 1000, 10_000)]
     x = torch.tensor([[1.0], [2.0], [3.0]])
@@ -92,22 +96,28 @@ def test_dispatch_is_the_weighted_sum_of_the_chosen_experts(dispatch):
 @pytest.mark.parametrize(
     ("E", "K", "N"), [(5, 2, 13), (8, 2, 1), (16, 4, 29), (16, 4, 2), (3, 3, 7), (5, 1, 13), (1, 1, 4)]
 )
-def test_reference_and_sorted_agree_forward_and_backward(make_config, E, K, N, dtype):
+def test_reference_sorted_and_dense_agree_forward_and_backward(make_config, E, K, N, dtype):
     """With one token, with experts that get none (16 experts, 2 tokens), with K = E and K = 1."""
     config = make_config(num_local_experts=E, num_experts_per_tok=K)
     moe = large_weights(SparseMoE(config)).to(dtype)
     x = torch.randn(N, D, dtype=dtype, requires_grad=True)
     direction = torch.randn(N, D, dtype=dtype)
     results = []
-    for dispatch in (reference_dispatch, sorted_dispatch):
+    for dispatch in (reference_dispatch, sorted_dispatch, dense_dispatch):
         y = dispatch(x, moe.gate(x), moe.experts)
         wanted = [x, *moe.parameters()]
         gradients = torch.autograd.grad(y, wanted, direction, allow_unused=True)
         results.append((y, *(torch.zeros_like(p) if g is None else g for p, g in zip(wanted, gradients, strict=True))))
     tolerance = 2e-6 if dtype == torch.float32 else 2e-2
-    for reference, value in zip(*results, strict=True):
-        assert value.dtype == dtype
-        assert (reference - value).abs().max() <= tolerance * reference.abs().max()
+    for reference, *values in zip(*results, strict=True):
+        assert {value.dtype for value in values} == {dtype}
+        assert all((reference - value).abs().max() <= tolerance * reference.abs().max() for value in values)
+
+
+def test_what_an_expert_says_that_was_not_chosen_does_not_matter():
+    experts = [lambda x: x, lambda x: x * torch.inf, lambda x: x * torch.nan]
+    y = dense_dispatch(torch.tensor([[2.0]]), routing_of([[1.0]], [[0]], E=3), experts)
+    assert y.tolist() == [[2.0]]
 
 
 def test_sorted_runs_each_expert_once_on_its_own_tokens_and_no_idle_one():
