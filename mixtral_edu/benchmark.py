@@ -57,7 +57,8 @@ def benchmark(
         against: "transformers", or None to measure our times alone.
         full_size: Mixtral-8x7B, or `config`, without training. Its weights are made on the device, form by form, and
             have no copy on disk or in host memory: 93 GB in bfloat16, 27 GB in 4 bits. A form without room is left out.
-            Beside a peer there is room for some `layers` only, which come from a checkpoint, as both read the same.
+            Beside a peer there is room for some `layers` only; they come from a checkpoint in the temporary folder, as
+            both read the same: 24 GB for 8.
         layers: only so many; as many as the sizes say if None.
         quick: fewer layers, forms and rounds, shorter contexts: under three minutes on a quiet machine.
         seconds: to spend on a row, beside warming up; at least three rounds are done.
@@ -68,7 +69,7 @@ def benchmark(
 
     Raises:
         ValueError: an argument without meaning; the message names it.
-        MemoryError: the device has no room for the full size.
+        MemoryError: the device has no room for any form, or for the peer beside it.
         RuntimeError: the two systems disagree about the scores of the same weights.
     """
     device = choose_device(device)
@@ -85,7 +86,6 @@ def benchmark(
     config = config or (MixtralConfig.mixtral_8x7b() if full_size else benchmark_config(quick))
     if layers is not None:
         config = replace(config, num_hidden_layers=layers)
-    on_device = full_size and against is None
     chosen = choose_tasks(tasks, FULL_TASKS if full_size else QUICK_TASKS if quick else TASKS)
     if full_size and (unfit := [task.name for task in chosen if task.kind in ("train", "loading")]):
         raise ValueError(f"tasks={unfit}: with full_size=True prefill, decode and attention can be measured")
@@ -96,13 +96,12 @@ def benchmark(
             "device": str(device),
             "threads": torch.get_num_threads(),
             "against": against,
-        } | ({"weights": "made on the device"} if on_device else {})
+        } | ({"weights": "made on the device"} if full_size and against is None else {})
         machine = describe_machine(device)
         report(", ".join(f"{name} {value}" for name, value in (machine | settings).items() if name != "sizes"))
         file = ResultFile(None if json_file is None else Path(json_file), machine, settings, again)
         with tempfile.TemporaryDirectory(prefix="mixtral-edu-") as folder:
-            place = Path(folder) / "checkpoint"
-            run = Run(place, config, dtype, device, against, file, report, quick, full_size, on_device)
+            run = Run(Path(folder) / "checkpoint", config, dtype, device, against, file, report, quick, full_size)
             run.measure(chosen, seconds or (_QUICK_SECONDS if quick else _SECONDS))
             run.measure_loading(chosen)
             run.measure_attention(chosen, seconds or (_QUICK_SECONDS if quick else _SECONDS))

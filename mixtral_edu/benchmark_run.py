@@ -24,6 +24,7 @@ from mixtral_edu.benchmark_results import (
 from mixtral_edu.benchmark_tasks import STEPS, Decode, Task, bytes_read, operations, work_on
 from mixtral_edu.benchmark_variants import Variant, random_model, variants
 from mixtral_edu.config import MixtralConfig
+from mixtral_edu.cuda_graph import NotRecordable
 from mixtral_edu.model import MixtralForCausalLM
 from mixtral_edu.placement import dtype_name
 from mixtral_edu.quantization import checkpoint_bytes
@@ -47,11 +48,11 @@ class Run:
         report: Callable[[str], None],
         quick: bool,
         full_size: bool,
-        on_device: bool,
     ):
         self.folder, self.config, self.dtype, self.device = folder, config, dtype, device
         self.against, self.file, self.report = against, file, report
-        self.quick, self.full_size, self.on_device = quick, full_size, on_device
+        self.quick, self.full_size = quick, full_size
+        self.on_device = full_size and against is None  # a peer reads a checkpoint
         self.done = {(result.task, result.variant) for result in file.results}
         self.todo: list[tuple[Variant, Task]] = []
         self.peer: Transformers | None = None
@@ -61,7 +62,7 @@ class Run:
         """Measure all tasks that a whole model does, one form of it at a time.
 
         Raises:
-            MemoryError: there is no room for any form.
+            MemoryError: there is no room for any form, or for the peer beside it.
         """
         forms = [form for form in variants(self.dtype, self.device, self.quick) if form.packed or not self.full_size]
         self.todo = [(form, task) for form in forms for task in tasks if form.takes(task)]
@@ -77,12 +78,15 @@ class Run:
             else:
                 self._measure_form(model, form, tasks_of_form, seconds)
                 del model  # two of the full size have no room
-        if rows and len(no_room) == len(rows):
+        if rows and len(no_room) == len(rows) and not self.file.results:
             raise MemoryError(no_room[-1])
 
     def _measure_form(self, model: MixtralForCausalLM, variant: Variant, tasks: Sequence[Task], seconds: float) -> None:
         if self.against and self.peer is None:
-            self.peer = Transformers(self.folder, self.device, with_flex=not self.quick)
+            try:
+                self.peer = Transformers(self.folder, self.device, with_flex=not self.quick)
+            except torch.OutOfMemoryError as error:
+                raise MemoryError(f"{self.device} has no room for {self.against} beside {variant.name}") from error
         if variant.dtype == self.dtype == torch.float32 and variant.quantization is None and self.peer:
             _require_agreement(model, self.peer)
         for task in tasks:
@@ -90,9 +94,9 @@ class Run:
             self.report(f"row {number} of {len(self.todo)}: {task.name}, {variant.name}")
             try:
                 self._add(self._result(model, variant, task, seconds))
-            except (RuntimeError, ValueError) as error:  # too little memory, no C++ compiler, a step that cannot be one
-                is_of_program = variant.one_program and isinstance(error, (ValueError, *_compiler_errors()))
-                if not is_of_program and not isinstance(error, torch.OutOfMemoryError):
+            except (RuntimeError, NotRecordable) as error:  # no memory, no C++ compiler, a step that waits for the host
+                of_compiler = variant.compiled and isinstance(error, _compiler_errors())
+                if not of_compiler and not isinstance(error, (NotRecordable, torch.OutOfMemoryError)):
                     raise
                 self.report(f"    left out: {error}".partition("\n")[0])
 

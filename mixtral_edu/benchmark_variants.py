@@ -88,7 +88,7 @@ class Variant:
         return self._prepared(random_model(config, self.dtype, device, self.quantization).eval())
 
     def _prepared(self, model: MixtralForCausalLM) -> MixtralForCausalLM:
-        return model.prepare_for_inference(self.compiled, self.graph) if self.packed else model
+        return model.prepare_for_inference(compile=self.compiled, graph=self.graph) if self.packed else model
 
 
 def random_model(
@@ -104,36 +104,38 @@ def random_model(
     """
     form = QuantizationConfig.parse(quantization)
     require_memory(checkpoint_bytes(config, form, dtype), device, "a model of these sizes")
+    config = replace(config, quantization_config=form.to_dict() if form else None)
     with torch.device("meta"):
         model = MixtralForCausalLM(config).to(dtype)
     quantized = quantized_layers(model, form, dtype) if form else {}
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(0)
-        for name, module in list(model.named_modules()):
-            module.to_empty(device=device, recurse=False)
+        for name in [name for name, _ in model.named_modules()]:
+            module = model.get_submodule(name).to_empty(device=device, recurse=False)
             init_module(module, config.initializer_range)
             if name in quantized:
-                install(model, {name: quantized[name].quantize_(module.weight.detach(), dtype)})
-    model.config.quantization_config = form.to_dict() if form else None
+                install(model, {name: quantized.pop(name).quantize_(module.weight.detach(), dtype)})
+            del module  # before the next one is drawn
     return model
 
 
 def variants(dtype: torch.dtype, device: torch.device, quick: bool = False) -> list[Variant]:
     """The forms to measure; on a CUDA device each with all ways to compute attention, and experts in one product.
 
-    Quantized forms take bfloat16, and on a CPU float32 too; there a prefill has a row for the plain layout as well,
-    which suits it better. Quick runs leave float32 out, and compiling.
+    Quantized forms take bfloat16, and on a CPU float32 too. On a CUDA device each is recorded as a graph as well; on a
+    CPU a prefill with 4 bits has a row for the plain layout too, which suits it better. Quick runs leave float32 out,
+    and compiling.
     """
-    on_card = device.type == "cuda"
-    rounded = [
-        replace(form, quantization=quantization)
-        for quantization in ("int8", "int4")
-        for kind in ((torch.bfloat16,) if quick or on_card else (torch.bfloat16, torch.float32))
-        for form in (
-            Variant(kind, packed=True, graph=True, experts="grouped") if on_card else Variant(kind),
-            Variant(kind, packed=True),
-        )
-    ]
+    on_card, rounded = device.type == "cuda", []
+    for quantization in ("int8", "int4"):
+        packed = Variant(torch.bfloat16, packed=True, quantization=quantization)
+        rounded.append(packed)
+        if on_card:
+            rounded.append(replace(packed, graph=True, experts="grouped"))
+        elif quantization == "int4":
+            rounded.append(replace(packed, packed=False))
+        if not on_card and not quick:
+            rounded.append(replace(packed, dtype=torch.float32))
     one_program = [] if quick else [
         Variant(dtype, packed=True, compiled=compiled, graph=graph, experts="grouped")
         for compiled, graph in (((True, False), (False, True), (True, True)) if on_card else ((True, False),))

@@ -105,11 +105,19 @@ class RollingKVCache:
         self.seen, self.padded, self.half_written = 0, False, False
 
     def copy_(self, other: "RollingKVCache") -> None:
-        """Take over what another cache of the same sizes holds, into the memory that is here."""
-        pairs = [*zip(self.keys, other.keys, strict=True), *zip(self.values, other.values, strict=True),
-                 (self.positions, other.positions), (self.next_position, other.next_position)]  # fmt: skip
-        for tensor, theirs in pairs:
-            tensor.copy_(theirs)
+        """Take over what another cache holds, into the memory that is here.
+
+        Raises:
+            ValueError: it has other sizes.
+        """
+        mine, theirs = ([*c.keys, *c.values, c.positions, c.next_position] for c in (self, other))
+        if [tensor.shape for tensor in mine] != [tensor.shape for tensor in theirs] or self.window != other.window:
+            raise ValueError(
+                f"other has {len(other.keys)} layers of keys {tuple(other.keys[0].shape)} and window={other.window}: "
+                f"{len(self.keys)} of {tuple(self.keys[0].shape)} and window={self.window} are wanted"
+            )
+        for tensor, content in zip(mine, theirs, strict=True):
+            tensor.copy_(content)
         self.seen, self.padded, self.half_written = other.seen, other.padded, other.half_written
 
     def view(self, layer_idx: int = 0) -> CacheView:
@@ -182,11 +190,8 @@ class CacheStep:
         self._write(self._positions[:, None, :, None], query_positions[:, None, :, None])
 
         self._in_place = num_tokens == 1 and not torch.is_grad_enabled()
-        with_empty = False
         if self._in_place:
-            filled = min(cache.seen + 1, cache.num_slots)
-            self._readable = cache.num_slots if cache.static else filled
-            with_empty = filled < self._readable
+            self._readable = cache.num_slots if cache.static else min(cache.seen + 1, cache.num_slots)
             key_positions = self._positions[:, : self._readable]
         else:
             older = min(cache.seen, cache.num_slots if cache.window is None else cache.window - 1)
@@ -194,8 +199,10 @@ class CacheStep:
             self._older_slots = in_time_order[:, cache.num_slots - older :]  # (B, older)
             key_positions = torch.cat((cache.positions.gather(1, self._older_slots), query_positions), dim=1)
         rows = slice(None) if self.padded else slice(1)  # without padding all rows are alike
-        has_gaps = self.padded or with_empty
-        self.visibility = Visibility(query_positions[rows], key_positions[rows], cache.window, has_gaps)
+        may_be_empty = self._in_place and cache.static
+        self.visibility = Visibility(
+            query_positions[rows], key_positions[rows], cache.window, padded=self.padded or may_be_empty
+        )
 
     def update(self, layer_idx: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Store one layer's new keys (rotated) and values, and return all that the new queries may look at.

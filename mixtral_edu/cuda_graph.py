@@ -8,6 +8,7 @@ how far each row is, and what its cache holds.
 Source: https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-graphs.
 """
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -17,18 +18,28 @@ from torch import Tensor
 from mixtral_edu.cache import RollingKVCache
 
 _WARM_UPS = 3  # kernels choose their form, and libraries make room, in the first calls; neither may be recorded
+_WAIT = "called a synchronizing CUDA operation"  # in what PyTorch raises where one was forbidden
+
+
+class NotRecordable(ValueError):
+    """A step waits for the host on its way, so that it cannot be recorded."""
 
 
 class GraphedStep:
     """A model's forward pass that replays its one-token step, recorded for the cache that it is called with.
 
-    It takes a model's arguments. One token a row, without a mask, goes through the recording, and what comes back is
-    overwritten by the next such call. A new cache, or one that had to grow, is recorded for again, at the price of some
-    steps. Everything else (a prompt, a batch in which a row has stopped) goes through `forward` as it is.
+    It takes a model's arguments by name. One token a row, with a cache and without a mask, goes through the recording,
+    and the tensors that come back are overwritten by the next such call. A new cache, or one that had to grow, is
+    recorded for again, at the price of some steps. Everything else (a prompt, a batch in which a row has stopped) goes
+    through `forward` as it is.
     """
 
     def __init__(self, forward: Callable[..., Any]):
         self.forward = forward
+        self.forget()
+
+    def forget(self) -> None:
+        """Let the recording go, and the cache that it was made for."""
         self._recorded_for: tuple[Any, ...] = ()
         self._ids: Tensor | None = None
         self._out: Any = None
@@ -37,7 +48,8 @@ class GraphedStep:
     @torch.no_grad()
     def __call__(
         self,
-        input_ids: Tensor,
+        input_ids: Tensor | None = None,
+        *,
         attention_mask: Tensor | None = None,
         past_key_values: RollingKVCache | None = None,
         **options: Any,
@@ -45,13 +57,16 @@ class GraphedStep:
         """Run one step; arguments and result are those of the model.
 
         Raises:
-            ValueError: the step waits for the host on its way, so that it cannot be recorded.
+            NotRecordable: the step waits for the host on its way; `train()` makes the model forget that it was to be
+                recorded.
         """
         cache = past_key_values
-        if cache is None or attention_mask is not None or input_ids.shape[1] != 1:
+        is_step = isinstance(cache, RollingKVCache) and input_ids is not None and input_ids.shape[1:] == (1,)
+        if not is_step or attention_mask is not None or cache.half_written or _holds_tensor(options):
             return self.forward(input_ids, attention_mask=attention_mask, past_key_values=cache, **options)
         cache.make_room(1)
-        wanted = (cache, cache.keys[0], cache.positions, cache.next_position, input_ids.shape, options)
+        # What the recording has fixed: places in memory, sizes, and what is decided in Python.
+        wanted = (cache, cache.keys[0], cache.positions, cache.next_position, cache.padded, input_ids.shape, options)
         if not _same(self._recorded_for, wanted):
             self._record(input_ids, cache, options)
             self._recorded_for = wanted
@@ -61,72 +76,89 @@ class GraphedStep:
         return self._out
 
     def _record(self, input_ids: Tensor, cache: RollingKVCache, options: dict[str, Any]) -> None:
-        self._recorded_for, self._out, self._replay = (), None, None  # its memory may be needed
-        self._ids, cache.static = input_ids.clone(), True
+        self.forget()
+        ids = input_ids.clone()
         positions, next_position, seen = cache.positions, cache.next_position, cache.seen
         before = positions.clone(), next_position.clone()
 
         def step() -> Any:
-            out = self.forward(self._ids, past_key_values=cache, **options)
+            cache.static = True
+            out = self.forward(ids, past_key_values=cache, **options)
             positions.copy_(cache.positions)  # where the next replay reads
             next_position.copy_(cache.next_position)
-            cache.positions, cache.next_position = positions, next_position
             return out
 
         def undo() -> None:  # the slot that was written is the next token's, who writes it again
             positions.copy_(before[0])
             next_position.copy_(before[1])
-            cache.positions, cache.next_position, cache.seen, cache.half_written = positions, next_position, seen, False
+            cache.positions, cache.next_position = positions, next_position
+            cache.seen, cache.static, cache.half_written = seen, False, False
 
         try:
-            self._out, self._replay = record(step, undo)
+            out, replay = record(step, undo, input_ids.device)
         finally:
             undo()
+        self._ids, self._out, self._replay = ids, out, replay
 
 
-def record(step: Callable[[], Any], undo: Callable[[], None]) -> tuple[Any, Callable[[], None]]:
-    """Record what `step` starts on the current CUDA device.
+def record(
+    step: Callable[[], Any], undo: Callable[[], None], device: torch.device
+) -> tuple[Any, Callable[[], None]]:
+    """Record what `step` starts on a CUDA device.
 
     Args:
         step: called some times to warm up, and once to be recorded.
         undo: called after each of those.
+        device: on which all of it runs.
 
     Returns:
         What the recorded call returned, whose tensors each replay fills, and the function that replays.
 
     Raises:
-        ValueError: the step waits for the host.
+        NotRecordable: the step waits for the host.
     """
-    beside = torch.cuda.Stream()
-    beside.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(beside):
-        for _ in range(_WARM_UPS):
-            step()
-            undo()
-        debug_mode = torch.cuda.get_sync_debug_mode()
-        torch.cuda.set_sync_debug_mode("error")
+    with torch.cuda.device(device):
+        usual, beside = torch.cuda.current_stream(), torch.cuda.Stream()
+        beside.wait_stream(usual)
         try:
-            step()
-        except RuntimeError as error:
-            if "synchron" not in str(error):
-                raise
-            raise ValueError(
-                f"graph=True: the step waits for the host ({error}); experts_implementation='grouped' and "
-                "attn_implementation='sdpa' or 'eager' do not"
-            ) from error
+            with torch.cuda.stream(beside):
+                for _ in range(_WARM_UPS):
+                    step()
+                    undo()
+                _require_no_wait(step)
+                undo()
         finally:
-            torch.cuda.set_sync_debug_mode(debug_mode)
-        undo()
-    torch.cuda.current_stream().wait_stream(beside)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        out = step()
-    undo()
+            usual.wait_stream(beside)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            out = step()
     return out, graph.replay
 
 
+def _require_no_wait(step: Callable[[], Any]) -> None:
+    mode = torch.cuda.get_sync_debug_mode()
+    try:
+        with warnings.catch_warnings():  # about the mode being new
+            warnings.simplefilter("ignore")
+            torch.cuda.set_sync_debug_mode("error")
+        step()
+    except RuntimeError as error:
+        if _WAIT not in str(error):
+            raise
+        raise NotRecordable(
+            "graph=True: the step waits for the host; experts_implementation='grouped' and attn_implementation='sdpa' "
+            "or 'eager' do not"
+        ) from error
+    finally:
+        torch.cuda.set_sync_debug_mode(mode)
+
+
+def _holds_tensor(options: dict[str, Any]) -> bool:
+    return any(isinstance(value, Tensor) for value in options.values())
+
+
 def _same(found: tuple[Any, ...], wanted: tuple[Any, ...]) -> bool:
-    """Whether all parts are the same objects, or equal where they are no tensors."""
+    """Whether all parts are the same objects, or equal where they are neither tensors nor caches."""
     return len(found) == len(wanted) and all(
         a is b or not isinstance(a, Tensor | RollingKVCache) and a == b for a, b in zip(found, wanted, strict=True)
     )

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from mixtral_edu.config import MixtralConfig
 from mixtral_edu.linear import Linear, laid_out, multiply_all, pack_together, still_in
 
+_GROUPING_GPUS = ((9, 0), (10, 0))  # compute capabilities that PyTorch has a kernel for, Hopper's and Blackwell's
 _FEW_TOKENS = 64  # on a GPU; so many cost every expert hardly more than one, the time of reading its weights
 
 
@@ -145,7 +146,7 @@ def dense_dispatch(x: Tensor, routing: RouterOutput, experts: Sequence[Expert]) 
     """Every expert on every token, and nothing of it where it was not chosen. x (N, D) to (N, D).
 
     Which kernels run does not depend on the choices, so nothing waits for them. Several tokens choose most experts
-    anyway.
+    anyway; a single one pays for that by reading E experts instead of K.
     """
     weights = torch.zeros(len(x), len(experts), device=x.device).scatter(1, routing.experts, routing.weights)  # (N, E)
     pairs = zip(weights.split(1, dim=1), experts, strict=True)
@@ -156,8 +157,9 @@ def grouped_dispatch(x: Tensor, routing: RouterOutput, experts: Sequence[Expert]
     """All experts at once: sorted choices, and one product in which each group of rows meets its own matrix.
 
     How many rows an expert gets stays on the device, so nothing waits for it, and `torch.compile` sees one graph. Where
-    the product does not take a model (in double precision, quantized, sizes that are no multiples of 16 bytes, float32
-    on a GPU) this is `sorted_dispatch`, or for a few tokens on a GPU `dense_dispatch`. x (N, D) to (N, D).
+    the product does not take a model (in double precision, quantized, sizes that are no multiples of 16 bytes; on a GPU
+    anything but bfloat16 on Hopper or Blackwell) this is `sorted_dispatch`, or for a few tokens on a GPU
+    `dense_dispatch`. x (N, D) to (N, D).
     """
     N, K = routing.experts.shape
     if not _takes_grouped_product(x, experts):
@@ -191,8 +193,14 @@ def _suits_dense(x: Tensor) -> bool:
 
 
 def _takes_grouped_product(x: Tensor, experts: Sequence[Expert]) -> bool:
-    """Whether PyTorch's product of groups can do it: plain weights of a type it takes, in rows of whole 16 bytes."""
-    takes = x.dtype in (torch.bfloat16, torch.float16) or x.dtype == torch.float32 and x.device.type == "cpu"
+    """Whether PyTorch's product of groups can do it: plain weights of a type it takes, in rows of whole 16 bytes.
+
+    On other GPUs it runs too, but reads the groups' sizes back to the host.
+    """
+    if x.device.type == "cuda":
+        takes = x.dtype == torch.bfloat16 and torch.cuda.get_device_capability(x.device) in _GROUPING_GPUS
+    else:
+        takes = x.dtype in (torch.float32, torch.bfloat16, torch.float16)
     if not takes or not isinstance(experts, Experts) or not isinstance(experts[0].w1, Linear):
         return False
     weight = experts[0].w1.weight

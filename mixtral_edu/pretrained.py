@@ -77,7 +77,7 @@ class PreTrained(nn.Module):
     def __init__(self, config: MixtralConfig):
         super().__init__()
         self.config = config
-        self.compiled_step: Callable[..., Any] | None = None
+        self._drop_step()
 
     @property
     def device(self) -> torch.device:
@@ -107,10 +107,12 @@ class PreTrained(nn.Module):
         Args:
             compile: let `torch.compile` make one program of the step that continues a text by one token, as
                 `compiled_step`, which `generate` then uses. The first steps take it some ten seconds and a C++
-                compiler; with `experts_implementation="grouped"` nothing is left out of the program. Weights that are
-                exchanged for other tensors, and hooks, are not seen by it: call `train()`, then this again.
+                compiler; with `experts_implementation="grouped"` nothing is left out of the program.
             graph: on a CUDA device, record that step for each cache and replay it, see `mixtral_edu.cuda_graph`; with
                 `experts_implementation="grouped"` and another attention than FlashAttention-2.
+
+        With either, weights that are exchanged for other tensors, and hooks, are not seen by the step: call `train()`,
+        then this again.
 
         Raises:
             ValueError: a graph of a model that is on no CUDA device.
@@ -121,9 +123,11 @@ class PreTrained(nn.Module):
         for module in self.modules():  # experts before the linear layers in them, which then find nothing to do
             if hasattr(module, "pack"):
                 module.pack()
-        if (compile or graph) and self.compiled_step is None:
+        if isinstance(self.compiled_step, GraphedStep):
+            self.compiled_step.forget()  # the cache of the last text
+        if (compile or graph) and self._step_form != (compile, graph):
             step = torch.compile(self.forward) if compile else self.forward
-            self.compiled_step = GraphedStep(step) if graph else step
+            self.compiled_step, self._step_form = (GraphedStep(step) if graph else step), (compile, graph)
         return self
 
     def train(self, mode: bool = True) -> Self:
@@ -138,13 +142,21 @@ class PreTrained(nn.Module):
         return super().state_dict(*arguments, **options)
 
     def __getstate__(self) -> dict[str, Any]:  # of a copy
-        return self.__dict__ | {"compiled_step": None}
+        return self.__dict__ | {"compiled_step": None, "_step_form": None}
+
+    def _apply(self, fn, recurse=True):  # moves to a device, changes the dtype
+        self._drop_step()
+        return super()._apply(fn, recurse)
 
     def _unpack(self) -> None:
         for module in self.modules():
             if hasattr(module, "unpack"):
                 module.unpack()
-        self.compiled_step = None
+        self._drop_step()
+
+    def _drop_step(self) -> None:
+        self.compiled_step: Callable[..., Any] | None = None
+        self._step_form: tuple[bool, bool] | None = None  # compiled, a graph
 
     from_pretrained = classmethod(checkpoint.load_pretrained)
     save_pretrained = checkpoint.save_pretrained

@@ -4,8 +4,8 @@
     4 bits:  w ≈ (q - 8) · scale + zero       q from 0 to 15, scale and zero for each group of neighbours in a row
 
 Activations stay as they are: a product turns the integers back first, `F.linear(x, layer.dequantize())`, or leaves that
-to a kernel of PyTorch that does it on the way. The first form says what is computed, and serves many rows well; the
-second is for few. Round to nearest, no calibration.
+to a kernel of PyTorch that does it on the way. The first form says what is computed, and is the faster one for many
+rows, the second for few. Round to nearest, no calibration.
 
 Source: group-wise rounding as in GPTQ and AWQ without their corrections, arXiv 2210.17323 and 2306.00978; the 4-bit
 formula is that of PyTorch's kernels.
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from mixtral_edu.linear import multiplies_in_float32
 
 _HALVES = (torch.bfloat16, torch.float16)
-_KERNEL_ROWS = 32  # for more on a CPU, turning the integers back once is faster than on the way, row by row
+_KERNEL_ROWS = 32  # for more, turning 8 bits back once is faster on a CPU than on the way, row by row
 
 
 def quantize_rows(weight: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -111,7 +111,7 @@ class Int8Linear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map x (..., D) to (..., F)."""
-        if _many_rows(x) or not _takes_kernel(x, self.in_features, self.scale.dtype) or not _int8_kernel_takes(x):
+        if not _takes_kernel(x, self.in_features, self.scale.dtype) or not _int8_kernel_takes(x):
             return _multiply_turned_back(x, self, self.scale.dtype)
         y = torch.ops.aten._weight_int8pack_mm(_as_rows(x), self.weight_int8, self.scale)
         return y.view(*x.shape[:-1], -1)
@@ -124,9 +124,9 @@ class Int4Linear(nn.Module):
     """A linear layer without bias whose weights are 4-bit integers, with a scale and a zero for each group.
 
     Buffers: `weight_int4` (F, D/2) in uint8, two neighbours a byte; `scale_and_zero` (D/g, F, 2) in the dtype of the
-    activations, in the order that PyTorch's kernels read. `pack`, or else the first product of few rows, rearranges
-    `weight_int4` in place into such a kernel's own layout, as nothing is held twice; from then on all products go
-    through the kernel. `unpack`, saving, loading and moving the layer turn it back.
+    activations, in the order that PyTorch's kernels read. `pack` rearranges `weight_int4` into the layout of such a
+    kernel, and from then on products go through it: far faster for few rows, slower for many. It is turned back by
+    `unpack`, by saving, loading and moving the layer, and by an input that the kernel does not take.
     """
 
     def __init__(self, in_features: int, out_features: int, group_size: int, dtype: torch.dtype | None = None):
@@ -152,26 +152,20 @@ class Int4Linear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map x (..., D) to (..., F)."""
-        kernel = _int4_kernel_for(x, self.out_features, self.group_size)
-        takes = kernel is not None and _takes_kernel(x, self.in_features, self.scale_and_zero.dtype)
-        if not takes or self.kernel != kernel and _many_rows(x):
+        if self.kernel is None or not _takes_kernel(x, self.in_features, self.scale_and_zero.dtype):
+            self.unpack()
             return _multiply_turned_back(x, self, self.scale_and_zero.dtype)
-        if self.kernel != kernel:
-            self._enter_layout_of(kernel)
         return self._multiply(_as_rows(x), self.scale_and_zero).view(*x.shape[:-1], -1)
 
     def pack(self) -> None:
-        """Rearrange `weight_int4` for the kernel, if there is one; a model that generates does so before it reads."""
+        """Rearrange `weight_int4` in place into the layout of PyTorch's kernel for its device, if there is one."""
         kernel = _int4_kernel_for(self.scale_and_zero, self.out_features, self.group_size)
-        if kernel is not None and self.kernel != kernel:
-            self._enter_layout_of(kernel)
+        if kernel is not None and self.kernel is None:
+            self.weight_int4, self.kernel = _INT4_KERNELS[kernel].pack(self.weight_int4), kernel
 
     def unpack(self) -> None:
         """Put two neighbours into each byte again."""
         self.weight_int4, self.kernel = self._pairs(), None
-
-    def _enter_layout_of(self, kernel: str) -> None:
-        self.weight_int4, self.kernel = _INT4_KERNELS[kernel].pack(self._pairs()), kernel
 
     def _multiply(self, x: Tensor, scale_and_zero: Tensor) -> Tensor:
         return _INT4_KERNELS[self.kernel].multiply(x, self.weight_int4, self.group_size, scale_and_zero)
@@ -224,16 +218,13 @@ def _multiply_turned_back(x: Tensor, layer: Int8Linear | Int4Linear, dtype: torc
     return F.linear(x, layer.dequantize())
 
 
-def _many_rows(x: Tensor) -> bool:
-    return x.device.type == "cpu" and x.numel() > _KERNEL_ROWS * x.shape[-1]
-
-
 def _int8_kernel_takes(x: Tensor) -> bool:
     """Whether PyTorch has an 8-bit product for x that is right, and faster than turning the integers back.
 
     In float32, and on CUDA, it is slower; rows that do not fill the processor's vectors are read past their end.
     """
-    return x.device.type == "cpu" and x.dtype in _HALVES and x.shape[-1] % 32 == 0
+    few_rows = x.numel() <= _KERNEL_ROWS * x.shape[-1]
+    return few_rows and x.device.type == "cpu" and x.dtype in _HALVES and x.shape[-1] % 32 == 0
 
 
 class _Int4Kernel(NamedTuple):

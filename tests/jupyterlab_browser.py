@@ -21,7 +21,7 @@ import urllib.error
 import urllib.request
 from base64 import b64encode
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -166,7 +166,8 @@ class JupyterLab:
             page.on("console", lambda line: line.type == "error" and notebook.problems.append(line.text))
             notebook.evaluate(NOTEBOOK_READY, timeout)
         except Error:
-            page.evaluate(END_ALL_KERNELS)
+            with suppress(Error):  # the first one says more
+                notebook.evaluate(END_ALL_KERNELS, timeout=10)
             page.close()
             raise
         return notebook

@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+from dataclasses import replace
 
 import pytest
 import torch
@@ -426,3 +427,19 @@ def test_the_configs_dtype_and_an_own_one(make_config):
     assert RollingKVCache(make_config(), 1).keys[0].dtype == torch.float32
     assert RollingKVCache(make_config(dtype="bfloat16"), 1).keys[0].dtype == torch.bfloat16
     assert RollingKVCache(make_config(dtype="bfloat16"), 1, dtype=torch.float64).values[0].dtype == torch.float64
+
+
+def test_a_cache_takes_over_what_another_one_of_its_sizes_holds(model_with):
+    model = model_with(7)
+    ids = random_ids(2, 9)
+    with torch.no_grad():
+        other = model(ids, use_cache=True).past_key_values
+        cache = RollingKVCache(model.config, 2)
+        memory = [tensor.data_ptr() for tensor in (*cache.keys, cache.positions, cache.next_position)]
+        cache.copy_(other)
+        assert memory == [tensor.data_ptr() for tensor in (*cache.keys, cache.positions, cache.next_position)]
+        results = [model(ids[:, :1], past_key_values=c).logits for c in (cache, other)]
+    assert torch.equal(*results) and cache.seen == other.seen == 10
+    for sizes in ({"batch_size": 1}, {"config": replace(model.config, num_hidden_layers=1), "batch_size": 2}):
+        with pytest.raises(ValueError, match=r"other has 2 layers of keys \(2, 2, 7, 6\) and window=7: .* are wanted"):
+            RollingKVCache(**{"config": model.config} | sizes).copy_(other)

@@ -5,6 +5,8 @@ called again on the same tensors, and writes its result to the same place, as a 
 """
 
 import copy
+import gc
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -16,7 +18,7 @@ from torch.utils._pytree import tree_leaves
 
 from mixtral_edu import MixtralForCausalLM, cuda_graph
 from mixtral_edu.cache import RollingKVCache
-from mixtral_edu.cuda_graph import GraphedStep
+from mixtral_edu.cuda_graph import GraphedStep, NotRecordable
 from mixtral_edu.quantization import QuantizationConfig, install, quantize_model, quantized_layers
 
 
@@ -42,12 +44,12 @@ def recordings(monkeypatch) -> list[Recorder]:
     """All recordings of the stand-in, which takes the place of CUDA's."""
     made = []
 
-    def record(step: Callable[[], Any], undo: Callable[[], None]) -> tuple[Any, Callable[[], None]]:
+    def record(step: Callable[[], Any], undo: Callable[[], None], device: torch.device) -> tuple[Any, Callable]:
+        assert device.type == "cpu"
         step()
         undo()
         with (recorder := Recorder()):
             out = step()
-        undo()
         for tensor in tree_leaves(out.logits):
             tensor.zero_()  # recording runs nothing on a GPU
         made.append(recorder)
@@ -143,9 +145,9 @@ def test_a_failed_recording_leaves_the_cache_as_it_was(make_pair, monkeypatch):
     model, twin = make_pair()
     ids = torch.randint(101, (2, 5))
 
-    def record(step, undo):
+    def record(step, undo, device):
         step()
-        raise ValueError("graph=True: the step waits for the host")
+        raise NotRecordable("graph=True: the step waits for the host")
 
     monkeypatch.setattr(cuda_graph, "record", record)
     with torch.no_grad():
@@ -154,7 +156,68 @@ def test_a_failed_recording_leaves_the_cache_as_it_was(make_pair, monkeypatch):
             GraphedStep(model.forward)(ids[:, :1], past_key_values=cache)
         found, wanted = model(ids[:, :1], past_key_values=cache), twin(ids[:, :1], past_key_values=other)
     torch.testing.assert_close(found.logits, wanted.logits, atol=1e-5, rtol=0)
-    assert cache.seen == other.seen
+    assert cache.seen == other.seen and not cache.static
+
+
+@torch.no_grad()
+def test_a_half_written_cache_is_refused_before_and_after_a_recording(make_pair, recordings):
+    model, _ = make_pair()
+    step, ids = GraphedStep(model.forward), torch.randint(101, (2, 4))
+    for _ in range(2):
+        cache = model(ids, use_cache=True).past_key_values
+        if recordings:
+            step(ids[:, :1], past_key_values=cache)
+        cache.half_written = True
+        with pytest.raises(RuntimeError, match="half-way"):
+            step(ids[:, :1], past_key_values=cache)
+        assert cache.half_written
+        recordings.append(None)
+
+
+@torch.no_grad()
+def test_another_text_in_the_same_cache_is_seen_as_it_is(make_pair, recordings):
+    """A ring that was full when it was recorded is filled from a shorter cache, then from a padded one."""
+    model, twin = make_pair(sliding_window=8)
+    ids, mask = torch.randint(101, (2, 12)), torch.ones(2, 12, dtype=torch.long)
+    mask[0, :3] = 0
+    step, cache = GraphedStep(model.forward), RollingKVCache(model.config, 2)
+    for T, padding in ((12, None), (3, None), (12, mask)):
+        other = twin(ids[:, :T], attention_mask=padding, use_cache=True).past_key_values
+        cache.copy_(other)
+        for t in range(3):
+            found, wanted = (m(ids[:, t : t + 1], past_key_values=c) for m, c in ((step, cache), (twin, other)))
+            torch.testing.assert_close(found.logits, wanted.logits, atol=1e-5, rtol=0)
+    assert len(recordings) == 2, "again for the one with padding"
+
+
+def test_a_prepared_model_lets_go_of_what_it_has_recorded(make_pair, recordings):
+    model, _ = make_pair()
+    model.compiled_step, ids = GraphedStep(model.forward), torch.randint(101, (2, 4))
+    with torch.no_grad():
+        cache = model(ids, use_cache=True).past_key_values
+        model.compiled_step(ids[:, :1], past_key_values=cache)
+    gone = weakref.ref(cache)
+    recordings.clear()
+    del cache
+    assert gone() is not None
+    model.prepare_for_inference()
+    gc.collect()
+    assert gone() is None and model.compiled_step is not None
+    assert model.to(torch.float64).compiled_step is None
+
+
+def test_embeddings_and_tensors_among_the_options_go_through_the_model(make_pair, recordings):
+    model, twin = make_pair()
+    step, ids = GraphedStep(model.forward), torch.randint(101, (2, 4))
+    caches = [m(ids, use_cache=True).past_key_values for m in (model, twin)]
+    for _ in range(2):
+        embedded = {"inputs_embeds": twin.model.embed_tokens(ids[:, :1])}
+        given = {"input_ids": ids[:, :1], "position_ids": torch.full((2, 1), caches[0].seen)}
+        for arguments in (embedded, given):
+            pairs = zip((step, twin), caches, strict=True)
+            found, wanted = (m(**arguments, past_key_values=cache).logits for m, cache in pairs)
+            torch.testing.assert_close(found, wanted, atol=1e-5, rtol=0)
+    assert not recordings
 
 
 def test_a_graph_needs_a_cuda_device(make_pair):

@@ -1,6 +1,7 @@
 """Rounding to 8 and 4 bits, and the layers that multiply with it: against bounds, float64 and PyTorch's own kernels."""
 
 import copy
+import itertools
 import pickle
 
 import numpy as np
@@ -29,6 +30,11 @@ SIZES = [(64, 64), (128, 48), (256, 16), (64, 20), (192, 37)]
 def make(kind: type, D: int, outputs: int, dtype: torch.dtype = torch.float32) -> Int8Linear | Int4Linear:
     layer = Int8Linear(D, outputs) if kind is Int8Linear else Int4Linear(D, outputs, group_size=32)
     return layer.quantize_(torch.randn(outputs, D), dtype)
+
+
+def pack(layer: Int8Linear | Int4Linear) -> None:
+    if isinstance(layer, Int4Linear):
+        layer.pack()
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -95,7 +101,9 @@ def test_a_product_is_that_of_the_dequantized_weights(kind, dtype, D, outputs):
     layer = make(kind, D, outputs, dtype)
     weight = layer.dequantize()
     assert weight.shape == (outputs, D) and weight.dtype == dtype
-    for shape in ((D,), (1, D), (5, D), (3, 40, D), (0, D)):
+    for packed, shape in itertools.product((False, True), ((D,), (1, D), (5, D), (3, 40, D), (0, D))):
+        if packed:
+            pack(layer)
         x = torch.randn(shape).to(dtype)
         expected = x.double() @ weight.double().T
         y = layer(x)
@@ -111,7 +119,8 @@ def test_half_precision_goes_through_a_kernel_and_gives_the_same(kind, dtype, mo
     layer = make(kind, 64, 48, dtype)
     x = torch.randn(5, 64).to(dtype)
     expected = x.double() @ layer.dequantize().double().T
-    monkeypatch.setattr(kind, "dequantize", lambda self: pytest.fail("turned back"))
+    pack(layer)
+    monkeypatch.setattr(kind, "dequantize", lambda *_: pytest.fail("turned back"))
     assert_close(layer(x).double(), expected, rtol=0, atol=0.1)
     strided = torch.randn(64, 5).to(dtype).T
     assert_close(layer(strided), layer(strided.contiguous()), rtol=0, atol=0)
@@ -123,7 +132,7 @@ def test_a_kernels_layout_is_left_without_a_trace(group_size, outputs):
     layer = Int4Linear(512, outputs, group_size).quantize_(torch.randn(outputs, 512), torch.bfloat16)
     before = {name: tensor.clone() for name, tensor in layer.state_dict().items()}
     weight = layer.dequantize()
-    layer(torch.randn(2, 512).bfloat16())
+    layer.pack()
     assert layer.kernel == "cpu" and layer.weight_int4.numel() == before["weight_int4"].numel()
     for same in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
         x = torch.randn(2, 512).bfloat16()
@@ -145,16 +154,19 @@ def test_many_rows_meet_weights_that_were_turned_back(monkeypatch):
     assert len(calls) == 1
 
 
-def test_packing_enters_the_layout_before_any_product_and_is_undone():
+def test_packing_enters_the_layout_and_what_the_kernel_does_not_take_leaves_it():
     layer = make(Int4Linear, 64, 48, torch.bfloat16)
     pairs, x = layer.weight_int4.clone(), torch.randn(40, 64).bfloat16()
-    turned_back = layer(x)
-    assert layer.kernel is None, "many rows leave the layout as it is"
-    layer.pack()
-    assert layer.kernel == "cpu"
-    assert_close(layer(x), turned_back, rtol=2**-6, atol=2**-5)
-    layer.unpack()
-    assert layer.kernel is None and torch.equal(layer.weight_int4, pairs) and torch.equal(layer(x), turned_back)
+    turned_back = layer(x), layer(x[:1])
+    assert layer.kernel is None
+    for _ in range(2):  # packing what is packed changes nothing
+        layer.pack()
+        assert layer.kernel == "cpu" and not torch.equal(layer.weight_int4.flatten(), pairs.flatten())
+        assert_close(layer(x), turned_back[0], rtol=2**-6, atol=2**-5)
+        assert_close(layer(x[:1]), turned_back[1], rtol=2**-6, atol=2**-5)
+        assert layer.kernel == "cpu"
+    assert torch.equal(layer(x.requires_grad_()), turned_back[0]), "gradients are asked for"
+    assert layer.kernel is None and torch.equal(layer.weight_int4, pairs)
     for layer in (make(Int4Linear, 64, 48, torch.float32), make(Int4Linear, 64, 44, torch.bfloat16)):
         layer.pack()
         assert layer.kernel is None, "no kernel for these"
@@ -163,8 +175,8 @@ def test_packing_enters_the_layout_before_any_product_and_is_undone():
 def test_a_layer_in_a_kernels_layout_takes_other_weights_and_dtypes():
     layer, other = make(Int4Linear, 64, 48, torch.bfloat16), make(Int4Linear, 64, 48, torch.bfloat16)
     x = torch.randn(3, 64)
+    layer.pack()
     expected = other(x.bfloat16())
-    layer(x.bfloat16())
     layer.load_state_dict(other.state_dict())
     assert torch.equal(layer(x.bfloat16()), expected)
     layer.float()
@@ -199,8 +211,11 @@ def test_autocast_takes_either_dtype(kind, gradients):
 
 
 @pytest.mark.parametrize("kind", [Int8Linear, Int4Linear])
-def test_an_input_of_another_size_or_dtype_is_refused(kind):
+@pytest.mark.parametrize("packed", [False, True])
+def test_an_input_of_another_size_or_dtype_is_refused(kind, packed):
     layer = make(kind, 64, 48, torch.bfloat16)
+    if packed:
+        pack(layer)
     for wrong in (torch.randn(3, 128).bfloat16(), torch.randn(3, 32).bfloat16(), torch.randn(3, 64)):
         with pytest.raises(RuntimeError):
             layer(wrong)
@@ -211,6 +226,7 @@ def test_the_gpu_kernel_is_called_as_its_signature_wants(D, outputs):
     """PyTorch's own checks of shapes and dtypes, without a GPU; the numbers are a matter of the gpu tests."""
     with FakeTensorMode(), torch.no_grad(), torch.device("cuda"):
         layer = Int4Linear(D, outputs, 32, torch.bfloat16)
+        layer.pack()
         y = layer(torch.empty(5, 3, D, dtype=torch.bfloat16))
         assert layer.kernel == "cuda" and (y.shape, y.dtype) == ((5, 3, outputs), torch.bfloat16)
         assert layer.weight_int4.nbytes == outputs * D // 2
@@ -226,7 +242,9 @@ def test_products_on_a_gpu_are_those_of_the_cpu(kind, dtype, D, outputs):
     for N in (1, 7, 100):
         x = torch.randn(N, D).to(dtype)
         expected: Tensor = x.double() @ layer.cpu().dequantize().double().T
-        y = layer.cuda()(x.cuda())
-        assert_close(y.cpu().double(), expected, rtol=0, atol=3 * torch.finfo(dtype).eps * D**0.5 + 5e-5)
+        plain = layer.cuda()(x.cuda())
+        pack(layer)
+        for y in (plain, layer(x.cuda())):
+            assert_close(y.cpu().double(), expected, rtol=0, atol=3 * torch.finfo(dtype).eps * D**0.5 + 5e-5)
     after = nn.Module.cpu(layer).state_dict()
     assert all(torch.equal(after[name], tensor) for name, tensor in before.items())

@@ -81,16 +81,16 @@ def test_the_table_of_speeds_is_the_stored_run(repository: Path):
     assert [row[0].strip("`") for row in rows] == [
         task for task in dict.fromkeys(task for task, _ in results) if task != "loading"
     ]
-    forms = ("plain float32", "packed float32", "compiled float32")
+    forms = ("plain float32", "packed float32", "compiled float32", "int8 bfloat16", "int4 bfloat16")
     for name, *cells, least, share in rows:
         task = name.strip("`")
         found = [results.get((task, form)) for form in forms]
-        for kind in ("int8 bfloat16", "int4 bfloat16"):  # a prefill in the plain layout, a step in the packed one
-            found.append(results.get((task, f"plain {kind}"), results.get((task, kind))))
         assert cells == ["" if result is None else f"{result.ratio.median:.2f}" for result in found], task
         best = min((result for result in found[:3] if result), key=lambda result: median(result.ours))
         assert (least, share) == (amount(median(best.ours)), f"{best.share_of_floor:.0%}"), task
     words, memory = " ".join(section.split()), results["loading", "memory to load"]
+    plain = results["prefill-512", "plain int4 bfloat16"].ratio.median
+    assert f"in the plain layout 4 bits come to {plain:.2f}" in words
     assert f"Loading is {results['loading', 'load'].ratio.median:.2f} times as fast" in words
     assert f"transformers takes {memory.ratio.median:.2f} times the memory" in words
     assert f"the weights and {amount(median(memory.ours) - memory.floor, 'bytes')}" in words
