@@ -24,7 +24,8 @@ _EMULATED = {
     )
     if torch.backends.mkldnn.is_available() and not is_supported()
 }
-_FEW_ROWS = 4  # up to so many, a product in half precision is faster than turning the weights into float32
+_FEW_ROWS = 2  # up to so many, a product in half precision is faster than turning the weights into float32
+_PIECE = 2**19  # of so many numbers of a matrix: to get memory for a large one takes longer than to multiply it
 
 
 class Linear(nn.Linear):
@@ -65,10 +66,11 @@ def multiply(x: Tensor, weight: Tensor) -> Tensor:
     """Map x (..., D) to x wᵀ (..., F) with w (F, D).
 
     Processors without instructions for bfloat16 or float16 multiply such numbers one by one. Where there are more than
-    a few rows, the product is then taken in float32 and rounded once, as processors that have them do too.
+    a few rows, the product is then taken in float32, piece by piece, and rounded once, as those do that have them.
     """
     if x.dtype == weight.dtype and multiplies_in_float32(x):
-        return F.linear(x.float(), weight.float()).to(x.dtype)
+        wide, pieces = x.float(), weight.split(max(1, _PIECE // weight.shape[1]))
+        return torch.cat([F.linear(wide, piece.float()) for piece in pieces], dim=-1).to(x.dtype)
     return F.linear(x, weight)
 
 

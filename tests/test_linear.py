@@ -160,18 +160,26 @@ def test_gradients_of_a_packed_model_are_those_of_the_plain_one(model, ids):
         torch.testing.assert_close(p.grad, theirs[name].grad, msg=name, rtol=1e-4, atol=1e-6)
 
 
-def test_half_precision_without_instructions_for_it_is_rounded_once(monkeypatch):
+@pytest.mark.parametrize("piece", [2**19, 33 * 8, 1])
+def test_half_precision_without_instructions_for_it_is_rounded_once(monkeypatch, piece):
+    """In one piece, in pieces of 8 rows with a rest, and row by row."""
     from mixtral_edu import linear
 
     monkeypatch.setattr(linear, "_EMULATED", {torch.bfloat16})
+    monkeypatch.setattr(linear, "_PIECE", piece)
     x, w = torch.randn(9, 33).bfloat16(), torch.randn(21, 33).bfloat16()
     exact = x.double() @ w.double().T
-    for rows in (1, 4, 5, 9):
+    for rows in (1, 2, 3, 9):
         y = multiply(x[:rows], w)
         assert y.dtype == torch.bfloat16
         torch.testing.assert_close(y, exact[:rows].bfloat16(), rtol=2**-7, atol=2**-7)
-    few = multiply(x[:4], w)
-    assert torch.equal(few, F.linear(x[:4], w))
+    assert torch.equal(multiply(x[:2], w), F.linear(x[:2], w))
+    x, w = x.requires_grad_(), w.requires_grad_()
+    direction = torch.randn(9, 21).bfloat16()
+    found = torch.autograd.grad(multiply(x, w), (x, w), direction)
+    wanted = direction.double() @ w.double(), direction.double().T @ x.double()
+    for gradient, exact in zip(found, wanted, strict=True):
+        torch.testing.assert_close(gradient.double(), exact, rtol=0, atol=0.1)
 
 
 def test_layers_of_another_kind_are_left_alone():
