@@ -51,7 +51,7 @@ def benchmark(
         tasks: names, or beginnings of names: "prefill", "decode-8"; see `Task`. If None, all of `TASKS`; of
             `QUICK_TASKS` or `FULL_TASKS` if quick or full size. "attention" is measured only if it is named.
         dtype: of the checkpoint, which both systems run in; float32 if None, on CUDA bfloat16. Quantized forms are
-            measured in bfloat16 and float32, against the peer in `dtype`.
+            measured in bfloat16, on a CPU in float32 too, against the peer in `dtype`.
         device: the CPU if None.
         threads: of PyTorch; as they are if None.
         against: "transformers", or None to measure our times alone.

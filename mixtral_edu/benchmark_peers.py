@@ -79,17 +79,19 @@ class Transformers:
         self.model.set_attn_implementation(setting.attention)
         self.model.set_experts_implementation(setting.experts)
 
-    def fastest(self, task: Task) -> tuple[Prefill | Decode | TrainingStep, Setting]:
-        """Return this system's work on a task, switched to its fastest setting, and that setting."""
+    def fastest(self, task: Task) -> tuple[Prefill | Decode | TrainingStep, Setting] | None:
+        """Return this system's work on a task, switched to its fastest setting, and that setting; None if none runs."""
         if task not in self._works:
             self.use(Setting("sdpa", "eager"))  # for the context of decoding, which all trials share
             self._works[task] = work = work_on(self.model, task)
             self.tried[task], self.left_out[task] = {}, {}
             for experts in _EXPERTS:
                 self._try(task, work, Setting("sdpa", experts))
-            experts = self._best(task).experts
+            experts = self._best(task).experts if self.tried[task] else _EXPERTS[0]
             for attention in self._other_attention(task):
                 self._try(task, work, Setting(attention, experts))
+        if not self.tried[task]:
+            return None
         best = self._best(task)
         self.use(best)
         return self._works[task], best

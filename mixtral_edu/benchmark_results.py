@@ -121,16 +121,29 @@ class ResultFile:
         if not equal:
             self._content["runs"].append(self._run)
         if again:
-            self._run["results"] = []
+            self._run |= {"results": [], "left_out": []}
 
     @property
     def results(self) -> list[Result]:
         """What this run has found so far."""
         return [as_result(row) for row in self._run["results"]]
 
+    @property
+    def left_out(self) -> set[tuple[str, str]]:
+        """Tasks and variants that this run has tried in vain."""
+        return {(row["task"], row["variant"]) for row in self._run.get("left_out", [])}
+
     def add(self, result: Result) -> None:
         """Keep one more row."""
         self._run["results"].append(asdict(result))
+        self._write()
+
+    def leave_out(self, task: str, variant: str, reason: str) -> None:
+        """Keep that a row cannot be measured, and why."""
+        self._run.setdefault("left_out", []).append({"task": task, "variant": variant, "reason": reason})
+        self._write()
+
+    def _write(self) -> None:
         if self.path is not None:
             with whole_file(self.path) as beside:
                 beside.write_text(json.dumps(self._content, indent=1) + "\n", encoding="utf-8")

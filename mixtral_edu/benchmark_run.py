@@ -1,6 +1,7 @@
 """One run of the benchmark: rows of whole models, of loading and of attention, each written once it is measured."""
 
 import gc
+import sys
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from itertools import groupby
@@ -53,7 +54,7 @@ class Run:
         self.against, self.file, self.report = against, file, report
         self.quick, self.full_size = quick, full_size
         self.on_device = full_size and against is None  # a peer reads a checkpoint
-        self.done = {(result.task, result.variant) for result in file.results}
+        self.done = {(result.task, result.variant) for result in file.results} | file.left_out
         self.todo: list[tuple[Variant, Task]] = []
         self.peer: Transformers | None = None
         self.rates: dict[torch.dtype, float] = {}
@@ -78,6 +79,8 @@ class Run:
             else:
                 self._measure_form(model, form, tasks_of_form, seconds)
                 del model  # two of the full size have no room
+                if form.compiled and "torch._dynamo" in sys.modules:
+                    torch.compiler.reset()  # it holds the model, and counts how often it compiled
         if rows and len(no_room) == len(rows) and not self.file.results:
             raise MemoryError(no_room[-1])
 
@@ -98,7 +101,10 @@ class Run:
                 of_compiler = variant.compiled and isinstance(error, _compiler_errors())
                 if not of_compiler and not isinstance(error, (NotRecordable, torch.OutOfMemoryError)):
                     raise
-                self.report(f"    left out: {error}".partition("\n")[0])
+                reason = str(error).partition("\n")[0]
+                self.report(f"    left out: {reason}")
+                if not of_compiler:  # with one installed it would run
+                    self.file.leave_out(task.name, variant.name, reason)
 
     def measure_loading(self, tasks: Sequence[Task]) -> None:
         """Measure import, loading and memory in processes of their own."""
@@ -146,6 +152,8 @@ class Run:
 
     def _model(self, variant: Variant) -> MixtralForCausalLM:
         gc.collect()  # a compiled step and its model refer to each other, and two models may have no room
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()  # graphs and libraries take theirs beside PyTorch's
         try:
             if self.on_device:
                 self.report(f"making {variant.name} on {self.device}")
@@ -164,8 +172,9 @@ class Run:
         """Measure one row."""
         works, found = [work_on(model, task)], {}
         steps = STEPS if task.kind == "decode" else 1
-        if self.peer is not None:
-            theirs, setting = self.peer.fastest(task)
+        peer = None if self.peer is None else self.peer.fastest(task)
+        if peer is not None:
+            theirs, setting = peer
             works.append(theirs)
             found = {
                 "against": self.against,

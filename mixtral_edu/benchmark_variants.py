@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 
+from mixtral_edu.attention import check_backend
 from mixtral_edu.benchmark_tasks import Task
 from mixtral_edu.config import MixtralConfig
 from mixtral_edu.model import MixtralForCausalLM
@@ -85,6 +86,7 @@ class Variant:
             attn_implementation=self.attention or config.attn_implementation,
             experts_implementation=self.experts or config.experts_implementation,
         )
+        check_backend(config, device, self.dtype, output_attentions=False)
         return self._prepared(random_model(config, self.dtype, device, self.quantization).eval())
 
     def _prepared(self, model: MixtralForCausalLM) -> MixtralForCausalLM:

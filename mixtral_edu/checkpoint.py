@@ -122,15 +122,23 @@ def load_pretrained(
     _check_memory(model, sources, dtype, device, folder)
 
     to_round = {} if stored_form else layers
+    # Memory of their own for those that stay as they are; all others are read into the same piece, and copied from it.
+    kept = {
+        name
+        for name, source in sources.items()
+        if name.removesuffix(".weight") not in to_round
+        and device.type == "cpu"
+        and dtype in (None, (FLOATS | INTEGERS)[source.dtype])
+    }
+    buffer = torch.empty(max((sources[name].nbytes for name in sources.keys() - kept), default=0), dtype=torch.uint8)
     for name, source in sources.items():
-        tensor = source.read()
+        tensor = source.read(None if name in kept else buffer)
         if layer := to_round.get(name.removesuffix(".weight")):
             check_finite(f"{source.name} in {source.file.name}", tensor)
             layer.quantize_(tensor.to(device), dtype or tensor.dtype)
         else:
-            # copy=True: it gets memory of its own, where the tensor just read may be a view of the mapped file
             own_dtype = dtype if tensor.is_floating_point() else None
-            _place(model, name, tensor.to(device=device, dtype=own_dtype, copy=True))
+            _place(model, name, tensor.to(device=device, dtype=own_dtype, copy=name not in kept))
     _initialise_head(model, folder)
     return model.eval()
 

@@ -22,7 +22,7 @@ _WAIT = "called a synchronizing CUDA operation"  # in what PyTorch raises where 
 
 
 class NotRecordable(ValueError):
-    """A step waits for the host on its way, so that it cannot be recorded."""
+    """A step cannot be recorded, because it waits for the host on its way, say."""
 
 
 class GraphedStep:
@@ -57,8 +57,7 @@ class GraphedStep:
         """Run one step; arguments and result are those of the model.
 
         Raises:
-            NotRecordable: the step waits for the host on its way; `train()` makes the model forget that it was to be
-                recorded.
+            NotRecordable: the step cannot be recorded; `train()` makes the model forget that it was to be.
         """
         cache = past_key_values
         is_step = isinstance(cache, RollingKVCache) and input_ids is not None and input_ids.shape[1:] == (1,)
@@ -108,14 +107,14 @@ def record(
 
     Args:
         step: called some times to warm up, and once to be recorded.
-        undo: called after each of those.
+        undo: called after each of the first ones; to undo what Python did in the last one is the caller's part.
         device: on which all of it runs.
 
     Returns:
         What the recorded call returned, whose tensors each replay fills, and the function that replays.
 
     Raises:
-        NotRecordable: the step waits for the host.
+        NotRecordable: the step waits for the host, or does something else that a recording cannot hold.
     """
     with torch.cuda.device(device):
         usual, beside = torch.cuda.current_stream(), torch.cuda.Stream()
@@ -130,8 +129,14 @@ def record(
         finally:
             usual.wait_stream(beside)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            out = step()
+        try:
+            with torch.cuda.graph(graph):
+                out = step()
+        except RuntimeError as error:
+            reason = str(error).partition("\n")[0]
+            raise NotRecordable(f"graph=True: the step cannot be recorded: {reason}") from error
+        finally:
+            torch.cuda.set_stream(usual)  # where recording failed, its own would stay
     return out, graph.replay
 
 
@@ -146,8 +151,8 @@ def _require_no_wait(step: Callable[[], Any]) -> None:
         if _WAIT not in str(error):
             raise
         raise NotRecordable(
-            "graph=True: the step waits for the host; experts_implementation='grouped' and attn_implementation='sdpa' "
-            "or 'eager' do not"
+            "graph=True: the step waits for the host; attn_implementation='sdpa' or 'eager' does not, nor does "
+            "experts_implementation='grouped' with up to 64 rows, or in bfloat16 on Hopper or Blackwell"
         ) from error
     finally:
         torch.cuda.set_sync_debug_mode(mode)

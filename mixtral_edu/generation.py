@@ -164,10 +164,10 @@ def _steps(
     with _evaluation_mode(model):  # noted first which parts were in training, as preparing changes that too
         if can_pack:
             model.prepare_for_inference()
-        forward = model
         for _ in range(num_steps):
+            forward = model if cache is None else getattr(model, "compiled_step", None) or model
             out = forward(ids, attention_mask=mask, past_key_values=cache, use_cache=True, logits_to_keep=1)
-            cache, forward = out.past_key_values, getattr(model, "compiled_step", None) or model
+            cache = out.past_key_values
             token = options.choose(out.logits[:, -1].float(), seen, seen_mask, generator)  # (B,)
             if num_stopped:
                 token = token.masked_fill(stopped, pad_id)

@@ -188,7 +188,7 @@ def _(x: Tensor, weights: Tensor, offs: Tensor) -> Tensor:
 
 
 def _suits_dense(x: Tensor) -> bool:
-    """Whether to read every expert costs less than to wait for the choices: a few tokens on a GPU."""
+    """Whether to read every expert, so that nothing waits for the choices: a few tokens on a GPU."""
     return x.device.type == "cuda" and len(x) <= _FEW_TOKENS
 
 

@@ -109,7 +109,8 @@ class PreTrained(nn.Module):
                 `compiled_step`, which `generate` then uses. The first steps take it some ten seconds and a C++
                 compiler; with `experts_implementation="grouped"` nothing is left out of the program.
             graph: on a CUDA device, record that step for each cache and replay it, see `mixtral_edu.cuda_graph`; with
-                `experts_implementation="grouped"` and another attention than FlashAttention-2.
+                `experts_implementation="grouped"` (of at most 64 rows, unless in bfloat16 on Hopper or Blackwell) and
+                another attention than FlashAttention-2.
 
         With either, weights that are exchanged for other tensors, and hooks, are not seen by the step: call `train()`,
         then this again.
@@ -155,6 +156,8 @@ class PreTrained(nn.Module):
         self._drop_step()
 
     def _drop_step(self) -> None:
+        if isinstance(self.__dict__.get("compiled_step"), GraphedStep):
+            self.compiled_step.forget()  # who still has it must not read weights that have moved
         self.compiled_step: Callable[..., Any] | None = None
         self._step_form: tuple[bool, bool] | None = None  # compiled, a graph
 

@@ -12,7 +12,7 @@ formula is that of PyTorch's kernels.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 import torch
 import torch.nn.functional as F
@@ -125,8 +125,9 @@ class Int4Linear(nn.Module):
 
     Buffers: `weight_int4` (F, D/2) in uint8, two neighbours a byte; `scale_and_zero` (D/g, F, 2) in the dtype of the
     activations, in the order that PyTorch's kernels read. `pack` rearranges `weight_int4` into the layout of such a
-    kernel, and from then on products go through it: far faster for few rows, slower for many. It is turned back by
-    `unpack`, by saving, loading and moving the layer, and by an input that the kernel does not take.
+    kernel, and from then on products go through it: far faster for few rows, slower for many, and slowest where the
+    kernel cannot take the input (where gradients are wanted, say). `unpack` turns it back, and so do saving, loading,
+    copying and moving the layer.
     """
 
     def __init__(self, in_features: int, out_features: int, group_size: int, dtype: torch.dtype | None = None):
@@ -153,7 +154,6 @@ class Int4Linear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map x (..., D) to (..., F)."""
         if self.kernel is None or not _takes_kernel(x, self.in_features, self.scale_and_zero.dtype):
-            self.unpack()
             return _multiply_turned_back(x, self, self.scale_and_zero.dtype)
         return self._multiply(_as_rows(x), self.scale_and_zero).view(*x.shape[:-1], -1)
 
@@ -178,6 +178,9 @@ class Int4Linear(nn.Module):
         ones = torch.ones_like(self.scale_and_zero[..., 0], dtype=torch.bfloat16)  # holds 0 to 15 exactly
         q = self._multiply(unit, torch.stack((ones, 8 * ones), dim=2)).T  # (F, D)
         return pack_pairs(q.to(torch.uint8))
+
+    def __getstate__(self) -> dict[str, Any]:  # of a copy, which may go to a processor whose kernel has another layout
+        return self.__dict__ | {"kernel": None, "_buffers": self._buffers | {"weight_int4": self._pairs()}}
 
     def _apply(self, fn, recurse=True):  # moves to a device, changes the dtype
         self.unpack()

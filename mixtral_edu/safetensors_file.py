@@ -1,4 +1,4 @@
-"""Writing a safetensors file: the header first, then one tensor after the other, so that memory holds only that one.
+"""A safetensors file: written with the header first, then one tensor after the other, so memory holds only that one.
 
     8 bytes   length of the header, little-endian
     header    JSON: name -> dtype, shape, and where the bytes start and end, counted from the end of the header
@@ -51,6 +51,15 @@ def write_safetensors(path: Path, tensors: Mapping[str, torch.Tensor | LazyTenso
         file.write(len(text).to_bytes(8, "little") + text)
         for name in names:
             file.write(_bytes_of(tensors[name]))  # no variable holds a tensor while the next one is made
+
+
+def data_starts(path: Path) -> dict[str, int]:
+    """Return at which byte of a safetensors file each tensor starts."""
+    with open(path, "rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+    header.pop("__metadata__", None)
+    return {name: 8 + length + entry["data_offsets"][0] for name, entry in header.items()}
 
 
 def _bytes_of(tensor: torch.Tensor | LazyTensor) -> np.ndarray:

@@ -3,13 +3,15 @@
 import json
 import re
 from collections.abc import Iterator, Mapping
+from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
 
-from mixtral_edu.safetensors_file import LazyTensor, byte_count, write_safetensors
+from mixtral_edu.placement import FLOATS, INTEGERS
+from mixtral_edu.safetensors_file import LazyTensor, byte_count, data_starts, write_safetensors
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
@@ -17,20 +19,41 @@ WEIGHT_FILES = (SINGLE_FILE, INDEX_FILE, "model-*-of-*.safetensors")  # patterns
 
 
 class StoredTensor(NamedTuple):
-    """What the header of a safetensors file says of one tensor; `dtype` is in safetensors' words ("BF16")."""
+    """What the header of a safetensors file says of one tensor.
+
+    `dtype` is in safetensors' words ("BF16"); `start` is the place of the first byte in the file.
+    """
 
     name: str
     file: Path
     shape: tuple[int, ...]
     dtype: str
+    start: int
 
-    def read(self) -> torch.Tensor:
-        """Return the tensor on the CPU; it may be a view of the mapped file, so copy what is to be kept.
+    @property
+    def nbytes(self) -> int:
+        """How many bytes its numbers take."""
+        return prod(self.shape) * (FLOATS | INTEGERS)[self.dtype].itemsize
 
-        The file is opened anew for each tensor: pages that were read stay in memory until the mapping is closed.
+    def read(self, buffer: torch.Tensor | None = None) -> torch.Tensor:
+        """Return the tensor, on the CPU.
+
+        Its bytes are read into place. Of a file that is mapped into memory, pages that were read would stay there too.
+
+        Args:
+            buffer: (`nbytes` or more,) in uint8, memory to read into; if None, the tensor gets memory of its own.
+
+        Raises:
+            ValueError: the file has become shorter.
         """
-        with safe_open(self.file, framework="pt") as file:
-            return file.get_tensor(self.name)
+        if buffer is None:
+            buffer = torch.empty(self.nbytes, dtype=torch.uint8)
+        buffer = buffer[: self.nbytes]
+        with open(self.file, "rb") as file:
+            file.seek(self.start)
+            if file.readinto(buffer.numpy()) < self.nbytes:
+                raise damaged(self.file, f"it ends within {self.name}")
+        return buffer.view((FLOATS | INTEGERS)[self.dtype]).view(self.shape)
 
 
 def stored_tensors(folder: Path) -> list[StoredTensor]:
@@ -90,11 +113,14 @@ def read_header(path: Path) -> list[StoredTensor]:
         ValueError: the file is truncated or corrupted.
     """
     try:
-        with safe_open(path, framework="pt") as file:
+        with safe_open(path, framework="pt") as file:  # checks the whole header against the file's size
             slices = {name: file.get_slice(name) for name in file.keys()}
-            return [StoredTensor(name, path, tuple(s.get_shape()), s.get_dtype()) for name, s in slices.items()]
     except SafetensorError as error:
         raise damaged(path, str(error)) from error
+    starts = data_starts(path)
+    return [
+        StoredTensor(name, path, tuple(s.get_shape()), s.get_dtype(), starts[name]) for name, s in slices.items()
+    ]
 
 
 def damaged(path: Path, reason: str) -> ValueError:

@@ -147,6 +147,7 @@ class JupyterLab:
             notebook = self._open(name, timeout / 2)
         except Error:  # a kernel whose port was taken before it came to use it never answers: rare, but it happens
             notebook = self._open(name, timeout / 2)
+        notebook.page.set_default_timeout(1000 * timeout)
         try:
             yield notebook
             notebook.evaluate("() => jupyterapp.shell.currentWidget.sessionContext.shutdown()", timeout)

@@ -641,7 +641,7 @@ def test_some_layers_of_the_full_size_meet_a_peer(config, tmp_path: Path, monkey
 
 
 @pytest.mark.usefixtures("small_rates")
-def test_a_step_that_cannot_be_one_program_is_left_out_with_the_reason(config, monkeypatch: pytest.MonkeyPatch):
+def test_a_step_that_cannot_be_one_program_is_left_out_with_the_reason(config, tmp_path, monkeypatch):
     def refuse(step, undo, device):
         raise NotRecordable("graph=True: the step waits for the host")
 
@@ -655,9 +655,25 @@ def test_a_step_that_cannot_be_one_program_is_left_out_with_the_reason(config, m
         return model
 
     monkeypatch.setattr(Variant, "_prepared", prepared)
-    lines = []
-    (result,) = benchmark(config, tasks=["decode-2-5"], seconds=0.01, report=lines.append)
+    lines, run = [], {"tasks": ["decode-2-5"], "seconds": 0.01, "json_file": tmp_path / "results.json"}
+    (result,) = benchmark(config, **run, report=lines.append)
     assert result.variant == "packed float32" and "    left out: graph=True: the step waits for the host" in lines
+    lines.clear()
+    assert benchmark(config, **run, report=lines.append) == [result] and len(lines) == 1, "nothing is tried again"
+    benchmark(config, **run, report=lines.append, again=True)
+    assert "    left out: graph=True: the step waits for the host" in lines
+
+
+@pytest.mark.usefixtures("small_rates")
+def test_where_no_setting_of_the_peer_runs_our_side_is_measured_alone(config, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(Transformers, "_try", lambda self, task, work, setting: None)
+    results = benchmark(config, against="transformers", **TINY_RUN | {"tasks": ["decode-2-5"]})
+    assert results and all(result.theirs == () and result.ratio is None for result in results)
+
+
+def test_a_form_that_cannot_run_here_is_left_out_when_it_is_made(config):
+    with pytest.raises(ValueError, match="flash_attention_2.* needs a CUDA device"):
+        Variant(torch.float32, attention="flash_attention_2").make(config, CPU)
 
 
 @pytest.mark.parametrize(

@@ -60,7 +60,7 @@ def folder(tmp_path) -> Path:
 def refused(monkeypatch):
     """Assert that a folder is refused before a single tensor is read."""
 
-    def read(stored):
+    def read(stored, buffer=None):
         pytest.fail(f"{stored.name} was read")
 
     def check(folder: Path, error: type[Exception], match: str, model_class=MixtralForCausalLM, **options) -> None:

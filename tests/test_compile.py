@@ -4,6 +4,7 @@ The backend "eager" runs the captured graphs as they are, so that no C++ compile
 """
 
 import copy
+import warnings
 
 import pytest
 import torch
@@ -106,8 +107,10 @@ def test_grouped_experts_on_a_gpu_wait_for_nothing_and_equal_sorted_ones(wide_mo
         wide_model.prepare_for_inference()
     moe.config.experts_implementation = "grouped"
     moe(x)  # the first call prepares
-    torch.cuda.set_sync_debug_mode("error")
     try:
+        with warnings.catch_warnings():  # about the mode being new
+            warnings.simplefilter("ignore")
+            torch.cuda.set_sync_debug_mode("error")
         found, again = moe(x)
     finally:
         torch.cuda.set_sync_debug_mode("default")

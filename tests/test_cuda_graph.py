@@ -66,6 +66,8 @@ def make_pair(make_config) -> Callable[..., tuple[MixtralForCausalLM, MixtralFor
     def make(**changes) -> tuple[MixtralForCausalLM, MixtralForCausalLM]:
         sizes = {"hidden_size": 64, "intermediate_size": 48, "head_dim": 16, "num_hidden_layers": 2}
         model = MixtralForCausalLM(make_config(**sizes | {"experts_implementation": "grouped"} | changes)).eval()
+        for layer in model.model.layers:  # far from ties, which roundings of different kernels would decide
+            torch.nn.init.normal_(layer.block_sparse_moe.gate.weight)
         return copy.deepcopy(model).prepare_for_inference(), model
 
     return make
@@ -190,6 +192,27 @@ def test_another_text_in_the_same_cache_is_seen_as_it_is(make_pair, recordings):
     assert len(recordings) == 2, "again for the one with padding"
 
 
+def test_weights_that_move_between_two_tokens_are_read_where_they_are(make_pair, recordings):
+    """Whoever saves or trains while a text is streamed moves the weights; what was recorded then is not replayed."""
+    model, twin = make_pair()
+    ids = torch.randint(101, (1, 5))
+    wanted = twin.generate(ids, max_new_tokens=8)[0].tolist()
+    model.compiled_step = step = GraphedStep(model.forward)
+    tokens = []
+
+    class Reader:
+        def put(self, token):
+            tokens.extend(token.flatten().tolist())
+            if len(tokens) == len(ids[0]) + 4:
+                model.state_dict()
+
+        def end(self):
+            pass
+
+    assert model.generate(ids, max_new_tokens=8, streamer=Reader())[0].tolist() == wanted == tokens
+    assert len(recordings) == 1 and model.compiled_step is None and step._replay is None
+
+
 def test_a_prepared_model_lets_go_of_what_it_has_recorded(make_pair, recordings):
     model, _ = make_pair()
     model.compiled_step, ids = GraphedStep(model.forward), torch.randint(101, (2, 4))
@@ -251,10 +274,14 @@ def test_a_step_on_a_gpu_reads_no_value_back(make_config, experts, quantization,
 
 @pytest.mark.gpu
 @torch.no_grad()
-@pytest.mark.parametrize("compile", [False, True])
+@pytest.mark.parametrize(
+    ("quantization", "compile"), [(None, False), (None, True), ("int8", False), ("int4", False)]
+)
 @pytest.mark.parametrize(("window", "prompt"), [(8, 3), (None, 60)])
-def test_on_a_gpu_replays_equal_the_model(make_pair, compile, window, prompt):
-    model, twin = (m.to("cuda", torch.bfloat16) for m in make_pair(sliding_window=window))
+def test_on_a_gpu_replays_equal_the_model(make_pair, quantization, compile, window, prompt):
+    model, twin = (m.to("cuda", torch.bfloat16) for m in make_pair(sliding_window=window, intermediate_size=64))
+    for each in (model, twin) if quantization else ():
+        quantize_model(each, quantization)
     step = model.prepare_for_inference(compile=compile, graph=True).compiled_step
     ids = torch.randint(101, (2, prompt + 20), device="cuda")
     caches = [m(ids[:, :prompt], use_cache=True).past_key_values for m in (model, twin)]
@@ -266,11 +293,8 @@ def test_on_a_gpu_replays_equal_the_model(make_pair, compile, window, prompt):
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("quantization", [None, "int8", "int4"])
-def test_on_a_gpu_generation_replays(make_pair, quantization):
-    model, twin = (m.to("cuda", torch.bfloat16) for m in make_pair(intermediate_size=64))
-    for each in (model, twin) if quantization else ():
-        quantize_model(each, quantization)
+def test_on_a_gpu_generation_replays(make_pair):
+    model, twin = (m.to("cuda") for m in make_pair())  # in float32, where no two tokens are equally likely
     ids = torch.randint(101, (2, 5), device="cuda")
     wanted = twin.prepare_for_inference().generate(ids, max_new_tokens=20)
     assert torch.equal(model.prepare_for_inference(graph=True).generate(ids, max_new_tokens=20), wanted)

@@ -359,7 +359,7 @@ def test_loading_refuses_before_memory_is_taken(tmp_path, monkeypatch, make_conf
     MixtralForCausalLM(make_config(output_attentions=attentions)).save_pretrained(tmp_path)
     monkeypatch.setattr("mixtral_edu.checkpoint.choose_device", lambda *_: device)
     monkeypatch.setattr("mixtral_edu.checkpoint.require_memory", lambda *_: pytest.fail("looked for memory"))
-    monkeypatch.setattr(StoredTensor, "read", lambda _: pytest.fail("read a tensor"))
+    monkeypatch.setattr(StoredTensor, "read", lambda *_: pytest.fail("read a tensor"))
     with pytest.raises(ValueError, match=message):
         MixtralForCausalLM.from_pretrained(tmp_path, attn_implementation="flash_attention_2", dtype=dtype)
 

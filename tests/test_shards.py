@@ -66,6 +66,16 @@ def test_headers_tell_names_shapes_and_types(tmp_path):
     assert a.read().tolist() == [[1.0] * 3] * 2 and b.read().tolist() == 1.5
 
 
+def test_what_is_read_has_memory_of_its_own_and_a_file_that_shrinks_meanwhile_is_named(tmp_path):
+    write_shards(tmp_path, {"a": torch.ones(2, 3), "none": torch.ones(0, 3), "b": torch.ones(9)}, max_shard_size=1000)
+    a, b, none = sorted(stored_tensors(tmp_path))
+    a.read().zero_()
+    assert a.read().tolist() == [[1.0] * 3] * 2 and none.read().shape == (0, 3)
+    a.file.write_bytes(a.file.read_bytes()[:-1])
+    with pytest.raises(ValueError, match="truncated or corrupted: it ends within b"):
+        b.read()
+
+
 def test_shared_and_strided_memory_is_written_as_separate_tensors(tmp_path):
     memory = torch.arange(12.0).reshape(3, 4)
     tensors = {"whole": memory, "again": memory, "row": memory[1], "transposed": memory.T, "column": memory[:, 2]}
