@@ -91,6 +91,11 @@ def test_the_table_of_speeds_is_the_stored_run(repository: Path):
     words, memory = " ".join(section.split()), results["loading", "memory to load"]
     plain = results["prefill-512", "plain int4 bfloat16"].ratio.median
     assert f"in the plain layout 4 bits come to {plain:.2f}" in words
+    (half,) = (run for run in stored_runs("cpu") if run.settings["dtype"] == "bfloat16" and run.settings["against"])
+    ratios = {result.task: result.ratio.median for result in half.results if result.variant == "plain bfloat16"}
+    assert f"prefill of 512 tokens takes transformers {ratios['prefill-512']:.2f} times as long" in words
+    single = f"one of a single row {ratios['decode-1-64']:.2f} times"
+    assert f"a step of 8 rows {ratios['decode-8-64']:.2f} times, {single}" in words
     assert f"Loading is {results['loading', 'load'].ratio.median:.2f} times as fast" in words
     assert f"transformers takes {memory.ratio.median:.2f} times the memory" in words
     assert f"the weights and {amount(median(memory.ours) - memory.floor, 'bytes')}" in words
