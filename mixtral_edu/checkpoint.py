@@ -17,6 +17,7 @@ from mixtral_edu.layouts import layout_of
 from mixtral_edu.placement import (
     FLOATS,
     INTEGERS,
+    TYPES,
     choose_device,
     choose_dtype,
     common_dtype,
@@ -128,7 +129,7 @@ def load_pretrained(
         for name, source in sources.items()
         if name.removesuffix(".weight") not in to_round
         and device.type == "cpu"
-        and dtype in (None, (FLOATS | INTEGERS)[source.dtype])
+        and dtype in (None, TYPES[source.dtype])
     }
     buffer = torch.empty(max((sources[name].nbytes for name in sources.keys() - kept), default=0), dtype=torch.uint8)
     for name, source in sources.items():
@@ -245,7 +246,7 @@ def _check_memory(
             own = dtype or (FLOATS[sources[name].dtype] if name in sources else own)
         in_model += tensor.numel() * own.itemsize
     for name, source in sources.items():
-        itemsize = (FLOATS | INTEGERS)[source.dtype].itemsize
+        itemsize = TYPES[source.dtype].itemsize
         if name not in tensors:  # it will be rounded, by way of twice as many numbers in float32
             itemsize += 2 * torch.float32.itemsize
         on_the_way = max(on_the_way, prod(source.shape) * itemsize)

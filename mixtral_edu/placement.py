@@ -9,7 +9,8 @@ import torch
 # How safetensors files call the types that weights can have.
 FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 INTEGERS = {"I8": torch.int8, "U8": torch.uint8}  # of quantized weights
-CODES = {dtype: code for code, dtype in (FLOATS | INTEGERS).items()}
+TYPES = FLOATS | INTEGERS
+CODES = {dtype: code for code, dtype in TYPES.items()}
 _CGROUP = Path("/sys/fs/cgroup")  # the limits of a Linux container
 
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from safetensors import SafetensorError, safe_open
 
-from mixtral_edu.placement import FLOATS, INTEGERS
+from mixtral_edu.placement import TYPES
 from mixtral_edu.safetensors_file import LazyTensor, byte_count, data_starts, write_safetensors
 
 SINGLE_FILE = "model.safetensors"
@@ -33,7 +33,7 @@ class StoredTensor(NamedTuple):
     @property
     def nbytes(self) -> int:
         """How many bytes its numbers take."""
-        return prod(self.shape) * (FLOATS | INTEGERS)[self.dtype].itemsize
+        return prod(self.shape) * TYPES[self.dtype].itemsize
 
     def read(self, buffer: torch.Tensor | None = None) -> torch.Tensor:
         """Return the tensor, on the CPU.
@@ -53,7 +53,7 @@ class StoredTensor(NamedTuple):
             file.seek(self.start)
             if file.readinto(buffer.numpy()) < self.nbytes:
                 raise damaged(self.file, f"it ends within {self.name}")
-        return buffer.view((FLOATS | INTEGERS)[self.dtype]).view(self.shape)
+        return buffer.view(TYPES[self.dtype]).view(self.shape)
 
 
 def stored_tensors(folder: Path) -> list[StoredTensor]:

@@ -665,6 +665,18 @@ def test_a_step_that_cannot_be_one_program_is_left_out_with_the_reason(config, t
 
 
 @pytest.mark.usefixtures("small_rates")
+def test_a_run_that_finds_no_room_any_more_returns_what_it_had_found(config, tmp_path: Path, monkeypatch):
+    run = {"full_size": True, "tasks": ["decode-2-5"], "seconds": 0.01, "json_file": tmp_path / "results.json"}
+    form = Variant(torch.float32, packed=True)
+    monkeypatch.setattr("mixtral_edu.benchmark_run.variants", lambda *_: [form])
+    found = benchmark(config, **run)
+    monkeypatch.setattr("mixtral_edu.benchmark_run.variants", lambda *_: [form, replace(form, experts="grouped")])
+    monkeypatch.setattr(Variant, "name", property(lambda self: f"{self.experts or 'packed float32'}"))
+    monkeypatch.setattr("mixtral_edu.placement.free_memory", lambda device: 0)
+    assert benchmark(config, **run) == found != []
+
+
+@pytest.mark.usefixtures("small_rates")
 def test_where_no_setting_of_the_peer_runs_our_side_is_measured_alone(config, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(Transformers, "_try", lambda self, task, work, setting: None)
     results = benchmark(config, against="transformers", **TINY_RUN | {"tasks": ["decode-2-5"]})

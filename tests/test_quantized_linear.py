@@ -192,8 +192,9 @@ def test_gradients_reach_the_input_and_nothing_else(kind, dtype):
     x = torch.randn(5, 64).to(dtype).requires_grad_()
     direction = torch.randn(5, 48).to(dtype)
     layer(x).backward(direction)
-    expected = direction.double() @ layer.dequantize().double()
-    assert_close(x.grad.double(), expected, rtol=0, atol=16 * torch.finfo(dtype).eps + 1e-5)
+    expected = (direction.double() @ layer.dequantize().double()).to(dtype)
+    # without instructions for bfloat16 the weights are not rounded on their way, those of `dequantize` are
+    assert_close(x.grad, expected, **({"rtol": 1.6e-2, "atol": 0.04} if dtype == torch.bfloat16 else {}))
     assert not list(layer.parameters()), "rounded weights do not train"
 
 
