@@ -6,7 +6,7 @@ from collections import Counter
 import torch
 
 from exercise_answers import right, wrong
-from mixtral_edu.moe import RouterOutput
+from mixtral_edu.dispatch import RouterOutput
 from mixtral_edu.routing import knock_out, mutual_information, repetition, shuffled_repetition
 
 

@@ -38,9 +38,9 @@ from mixtral_edu.benchmark_tasks import (
 )
 from mixtral_edu.benchmark_variants import Variant, benchmark_config, random_model, variants
 from mixtral_edu.cuda_graph import GraphedStep, NotRecordable
+from mixtral_edu.experts import Expert
 from mixtral_edu.linear import Linear
 from mixtral_edu.masks import Visibility
-from mixtral_edu.moe import Expert
 from mixtral_edu.pretrained import init_module
 from mixtral_edu.quantization import quantize_model
 from mixtral_edu.quantized_linear import Int4Linear

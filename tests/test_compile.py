@@ -72,7 +72,7 @@ def test_sorted_experts_break_at_their_counts_and_nowhere_else(model):
     ids = torch.randint(101, (2, 9))
     explanation = torch._dynamo.explain(model.forward)(ids, use_cache=False)
     assert explanation.graph_break_count > 0
-    assert all("moe.py" in str(b.user_stack[-1]) for b in explanation.break_reasons), explanation.break_reasons
+    assert all("dispatch.py" in str(b.user_stack[-1]) for b in explanation.break_reasons), explanation.break_reasons
 
 
 def test_generation_uses_the_compiled_step_and_leaves_it_for_training(model, monkeypatch):

@@ -255,7 +255,7 @@ def test_a_step_on_a_gpu_reads_no_value_back(make_config, experts, quantization,
     """With PyTorch's tensors that have a shape but no values, to read one raises; they stand for those of a GPU."""
     for place in ("model", "input_checks"):
         monkeypatch.setattr(f"mixtral_edu.{place}.can_look_at", lambda tensor: False)
-    monkeypatch.setattr("mixtral_edu.moe._suits_dense", lambda x: True)
+    monkeypatch.setattr("mixtral_edu.dispatch._suits_dense", lambda x: True)
     sizes = {"hidden_size": 64, "intermediate_size": 64, "head_dim": 16, "attn_implementation": "sdpa"}
     with torch.device("meta"):
         model = MixtralForCausalLM(make_config(**sizes, experts_implementation=experts)).to(torch.bfloat16).eval()

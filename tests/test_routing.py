@@ -9,7 +9,7 @@ import torch
 from torch.testing import assert_close
 
 from mixtral_edu import MixtralForCausalLM
-from mixtral_edu.moe import RouterOutput
+from mixtral_edu.dispatch import RouterOutput
 from mixtral_edu.routing import (
     chance_repetition,
     chosen_experts,
