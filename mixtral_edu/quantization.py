@@ -1,7 +1,7 @@
 """A model in 8 or 4 bits: which weights are quantized, how, and what they take.
 
 The large matrices are: attention's and the experts', 99.4 % of Mixtral-8x7B. Router, norms, embedding and heads stay as
-they are. `quantized_linear` says how a matrix is rounded and multiplied.
+they are. `rounding` says how a matrix is rounded, `quantized_linear` how it is multiplied.
 """
 
 import re

@@ -1,17 +1,14 @@
-"""Linear layers whose weights are 8-bit or 4-bit integers, and how a matrix is rounded to them.
+"""Linear layers whose weights are 8-bit or 4-bit integers.
 
-    8 bits:  w ≈ q · scale                    q from -127 to 127, one scale for each row of a matrix
-    4 bits:  w ≈ (q - 8) · scale + zero       q from 0 to 15, scale and zero for each group of neighbours in a row
+    y = x wᵀ        x (..., D), w ≈ q · scale in 8 bits, w ≈ (q - 8) · scale + zero in 4 bits
 
 Activations stay as they are: a product turns the integers back first, `F.linear(x, layer.dequantize())`, or leaves that
 to a kernel of PyTorch that does it on the way. The first form says what is computed, and is the faster one for many
-rows, the second for few. Round to nearest, no calibration.
-
-Source: group-wise rounding as in GPTQ and AWQ without their corrections, arXiv 2210.17323 and 2306.00978; the 4-bit
-formula is that of PyTorch's kernels.
+rows, the second for few.
 """
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any, NamedTuple, Self
 
 import torch
@@ -19,72 +16,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mixtral_edu.linear import multiplies_in_float32
+from mixtral_edu.rounding import pack_pairs, quantize_groups, quantize_rows, unpack_pairs
 
 _HALVES = (torch.bfloat16, torch.float16)
-_KERNEL_ROWS = 32  # for more, turning 8 bits back once is faster on a CPU than on the way, row by row
-
-
-def quantize_rows(weight: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Round a matrix to 8 bits: integers and scales such that `weight ≈ q * scale[:, None]`.
-
-    >>> q, scale = quantize_rows(torch.tensor([[0.5, -1.0, 0.25], [0.0, 0.0, 0.0]]), torch.float32)
-    >>> q
-    tensor([[  64, -127,   32],
-            [   0,    0,    0]], dtype=torch.int8)
-    >>> [round(s, 5) for s in scale.tolist()]
-    [0.00787, 0.0]
-
-    Args:
-        weight: (F, D).
-        dtype: of the scales; q is chosen for them as they are rounded.
-
-    Returns:
-        (F, D) in int8, and (F,) in `dtype`.
-    """
-    weight = weight.float()
-    scale = (weight.abs().amax(dim=1) / 127).to(dtype)  # (F,)
-    steps = (weight / scale.float()[:, None]).nan_to_num_(0)  # a row of zeros has scale 0
-    return steps.round_().clamp_(-127, 127).to(torch.int8), scale
-
-
-def quantize_groups(weight: Tensor, group_size: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
-    """Round a matrix to 4 bits: integers, and scale and zero of each group, `weight ≈ (q - 8) * scale + zero`.
-
-    A group's smallest number becomes q = 0, its largest q = 15.
-
-    >>> q, scale, zero = quantize_groups(torch.tensor([[0.0, 1.0, 15.0, 7.0]]), group_size=4, dtype=torch.float32)
-    >>> q, scale, zero
-    (tensor([[ 0,  1, 15,  7]], dtype=torch.uint8), tensor([[1.]]), tensor([[8.]]))
-
-    Args:
-        weight: (F, D).
-        group_size: g, a divisor of D.
-        dtype: of scale and zero; q is chosen for them as they are rounded.
-
-    Returns:
-        (F, D) in uint8 with values 0 to 15, and twice (F, D/g) in `dtype`.
-    """
-    groups = weight.float().unflatten(1, (-1, group_size))  # (F, D/g, g)
-    low, high = groups.aminmax(dim=2)  # (F, D/g) each
-    scale = ((high - low) / 15).to(dtype)
-    zero = (low + 8 * scale.float()).to(dtype)
-    steps = (groups - zero.float()[..., None]).div_(scale.float()[..., None])  # in place: these matrices are large
-    steps.nan_to_num_(0)  # where all are equal, scale is 0 and zero says it all
-    return steps.round_().add_(8).clamp_(0, 15).to(torch.uint8).flatten(1), scale, zero
-
-
-def pack_pairs(q: Tensor) -> Tensor:
-    """Put two neighbours (0 to 15 each) into one byte, the first into its upper half: (F, D) to (F, D/2) in uint8.
-
-    >>> pack_pairs(torch.tensor([[1, 2, 15, 0]], dtype=torch.uint8))
-    tensor([[ 18, 240]], dtype=torch.uint8)
-    """
-    return q[:, ::2] << 4 | q[:, 1::2]
-
-
-def unpack_pairs(packed: Tensor) -> Tensor:
-    """The way back: (F, D/2) to (F, D)."""
-    return torch.stack((packed >> 4, packed & 15), dim=2).flatten(1)
+_INT8_KERNEL_ROWS = 32  # for more, turning 8 bits back once is faster on a CPU than on the way, row by row
+_INT4_KERNEL_ROWS = 64  # the same for 4 bits
 
 
 class Int8Linear(nn.Module):
@@ -107,7 +43,8 @@ class Int8Linear(nn.Module):
     def dequantize(self, dtype: torch.dtype | None = None) -> Tensor:
         """Return the weights as numbers, (F, D), rounded to `dtype`; by default to that of the scales."""
         dtype = dtype or self.scale.dtype
-        return self.weight_int8.to(dtype) * self.scale.to(dtype)[:, None]  # integers up to 127 are exact in any dtype
+        weight = self.weight_int8.to(dtype)  # integers up to 127 are exact in any dtype
+        return weight.mul_(self.scale.to(dtype)[:, None])
 
     def forward(self, x: Tensor) -> Tensor:
         """Map x (..., D) to (..., F)."""
@@ -124,10 +61,12 @@ class Int4Linear(nn.Module):
     """A linear layer without bias whose weights are 4-bit integers, with a scale and a zero for each group.
 
     Buffers: `weight_int4` (F, D/2) in uint8, two neighbours a byte; `scale_and_zero` (D/g, F, 2) in the dtype of the
-    activations, in the order that PyTorch's kernels read. `pack` rearranges `weight_int4` into the layout of such a
-    kernel, and from then on products go through it: far faster for few rows, slower for many, and slowest where the
-    kernel cannot take the input (where gradients are wanted, say). `unpack` turns it back, and so do saving, loading,
-    copying and moving the layer.
+    activations, in the order that PyTorch's kernels read.
+
+    `pack` rearranges `weight_int4` into the layout of such a kernel. Few rows then go through it, which is far faster;
+    many meet weights that are turned back, as before. (On CUDA, and where F is no multiple of the kernel's blocks, only
+    the kernel can read its layout: many rows go through it too, and slower.) `unpack` puts two neighbours into each
+    byte again, and so do saving, loading, copying and moving the layer.
     """
 
     def __init__(self, in_features: int, out_features: int, group_size: int, dtype: torch.dtype | None = None):
@@ -146,14 +85,15 @@ class Int4Linear(nn.Module):
 
     def dequantize(self, dtype: torch.dtype | None = None) -> Tensor:
         """Return the weights as numbers, (F, D), rounded to `dtype`; by default to that of the scales."""
-        q = unpack_pairs(self._pairs()).unflatten(1, (-1, self.group_size)).float()  # (F, D/g, g)
+        q = self._integers().view(torch.int8).sub_(8).unflatten(1, (-1, self.group_size))  # (F, D/g, g)
         scale, zero = self.scale_and_zero.float().transpose(0, 1)[..., None].unbind(2)  # (F, D/g, 1) each
-        weight = q.sub_(8).mul_(scale).add_(zero)  # in place: most of the time is that of passing through memory
+        weight = q.float().mul_(scale).add_(zero)  # in place: most of the time is that of passing through memory
         return weight.flatten(1).to(dtype or self.scale_and_zero.dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map x (..., D) to (..., F)."""
-        if self.kernel is None or not _takes_kernel(x, self.in_features, self.scale_and_zero.dtype):
+        takes = self.kernel is not None and _takes_kernel(x, self.in_features, self.scale_and_zero.dtype)
+        if not takes or self._turns_back(x):
             return _multiply_turned_back(x, self, self.scale_and_zero.dtype)
         return self._multiply(_as_rows(x), self.scale_and_zero).view(*x.shape[:-1], -1)
 
@@ -171,13 +111,23 @@ class Int4Linear(nn.Module):
         return _INT4_KERNELS[self.kernel].multiply(x, self.weight_int4, self.group_size, scale_and_zero)
 
     def _pairs(self) -> Tensor:
-        """Two neighbours a byte, (F, D/2): read through the kernel, whatever its layout, as q = (q - 8) · 1 + 8."""
+        """Two neighbours a byte, (F, D/2)."""
+        return self.weight_int4 if self.kernel is None else pack_pairs(self._integers())
+
+    def _integers(self) -> Tensor:
+        """The integers, (F, D), from whatever layout they are in."""
         if self.kernel is None:
-            return self.weight_int4
+            return unpack_pairs(self.weight_int4)
+        if rows := _INT4_KERNELS[self.kernel].rows_of_block:
+            return _unpack_blocks(self.weight_int4, rows, self.in_features)
         unit = torch.eye(self.in_features, dtype=torch.bfloat16, device=self.weight_int4.device)
         ones = torch.ones_like(self.scale_and_zero[..., 0], dtype=torch.bfloat16)  # holds 0 to 15 exactly
-        q = self._multiply(unit, torch.stack((ones, 8 * ones), dim=2)).T  # (F, D)
-        return pack_pairs(q.to(torch.uint8))
+        q = self._multiply(unit, torch.stack((ones, 8 * ones), dim=2)).T  # the kernel's own way: (q - 8) · 1 + 8
+        return q.to(torch.uint8)
+
+    def _turns_back(self, x: Tensor) -> bool:
+        """Whether x has so many rows that turning the integers back once is faster than the kernel."""
+        return bool(_INT4_KERNELS[self.kernel].rows_of_block) and x.numel() > _INT4_KERNEL_ROWS * x.shape[-1]
 
     def __getstate__(self) -> dict[str, Any]:  # of a copy, which may go to a processor whose kernel has another layout
         return self.__dict__ | {"kernel": None, "_buffers": self._buffers | {"weight_int4": self._pairs()}}
@@ -226,16 +176,20 @@ def _int8_kernel_takes(x: Tensor) -> bool:
 
     In float32, and on CUDA, it is slower; rows that do not fill the processor's vectors are read past their end.
     """
-    few_rows = x.numel() <= _KERNEL_ROWS * x.shape[-1]
+    few_rows = x.numel() <= _INT8_KERNEL_ROWS * x.shape[-1]
     return few_rows and x.device.type == "cpu" and x.dtype in _HALVES and x.shape[-1] % 32 == 0
 
 
 class _Int4Kernel(NamedTuple):
-    """`pack` rearranges (F, D/2) pairs; `multiply(x, packed, group_size, scale_and_zero)` is x times the weights."""
+    """`pack` rearranges (F, D/2) pairs; `multiply(x, packed, group_size, scale_and_zero)` is x times the weights.
+
+    `rows_of_block`: for `_unpack_blocks`; None where only the kernel can read its layout.
+    """
 
     dtypes: tuple[torch.dtype, ...]
     pack: Callable[[Tensor], Tensor]
     multiply: Callable[[Tensor, Tensor, int, Tensor], Tensor]
+    rows_of_block: int | None = None
 
 
 _INT4_KERNELS = {
@@ -250,17 +204,39 @@ _INT4_KERNELS = {
         torch.ops.aten._weight_int4pack_mm,
     ),
 }
+_INT4_KERNELS |= {f"cpu, {rows} rows": _INT4_KERNELS["cpu"]._replace(rows_of_block=rows) for rows in (64, 32)}
+
+
+@cache
+def _rows_of_block() -> int | None:
+    """How many rows lie together in the CPU kernel's layout: it depends on the processor's vectors, so a trial tells.
+
+    None if the layout is another than `_unpack_blocks` reads.
+    """
+    q = torch.arange(64 * 32, device="cpu").mul(7).remainder(13).to(torch.uint8).view(64, 32)
+    packed = _INT4_KERNELS["cpu"].pack(pack_pairs(q))
+    return next((rows for rows in (64, 32) if torch.equal(_unpack_blocks(packed, rows, 32), q)), None)
+
+
+def _unpack_blocks(packed: Tensor, rows: int, in_features: int) -> Tensor:
+    """Read the integers (F, D) from blocks of rows, in which a byte holds two rows' entries of one column.
+
+    The first half of a block's rows is in the lower halves of its bytes, the second half in the upper ones.
+    """
+    columns = packed.view(-1, in_features, rows // 2).mT.contiguous()  # (F/rows, rows/2, D)
+    return torch.stack((columns & 15, columns >> 4), dim=1).view(-1, in_features)
 
 
 def _int4_kernel_for(x: Tensor, out_features: int, group_size: int) -> str | None:
     """Return the name of the kernel that can take x and these sizes, None if there is none."""
     name = x.device.type
     fits = group_size in (32, 64, 128, 256) and out_features % 16 == 0
-    return name if fits and name in _INT4_KERNELS and x.dtype in _INT4_KERNELS[name].dtypes else None
+    if not fits or name not in _INT4_KERNELS or x.dtype not in _INT4_KERNELS[name].dtypes:
+        return None
+    rows = _rows_of_block() if name == "cpu" else None
+    return f"cpu, {rows} rows" if rows and out_features % rows == 0 else name
 
 
 def _inner_k_tiles(in_features: int) -> int:
     """How many tiles of 16 inputs one load of the CUDA kernel covers: the most that divide the input size."""
     return next(tiles for tiles in (8, 4, 2) if in_features % (16 * tiles) == 0)
-
-

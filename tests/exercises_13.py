@@ -4,12 +4,12 @@ import torch
 from torch import Tensor
 
 from exercise_answers import right, wrong
-from mixtral_edu import quantized_linear
+from mixtral_edu import rounding
 
 
 @right("round_to_int8")
 def the_packages_own_rows(weight: Tensor):
-    return quantized_linear.quantize_rows(weight, torch.float32)
+    return rounding.quantize_rows(weight, torch.float32)
 
 
 @right("round_to_int8")
@@ -69,7 +69,7 @@ def divided_by_zero(weight):
 
 @right("round_to_int4")
 def the_packages_own_groups(weight: Tensor, group_size: int):
-    return quantized_linear.quantize_groups(weight, group_size, torch.float32)
+    return rounding.quantize_groups(weight, group_size, torch.float32)
 
 
 @right("round_to_int4")
@@ -143,7 +143,7 @@ def groups_of_columns(weight, group_size):
 
 @right("unpack_nibbles")
 def the_packages_own_unpacking(packed: Tensor):
-    return quantized_linear.unpack_pairs(packed)
+    return rounding.unpack_pairs(packed)
 
 
 @right("unpack_nibbles")

@@ -1,26 +1,17 @@
-"""Rounding to 8 and 4 bits, and the layers that multiply with it: against bounds, float64 and PyTorch's own kernels."""
+"""Layers that multiply with 8-bit and 4-bit weights: against float64 and PyTorch's own kernels."""
 
 import copy
 import itertools
 import pickle
 
-import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.testing import assert_close
 
-from mixtral_edu.quantized_linear import (
-    Int4Linear,
-    Int8Linear,
-    pack_pairs,
-    quantize_groups,
-    quantize_rows,
-    unpack_pairs,
-)
+from mixtral_edu import quantized_linear
+from mixtral_edu.quantized_linear import Int4Linear, Int8Linear
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 # In and out features: such as PyTorch's kernels take, and such as they do not.
@@ -37,38 +28,6 @@ def pack(layer: Int8Linear | Int4Linear) -> None:
         layer.pack()
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_eight_bits_are_at_most_half_a_step_away_and_the_largest_number_of_a_row_is_kept(dtype):
-    weight = torch.randn(5, 300) * torch.tensor([1e-3, 1.0, 30.0, 1.0, 1.0])[:, None]
-    q, scale = quantize_rows(weight, dtype)
-    assert (q.shape, q.dtype, scale.shape, scale.dtype) == ((5, 300), torch.int8, (5,), dtype)
-    steps = scale.double()[:, None]
-    error = (q.double() * steps - weight.double()).abs()
-    rounding = 127 * steps * torch.finfo(dtype).eps  # of the scale itself
-    assert (error <= steps / 2 + rounding).all()
-    assert (q.abs().amax(dim=1) >= 126).all(), "the range is used"
-
-
-@pytest.mark.parametrize("group_size", [2, 6, 50])
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_four_bits_are_at_most_half_a_step_away(dtype, group_size):
-    weight = torch.randn(7, 300) + 2 * torch.randn(7, 1)
-    q, scale, zero = quantize_groups(weight, group_size, dtype)
-    assert q.shape == (7, 300) and q.dtype == torch.uint8 and q.max() <= 15
-    assert scale.shape == zero.shape == (7, 300 // group_size) and scale.dtype == zero.dtype == dtype
-    error = 0.0
-    for row in range(7):  # the formula, number by number
-        for column in range(300):
-            step, middle = (t[row, column // group_size].item() for t in (scale, zero))
-            found = (q[row, column].item() - 8) * step + middle
-            allowed = step / 2 + 16 * torch.finfo(dtype).eps * (step + abs(middle))
-            assert abs(found - weight[row, column].item()) <= allowed
-            error = max(error, abs(found - weight[row, column].item()))
-    assert error > 0
-    if dtype == torch.float32:  # where the zero is not rounded, a group's ends are the range's
-        assert (q.view(7, -1, group_size).amin(2) == 0).all() and (q.view(7, -1, group_size).amax(2) == 15).all()
-
-
 def test_what_needs_no_rounding_is_kept_exactly():
     whole = torch.randint(-8, 8, (4, 64)).float()
     whole[:, ::32], whole[:, 1::32] = -8, 7  # each group spans the whole range: a step is one
@@ -83,15 +42,6 @@ def test_equal_numbers_come_back_and_do_not_divide_by_zero(value):
     weight = torch.full((3, 64), value)
     assert_close(Int4Linear(64, 3, 32).quantize_(weight, torch.float32).dequantize(), weight, rtol=0, atol=0)
     assert_close(Int8Linear(64, 3).quantize_(weight, torch.float32).dequantize(), weight, rtol=1e-6, atol=0)
-
-
-@given(st.lists(st.lists(st.integers(0, 15), min_size=6, max_size=6), min_size=1, max_size=4))
-def test_two_neighbours_share_a_byte_and_come_back(rows):
-    q = torch.tensor(rows, dtype=torch.uint8)
-    packed = pack_pairs(q)
-    expected = np.array(rows, dtype=np.uint8)
-    assert packed.numpy().tolist() == (16 * expected[:, ::2] + expected[:, 1::2]).tolist()
-    assert torch.equal(unpack_pairs(packed), q)
 
 
 @pytest.mark.parametrize("kind", [Int8Linear, Int4Linear])
@@ -128,29 +78,49 @@ def test_half_precision_goes_through_a_kernel_and_gives_the_same(kind, dtype, mo
 
 @pytest.mark.parametrize("group_size", [32, 64, 128, 256])
 @pytest.mark.parametrize("outputs", [16, 48, 64, 112, 256])
-def test_a_kernels_layout_is_left_without_a_trace(group_size, outputs):
+@pytest.mark.parametrize("known", [True, False])
+def test_a_kernels_layout_is_left_without_a_trace(group_size, outputs, known, monkeypatch):
+    """Also on a processor whose layout is another than those we know, which the kernel itself then reads."""
+    if not known:
+        monkeypatch.setattr(quantized_linear, "_rows_of_block", lambda: None)
     layer = Int4Linear(512, outputs, group_size).quantize_(torch.randn(outputs, 512), torch.bfloat16)
     before = {name: tensor.clone() for name, tensor in layer.state_dict().items()}
     weight = layer.dequantize()
     layer.pack()
-    assert layer.kernel == "cpu" and layer.weight_int4.numel() == before["weight_int4"].numel()
+    assert layer.kernel.startswith("cpu") and layer.weight_int4.numel() == before["weight_int4"].numel()
     for same in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
-        assert same.kernel is None and torch.equal(same.weight_int4, before["weight_int4"]) and layer.kernel == "cpu"
-    assert torch.equal(layer.dequantize(), weight) and layer.kernel == "cpu"
+        assert same.kernel is None and torch.equal(same.weight_int4, before["weight_int4"])
+        assert layer.kernel.startswith("cpu")
+    assert torch.equal(layer.dequantize(), weight) and layer.kernel.startswith("cpu")
     after = layer.state_dict()
     assert layer.kernel is None
     assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
 
 
-def test_many_rows_meet_weights_that_were_turned_back(monkeypatch):
-    layer = make(Int8Linear, 64, 48, torch.bfloat16)
-    x = torch.randn(33, 64).bfloat16()
-    few = layer(x[:32])
-    calls, dequantize = [], Int8Linear.dequantize
-    monkeypatch.setattr(Int8Linear, "dequantize", lambda self, *dtype: calls.append(dtype) or dequantize(self, *dtype))
-    assert_close(layer(x)[:32], few, rtol=2**-6, atol=2**-5)
-    layer(x[:32])
+@pytest.mark.parametrize(("kind", "most"), [(Int8Linear, 32), (Int4Linear, 64)])
+def test_many_rows_meet_weights_that_were_turned_back(kind, most, monkeypatch):
+    if kind is Int4Linear and quantized_linear._rows_of_block() is None:
+        pytest.skip("for this processor PyTorch keeps 4-bit weights in a layout that only its kernel reads")
+    layer = make(kind, 64, 64, torch.bfloat16)
+    pack(layer)
+    x = torch.randn(most + 1, 64).bfloat16()
+    few = layer(x[:most])
+    calls, dequantize = [], kind.dequantize
+    monkeypatch.setattr(kind, "dequantize", lambda self, *dtype: calls.append(dtype) or dequantize(self, *dtype))
+    assert_close(layer(x)[:most], few, rtol=2**-6, atol=2**-5)
+    layer(x[:most])
     assert len(calls) == 1
+
+
+@pytest.mark.parametrize("rows", [32, 64])
+def test_blocks_are_read_as_they_are_written(rows):
+    """By hand: byte j of a column holds rows j and j + rows/2 of its block, the first in its lower half."""
+    q = torch.randint(16, (128, 6), dtype=torch.uint8)
+    packed = torch.stack([
+        q[first + j, column] | q[first + j + rows // 2, column] << 4
+        for first in range(0, 128, rows) for column in range(6) for j in range(rows // 2)
+    ])  # fmt: skip
+    assert torch.equal(quantized_linear._unpack_blocks(packed, rows, 6), q)
 
 
 def test_packing_enters_the_layout_and_unpacking_leaves_it():
@@ -160,12 +130,12 @@ def test_packing_enters_the_layout_and_unpacking_leaves_it():
     assert layer.kernel is None
     for _ in range(2):  # packing what is packed changes nothing
         layer.pack()
-        assert layer.kernel == "cpu" and not torch.equal(layer.weight_int4.flatten(), pairs.flatten())
+        assert layer.kernel.startswith("cpu") and not torch.equal(layer.weight_int4.flatten(), pairs.flatten())
         assert_close(layer(x), turned_back[0], rtol=2**-6, atol=2**-5)
         assert_close(layer(x[:1]), turned_back[1], rtol=2**-6, atol=2**-5)
-        assert layer.kernel == "cpu"
+        assert layer.kernel.startswith("cpu")
     assert torch.equal(layer(x.requires_grad_()), turned_back[0]), "gradients are asked for"
-    assert layer.kernel == "cpu"
+    assert layer.kernel.startswith("cpu")
     layer.unpack()
     assert layer.kernel is None and torch.equal(layer.weight_int4, pairs)
     for layer in (make(Int4Linear, 64, 48, torch.float32), make(Int4Linear, 64, 44, torch.bfloat16)):

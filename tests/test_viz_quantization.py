@@ -7,7 +7,7 @@ from matplotlib import pyplot as plt
 
 from mixtral_edu import MixtralConfig
 from mixtral_edu.quantization import QuantizationConfig, checkpoint_bytes
-from mixtral_edu.quantized_linear import quantize_groups
+from mixtral_edu.rounding import quantize_groups
 from mixtral_edu.viz.quantization import bits_curve, errors_along_a_row, level_use, number_line, sizes_and_cards
 from mixtral_edu.viz.quantization_widget import QuantizationView, gigabytes_of_mixtral, round_to_levels
 
