@@ -1,9 +1,9 @@
 """Grouped-query attention, and the interchangeable backends that compute it.
 
-    weights = softmax(q kᵀ / √Dh + mask)          out = weights v
+    weights = softmax(q kᵀ / √Dh) over the keys that the mask shows          out = weights v
 
 Hq query heads share Hkv key-value heads: query heads h·G … h·G + G - 1 (G = Hq / Hkv) look at key-value head h. Keys
-and values are never copied per query head; the G query heads of a group become more rows of one product instead.
+and values are not copied per query head; the G query heads of a group become more rows of one product instead.
 
 Source: Ainslie et al. 2023, arXiv 2305.13245 (grouped queries); Mistral 7B, arXiv 2310.06825 (sliding window).
 """
@@ -58,7 +58,10 @@ def eager_attention(
 def sdpa_attention(
     q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float = 0.0, is_causal: bool = False
 ) -> Tensor:
-    """The same through PyTorch's fused kernel, which never holds all scores at once; shapes as in `eager_attention`."""
+    """The same through PyTorch's fused kernel; shapes as in `eager_attention`.
+
+    It does not hold all scores at once. (On CUDA, PyTorch may choose a way that does where a mask is given.)
+    """
     B, Hq, T, Dh = q.shape
     if T == 1:  # the queries of a group see the same keys: rows of one query, and nothing to repeat
         out = F.scaled_dot_product_attention(q.reshape(B, k.shape[1], -1, Dh), k, v, mask, dropout)

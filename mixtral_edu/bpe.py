@@ -1,9 +1,10 @@
-"""Training of a byte-fallback BPE vocabulary, by SentencePiece, with the settings of Mixtral's own but for two.
+"""Training of a byte-fallback BPE vocabulary, by SentencePiece, with Mixtral's own rules for cutting text.
 
-Mixtral's file (`tokenizer.model.v1` in the package `mistral_common`) names what it was trained with: there
-`character_coverage` is 0.99995 and `max_sentence_length` 4192; what else decides how text is cut is the same. One thing
-is no setting: in that file pieces of nothing but spaces have the score -1e9, so they are joined last. Here they keep
-the rank at which they were learned.
+Mixtral's file (`tokenizer.model.v1` in the package `mistral_common`) names what it was trained with. Its rules for
+cutting are those of `SETTINGS` and SentencePiece's defaults. What differs is which text was counted, and how much was
+kept: there `character_coverage` is 0.99995, `max_sentence_length` 4192, and a sample of at most 200 million lines was
+read. One thing is no setting: in that file pieces of nothing but spaces have the score -1e9, so they are joined last.
+Here they keep the rank at which they were learned.
 """
 
 import io

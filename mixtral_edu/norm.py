@@ -1,4 +1,4 @@
-"""RMSNorm: rescale each vector to length one on average, without centring it."""
+"""RMSNorm: rescale each vector to a root mean square of one, without centring it."""
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +19,7 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalise x (..., D) to the same shape and dtype."""
+        """Normalise x (..., D) to the same shape, and to the same dtype where the weight has it too."""
         x32 = x.float()
         x32 = x32 * torch.rsqrt(x32.square().mean(-1, keepdim=True) + self.eps)
         return self.weight * x32.to(x.dtype)

@@ -13,8 +13,8 @@ from mixtral_edu.exercises.framework import exercise
 def next_merge(words: dict[tuple[str, ...], int]) -> tuple[str, str] | None:
     """Find the pair of neighbouring symbols that byte-pair encoding merges next.
 
-    Digits stay alone: a pair with a digit in it is never merged. Of the others it is the pair
-    with the highest count. Among equals, as in SentencePiece, the pair whose joined text is
+    Digits stay alone: a pair with a digit (0 to 9) in it is never merged. Of the others it is the
+    pair with the highest count. Among equals, as in SentencePiece, the pair whose joined text is
     shorter wins, and then the one whose joined text is smaller, as < compares.
 
     Args:
@@ -26,7 +26,7 @@ def next_merge(words: dict[tuple[str, ...], int]) -> tuple[str, str] | None:
     counts = {}
     for symbols, times in words.items():
         for left, right in zip(symbols[:-1], symbols[1:], strict=True):
-            if not any(char.isdigit() for char in left + right):
+            if not any(char in "0123456789" for char in left + right):
                 counts[left, right] = counts.get((left, right), 0) + times
 
     def order(pair: tuple[str, str]) -> tuple[int, int, str]:

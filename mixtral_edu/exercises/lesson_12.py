@@ -125,7 +125,10 @@ def mean_of_counted(answer):
     return answer(logits, labels), loss_by_hand(logits, labels)
 
 
-@label_loss.check("Does it stay finite for large logits? exp(1000) is infinite, and each row has a largest of its own.")
+@label_loss.check(
+    "Does it stay finite for large logits? exp(1000) is infinite, exp(-1000) is 0 and has no logarithm, and each row "
+    "has a largest of its own."
+)
 def large_logits(answer):
     logits = torch.tensor([[1000.0, 0.0], [-1000.0, -1002.0], [-1000.0, 1000.0]])
     return answer(logits, torch.tensor([0, 0, 0])), (2000.0 + math.log(1 + math.exp(-2))) / 3

@@ -45,7 +45,7 @@ def one_head(
     if title is None:
         others = np.where(np.eye(T, dtype=bool), -1, weights)
         query, key = np.unravel_index(others.argmax(), (T, T))
-        title = f"“{tokens[query]}” takes {weights[query, key]:.0%} of its output from “{tokens[key]}”"
+        title = f"“{tokens[query]}” gives {weights[query, key]:.0%} of its weight to “{tokens[key]}”"
     left, taken = np.where(mask, scores, np.nan), np.where(mask, weights, np.nan)
     with use_style():
         figure = new_figure(11, 4.1, figure)

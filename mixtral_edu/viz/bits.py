@@ -42,7 +42,7 @@ def bits_by_depth(
             axes.plot(range(depths), values, marker=marker, markersize=6, zorder=2 + (name == highlight), **look)
             axes.plot(depths - 0.9, end, marker=marker, markersize=6, color=look["color"], clip_on=False)
             axes.text(depths - 0.83, end, f"{name}, {values[-1]:.2f}", va="center", color=look["color"], size=10.5)
-        axes.set(xlim=(-0.15, depths - 0.85), ylim=(0, None), xticks=range(depths), xticklabels=depth_names(depths))
+        axes.set(xlim=(-0.15, depths - 0.95), ylim=(0, None), xticks=range(depths), xticklabels=depth_names(depths))
         axes.set_ylabel("bits per byte")
         axes.yaxis.grid(True)
         axes.set_title(title)

@@ -119,7 +119,8 @@ def differences_by_position(
             axes.text(0.995, 1.08, f"chunks of {chunk}", **label)
             top = 1.1 * max(1e-6, values.max())
             axes.set(xlim=(-0.5, len(values) - 0.5), ylim=(0, top), ylabel="difference")
-        axes.set_xlabel("position of the token (line: a chunk begins; dashed: the ring is full)")
+        signs = "line: a chunk begins; dashed: the ring is full; each panel has its own scale"
+        axes.set_xlabel(f"position of the token ({signs})")
     return figure
 
 

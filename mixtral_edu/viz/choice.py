@@ -31,7 +31,8 @@ def gate_curve(values: ArrayLike, title: str | None = None, figure: Figure | Non
     with use_style():
         figure = new_figure(8.5, 3.4, figure)
         axes = figure.add_axes((0.085, 0.17, 0.895, 0.69))
-        axes.plot(g, np.maximum(g, 0), color=MUTED, linestyle="--", linewidth=1.2, label="relu(g), for comparison")
+        relu = "max(g, 0), called relu, for comparison"
+        axes.plot(g, np.maximum(g, 0), color=MUTED, linestyle="--", linewidth=1.2, label=relu)
         axes.plot(g, _silu(g), color=ACCENT, linewidth=2, label="silu(g) = g · sigmoid(g)")
         axes.plot(values, _silu(values), "o", color=INK)
         for value in values:
@@ -46,7 +47,7 @@ def gate_curve(values: ArrayLike, title: str | None = None, figure: Figure | Non
         axes.set(xlim=(-6, 6), ylim=(-0.7, 6.2), yticks=(0, 2, 4, 6), xlabel="gate g", ylabel="silu(g)")
         axes.grid(True)
         axes.legend(loc="upper left")
-        axes.set_title(title or "The gate shuts below zero, and opens in proportion above it")
+        axes.set_title(title or "Far below zero a gate is shut, far above it lets g through")
     return figure
 
 

@@ -52,7 +52,7 @@ def flops_by_context(
         if limit is not None:
             axes.axvline(limit, color=MUTED, linewidth=1, linestyle=":")
             axes.text(limit, top, f" {limit:,}", va="top", size=10, color=MUTED)
-        axes.set(xlim=(0, right), ylim=(0, top), xlabel="keys that the token looks back on", ylabel="GFLOP a token")
+        axes.set(xlim=(0, right), ylim=(0, top), xlabel="tokens in the text so far", ylabel="GFLOP a token")
         axes.xaxis.set_major_formatter("{x:,.0f}")
         axes.yaxis.grid(True)
         axes.set_title(title)

@@ -43,7 +43,7 @@ def surprise_along_text(
         figure = new_figure(10.5, 3.7, figure)
         axes = figure.add_axes((0.055, 0.3, 0.935, 0.55))
         axes.bar(range(len(pieces)), entropies, color=ACCENT, width=0.75, label="entropy: how open the question was")
-        label = "surprise: how unlikely the token that stands here"
+        label = "surprise: how unlikely the token is that stands here"
         axes.plot(surprises, "o", color=INK, markersize=5, label=label, clip_on=False, zorder=3)
         top = 1.08 * max(entropies.max(), surprises.max())
         axes.set(xlim=(-0.7, len(pieces) - 0.3), ylim=(0, top), ylabel="bits", xticks=range(len(pieces)))

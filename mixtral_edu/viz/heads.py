@@ -46,7 +46,7 @@ def head_maps(
     group = len(weights) // num_kv_heads
     if title is None:
         place = "" if layer is None else f"Layer {layer}: "
-        title = f"{place}{len(weights)} heads read the same text, each in its own way; a row shares its keys"
+        title = f"{place}{len(weights)} heads read the same text, each in its own way; heads side by side share keys"
     wide, tall, left, top, gap = 9.6 / group, 2.7, 1.25, 0.75, 0.52  # inches
     height = top + num_kv_heads * (tall + gap)
     with use_style():

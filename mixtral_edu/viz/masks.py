@@ -217,7 +217,7 @@ def _grid(axes: Axes, positions: Tensor, values: np.ndarray, colours: Sequence[s
 def _legend(axes: Axes, counts: np.ndarray, window: int) -> None:
     """Right of the grid: each reason's colour, name, number of cells, and rule."""
     axes.text(1.06, 0.97, "A cell's number is i − j.", transform=axes.transAxes, va="center")
-    meanings = (f"0 ≤ i − j < {window}", f"i − j ≥ {window}", "i − j < 0", "–: no position, shown as ·")
+    meanings = (f"0 ≤ i − j < {window}", f"i − j ≥ {window}", "i − j < 0", "no position: axis –, cell ·")
     for row, (reason, colour, count, meaning) in enumerate(zip(REASONS, COLOURS, counts, meanings, strict=True)):
         y = 0.87 - 0.115 * row
         square = Rectangle((1.06, y - 0.035), 0.07, 0.07, facecolor=colour, edgecolor=MUTED, transform=axes.transAxes)

@@ -42,7 +42,7 @@ def bytes_by_length(
         raise ValueError(f"series: 1 to {len(LINES)} rows of {len(lengths)} numbers are wanted")
     with use_style():
         figure = new_figure(9.5, 3.8, figure)
-        axes = figure.add_axes((0.11, 0.16, 0.6, 0.7))
+        axes = figure.add_axes((0.13, 0.16, 0.58, 0.7))
         for (name, values), (colour, line, marker) in zip(series.items(), LINES, strict=False):
             axes.plot(lengths, values, color=colour, linestyle=line, marker=marker, markersize=5)
             axes.annotate(f"{name}\n{in_bytes(values[-1])}", (lengths[-1], values[-1]), (10, 0), color=colour,
@@ -55,7 +55,7 @@ def bytes_by_length(
         axes.set_yticks(ticks, [in_bytes(tick) for tick in ticks])
         axes.minorticks_off()
         axes.grid(axis="y")
-        axes.set_xlabel("tokens T")
+        axes.set(xlabel="tokens T", ylabel="bytes")
         axes.set_title(title)
     return figure
 
