@@ -89,10 +89,15 @@ def test_the_table_of_speeds_is_the_stored_run(repository: Path):
         best = min((result for result in found[:3] if result), key=lambda result: median(result.ours))
         assert (least, share) == (amount(median(best.ours)), f"{best.share_of_floor:.0%}"), task
     words, memory = " ".join(section.split()), results["loading", "memory to load"]
-    plain = results["prefill-512", "plain int4 bfloat16"].ratio.median
-    assert f"in the plain layout 4 bits come to {plain:.2f}" in words
+    decoding = [r for r in results.values() if "decode" in r.task]
+    float_rows = {bits: [r.ratio.median for r in decoding if r.variant == f"int{bits} float32"] for bits in (8, 4)}
+    eight, four = (f"from {min(found):.2f} to {max(found):.2f} in {bits}" for bits, found in float_rows.items())
+    assert f"{eight} bits, {four}" in words
     (half,) = (run for run in stored_runs("cpu") if run.settings["dtype"] == "bfloat16" and run.settings["against"])
     ratios = {result.task: result.ratio.median for result in half.results if result.variant == "plain bfloat16"}
+    prefills = {result.variant: result.ratio.median for result in half.results if result.task == "prefill-512"}
+    eight, four = (prefills[f"int{bits} bfloat16"] / prefills["plain bfloat16"] for bits in (8, 4))
+    assert f"8 bits come to {eight:.2f} and 4 bits to {four:.2f}" in words
     assert f"prefill of 512 tokens takes transformers {ratios['prefill-512']:.2f} times as long" in words
     single = f"one of a single row {ratios['decode-1-64']:.2f} times"
     assert f"a step of 8 rows {ratios['decode-8-64']:.2f} times, {single}" in words
