@@ -38,7 +38,7 @@ def test_one_head_shows_scores_what_is_left_and_weights():
     assert cells == [["0.0", "2.0", "1.5", "−0.5"], ["0.0", "1.5", "−0.5"], ["1.00", "0.88", "0.12"]]
     assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["the", "cat"]
     assert figure.axes[0].get_ylabel() == "query position i" and figure.axes[0].get_xlabel() == "key position j"
-    assert figure.texts[0].get_text() == "“cat” takes 88% of its output from “the”"
+    assert figure.texts[0].get_text() == "“cat” gives 88% of its weight to “the”"
     assert_nothing_cut_off(figure)
 
 

@@ -13,9 +13,9 @@ from mixtral_edu.exercises.framework import exercise
 def next_merge(words: dict[tuple[str, ...], int]) -> tuple[str, str] | None:
     """Find the pair of neighbouring symbols that byte-pair encoding merges next.
 
-    Digits stay alone: a pair with a digit (0 to 9) in it is never merged. Of the others it is the
-    pair with the highest count. Among equals, as in SentencePiece, the pair whose joined text is
-    shorter wins, and then the one whose joined text is smaller, as < compares.
+    Digits stay alone: a pair with a digit (0 to 9) in it is never merged. Of the others it is
+    the pair with the highest count. Among equals, as in SentencePiece, the pair whose joined
+    text is shorter wins, and then the one whose joined text is smaller, as < compares.
 
     Args:
         words: the symbols of each word, and how often the word occurs.
