@@ -60,7 +60,7 @@ def sdpa_attention(
 ) -> Tensor:
     """The same through PyTorch's fused kernel; shapes as in `eager_attention`.
 
-    It does not hold all scores at once. (On CUDA, PyTorch may choose a way that does where a mask is given.)
+    It does not hold all scores at once, unless PyTorch falls back to its plain form, as it may on CUDA under a mask.
     """
     B, Hq, T, Dh = q.shape
     if T == 1:  # the queries of a group see the same keys: rows of one query, and nothing to repeat

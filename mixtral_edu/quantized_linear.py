@@ -20,7 +20,8 @@ from mixtral_edu.rounding import pack_pairs, quantize_groups, quantize_rows, unp
 
 _HALVES = (torch.bfloat16, torch.float16)
 _INT8_KERNEL_ROWS = 32  # for more, turning 8 bits back once is faster on a CPU than on the way, row by row
-_INT4_KERNEL_ROWS = 64  # the same for 4 bits
+_INT4_KERNEL_ROWS = 64  # the same for 4 bits; both measured with AVX2
+_BLOCKS = (64, 32)  # how many rows lie together in the CPU kernel's layout, with AVX-512 and with AVX2
 
 
 class Int8Linear(nn.Module):
@@ -64,9 +65,9 @@ class Int4Linear(nn.Module):
     activations, in the order that PyTorch's kernels read.
 
     `pack` rearranges `weight_int4` into the layout of such a kernel. Few rows then go through it, which is far faster;
-    many meet weights that are turned back, as before. (On CUDA, and where F is no multiple of the kernel's blocks, only
-    the kernel can read its layout: many rows go through it too, and slower.) `unpack` puts two neighbours into each
-    byte again, and so do saving, loading, copying and moving the layer.
+    many meet weights that are turned back, as before. (On CUDA, on a CPU without AVX2, and where F is no multiple of
+    the kernel's blocks, only the kernel can read its layout: many rows go through it too, and slower.) `unpack` puts
+    two neighbours into each byte again, and so do saving, loading, copying and moving the layer.
     """
 
     def __init__(self, in_features: int, out_features: int, group_size: int, dtype: torch.dtype | None = None):
@@ -123,7 +124,7 @@ class Int4Linear(nn.Module):
         unit = torch.eye(self.in_features, dtype=torch.bfloat16, device=self.weight_int4.device)
         ones = torch.ones_like(self.scale_and_zero[..., 0], dtype=torch.bfloat16)  # holds 0 to 15 exactly
         q = self._multiply(unit, torch.stack((ones, 8 * ones), dim=2)).T  # the kernel's own way: (q - 8) · 1 + 8
-        return q.to(torch.uint8)
+        return q.to(torch.uint8).contiguous()
 
     def _turns_back(self, x: Tensor) -> bool:
         """Whether x has so many rows that turning the integers back once is faster than the kernel."""
@@ -204,7 +205,7 @@ _INT4_KERNELS = {
         torch.ops.aten._weight_int4pack_mm,
     ),
 }
-_INT4_KERNELS |= {f"cpu, {rows} rows": _INT4_KERNELS["cpu"]._replace(rows_of_block=rows) for rows in (64, 32)}
+_INT4_KERNELS |= {f"cpu, {rows} rows": _INT4_KERNELS["cpu"]._replace(rows_of_block=rows) for rows in _BLOCKS}
 
 
 @cache
@@ -215,7 +216,7 @@ def _rows_of_block() -> int | None:
     """
     q = torch.arange(64 * 32, device="cpu").mul(7).remainder(13).to(torch.uint8).view(64, 32)
     packed = _INT4_KERNELS["cpu"].pack(pack_pairs(q))
-    return next((rows for rows in (64, 32) if torch.equal(_unpack_blocks(packed, rows, 32), q)), None)
+    return next((rows for rows in _BLOCKS if torch.equal(_unpack_blocks(packed, rows, 32), q)), None)
 
 
 def _unpack_blocks(packed: Tensor, rows: int, in_features: int) -> Tensor:

@@ -95,6 +95,7 @@ def test_a_kernels_layout_is_left_without_a_trace(group_size, outputs, known, mo
     after = layer.state_dict()
     assert layer.kernel is None
     assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
+    assert all(tensor.is_contiguous() for tensor in after.values()), "kernels take no other strides"
 
 
 @pytest.mark.parametrize(("kind", "most"), [(Int8Linear, 32), (Int4Linear, 64)])

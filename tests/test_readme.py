@@ -96,7 +96,7 @@ def test_the_table_of_speeds_is_the_stored_run(repository: Path):
     (half,) = (run for run in stored_runs("cpu") if run.settings["dtype"] == "bfloat16" and run.settings["against"])
     ratios = {result.task: result.ratio.median for result in half.results if result.variant == "plain bfloat16"}
     prefills = {result.variant: result.ratio.median for result in half.results if result.task == "prefill-512"}
-    eight, four = (prefills[f"int{bits} bfloat16"] / prefills["plain bfloat16"] for bits in (8, 4))
+    eight, four = (prefills[f"int{bits} bfloat16"] / prefills["packed bfloat16"] for bits in (8, 4))
     assert f"8 bits come to {eight:.2f} and 4 bits to {four:.2f}" in words
     assert f"prefill of 512 tokens takes transformers {ratios['prefill-512']:.2f} times as long" in words
     single = f"one of a single row {ratios['decode-1-64']:.2f} times"
