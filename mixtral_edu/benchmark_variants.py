@@ -125,8 +125,8 @@ def variants(dtype: torch.dtype, device: torch.device, quick: bool = False) -> l
     """The forms to measure; on a CUDA device each with all ways to compute attention, and experts in one product.
 
     Quantized forms take bfloat16, and on a CPU float32 too. On a CUDA device each is recorded as a graph as well; on a
-    CPU a prefill with 4 bits has a row for the plain layout too, to compare. Quick runs leave float32 out,
-    and compiling.
+    CPU a prefill with 4 bits has a row for the plain layout too, to compare. Quick runs leave float32 out, and
+    compiling.
     """
     on_card, rounded = device.type == "cuda", []
     for quantization in ("int8", "int4"):

@@ -42,7 +42,7 @@ class Int8Linear(nn.Module):
         return self
 
     def dequantize(self, dtype: torch.dtype | None = None) -> Tensor:
-        """Return the weights as numbers, (F, D), rounded to `dtype`; by default to that of the scales."""
+        """Return the weights as numbers, (F, D), in `dtype`, a floating-point type; by default that of the scales."""
         dtype = dtype or self.scale.dtype
         weight = self.weight_int8.to(dtype)  # integers up to 127 are exact in any dtype
         return weight.mul_(self.scale.to(dtype)[:, None])
@@ -85,7 +85,7 @@ class Int4Linear(nn.Module):
         return self
 
     def dequantize(self, dtype: torch.dtype | None = None) -> Tensor:
-        """Return the weights as numbers, (F, D), rounded to `dtype`; by default to that of the scales."""
+        """Return the weights as numbers, (F, D), in `dtype`, a floating-point type; by default that of the scales."""
         q = self._integers().view(torch.int8).sub_(8).unflatten(1, (-1, self.group_size))  # (F, D/g, g)
         scale, zero = self.scale_and_zero.float().transpose(0, 1)[..., None].unbind(2)  # (F, D/g, 1) each
         weight = q.float().mul_(scale).add_(zero)  # in place: most of the time is that of passing through memory

@@ -3,13 +3,7 @@
 import pytest
 import torch
 
-from mixtral_edu.dispatch import (
-    EXPERT_DISPATCH,
-    RouterOutput,
-    dense_dispatch,
-    reference_dispatch,
-    sorted_dispatch,
-)
+from mixtral_edu.dispatch import EXPERT_DISPATCH, RouterOutput, dense_dispatch, reference_dispatch, sorted_dispatch
 from mixtral_edu.moe import SparseMoE
 
 D = 44

@@ -3,6 +3,7 @@
 import copy
 import itertools
 import pickle
+import sys
 
 import pytest
 import torch
@@ -90,7 +91,7 @@ def test_a_kernels_layout_is_left_without_a_trace(group_size, outputs, known, mo
     assert layer.kernel.startswith("cpu") and layer.weight_int4.numel() == before["weight_int4"].numel()
     for same in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
         assert same.kernel is None and torch.equal(same.weight_int4, before["weight_int4"])
-        assert layer.kernel.startswith("cpu")
+        assert same.weight_int4.is_contiguous() and layer.kernel.startswith("cpu")
     assert torch.equal(layer.dequantize(), weight) and layer.kernel.startswith("cpu")
     after = layer.state_dict()
     assert layer.kernel is None
@@ -111,6 +112,12 @@ def test_many_rows_meet_weights_that_were_turned_back(kind, most, monkeypatch):
     assert_close(layer(x)[:most], few, rtol=2**-6, atol=2**-5)
     layer(x[:most])
     assert len(calls) == 1
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="what other compilers make of PyTorch's kernel is not known here")
+def test_the_layout_of_this_processor_is_known():
+    rows = {"AVX2": 32, "AVX512": 64}.get(torch.backends.cpu.get_cpu_capability())
+    assert quantized_linear._rows_of_block() == rows
 
 
 @pytest.mark.parametrize("rows", [32, 64])

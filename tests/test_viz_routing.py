@@ -29,7 +29,7 @@ def test_loads_stand_in_a_panel_for_each_layer_and_the_title_names_the_largest()
     assert [first.get_title(loc="left"), second.get_title(loc="left")] == ["layer 0", "layer 1"]
     assert [label.get_text() for label in first.get_yticklabels()] == DOMAINS
     title, note = (text.get_text() for text in figure.texts)
-    assert title == "Layer 1 sends 100% of English to expert 0"
+    assert title == "Layer 1 sends 100% of english to expert 0"
     assert note == "numbers: percent of tokens; white: an even load (33%), blue: more, red: less"
     more, less = (np.array(second.patches[i].get_facecolor()[:3]) for i in (0, 1))
     assert more[2] > more[0] and less[0] > less[2]  # bluish, reddish

@@ -36,7 +36,7 @@ def load_by_domain(
     L, D, E = loads.shape
     if title is None:
         layer, domain, expert = np.unravel_index(loads.argmax(), loads.shape)
-        most = f"{loads.max():.0%} of {domains[domain].capitalize()}"
+        most = f"{loads.max():.0%} of {domains[domain]}"
         title = f"Layer {layer} sends {most} to expert {expert}"
     norm = TwoSlopeNorm(even, -0.6 * even, 1.2)  # ends that no load reaches: too dark
     width, height = max(9.5, 1.3 + 2.5 * L), 1.5 + 0.32 * D
