@@ -8,6 +8,7 @@ import torch
 from mixtral_edu.attention import check_backend
 from mixtral_edu.benchmark_tasks import Task
 from mixtral_edu.config import MixtralConfig
+from mixtral_edu.fast_weights import keep_fast_weights
 from mixtral_edu.model import MixtralForCausalLM
 from mixtral_edu.placement import dtype_name, require_memory
 from mixtral_edu.pretrained import init_module
@@ -90,7 +91,9 @@ class Variant:
         return self._prepared(random_model(config, self.dtype, device, self.quantization).eval())
 
     def _prepared(self, model: MixtralForCausalLM) -> MixtralForCausalLM:
-        return model.prepare_for_inference(compile=self.compiled, graph=self.graph) if self.packed else model
+        if not self.packed:
+            return model
+        return keep_fast_weights(model.prepare_for_inference(compile=self.compiled, graph=self.graph))
 
 
 def random_model(

@@ -13,10 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mixtral_edu.experts import Expert, Experts
-from mixtral_edu.linear import Linear
 
 _GROUPING_GPUS = ((9, 0), (10, 0))  # compute capabilities that PyTorch has a kernel for, Hopper's and Blackwell's
-_FEW_TOKENS = 64  # on a GPU; so many cost every expert hardly more than one, the time of reading its weights
+_FEW_TOKENS = 64  # so many cost an expert hardly more than one does, the time of reading its weights
 
 
 class RouterOutput(NamedTuple):
@@ -45,9 +44,11 @@ def reference_dispatch(x: Tensor, routing: RouterOutput, experts: Sequence[Exper
 def sorted_dispatch(x: Tensor, routing: RouterOutput, experts: Sequence[Expert]) -> Tensor:
     """Expert by expert: sort the N·K choices by expert, and run each expert once on all of its tokens.
 
-    Experts without a token do nothing. x (N, D) to (N, D).
+    Experts without a token do nothing, or in training get a batch of no tokens: so each weight has a gradient, if only
+    of zeros, and processes that train one model together agree on what they exchange. x (N, D) to (N, D).
     """
-    if len(x) == 1:  # nothing to sort
+    is_training = torch.is_grad_enabled() and any(getattr(expert, "training", False) for expert in experts)
+    if len(x) == 1 and not is_training:  # nothing to sort
         chosen = zip(routing.weights[0], routing.experts[0].tolist(), strict=True)
         return sum((weight * experts[expert_idx](x)).to(x.dtype) for weight, expert_idx in chosen)
     K = routing.experts.shape[1]
@@ -57,7 +58,7 @@ def sorted_dispatch(x: Tensor, routing: RouterOutput, experts: Sequence[Expert])
     weights = routing.weights.flatten()[order].split(counts)
     y = torch.zeros_like(x)
     for expert_idx in range(len(experts)):
-        if counts[expert_idx]:
+        if counts[expert_idx] or is_training:
             out = experts[expert_idx](x[token_idx[expert_idx]]) * weights[expert_idx][:, None]
             y.index_add_(0, token_idx[expert_idx], out.to(x.dtype))
     return y
@@ -78,19 +79,18 @@ def grouped_dispatch(x: Tensor, routing: RouterOutput, experts: Sequence[Expert]
     """All experts at once: sorted choices, and one product in which each group of rows meets its own matrix.
 
     How many rows an expert gets stays on the device, so nothing waits for it, and `torch.compile` sees one graph. Where
-    the product does not take a model (in double precision, quantized, sizes that are no multiples of 16 bytes; on a GPU
-    anything but bfloat16 on Hopper or Blackwell) this is `sorted_dispatch`, or for a few tokens on a GPU
-    `dense_dispatch`. x (N, D) to (N, D).
+    the product does not take a model (in double precision, quantized, sizes that are no multiples of 16 bytes, experts
+    with hooks, adapters or other changes; on a GPU anything but bfloat16 on Hopper or Blackwell) this is
+    `sorted_dispatch`, or for a few tokens on a GPU `dense_dispatch`. x (N, D) to (N, D).
     """
     N, K = routing.experts.shape
-    if not _takes_grouped_product(x, experts):
+    if not _takes_grouped_product(x, experts) or _reads_less_without(x, experts):
         return (dense_dispatch if _suits_dense(x) else sorted_dispatch)(x, routing, experts)
     chosen, order = routing.experts.flatten().sort(stable=True)  # (N*K,)
     ends = torch.searchsorted(chosen, torch.arange(len(experts), device=x.device), right=True).int()  # (E,)
     up, down = experts.stacked()
-    product = F.grouped_mm
-    if torch.compiler.is_compiling() and not torch.is_grad_enabled() and x.device.type == "cpu":
-        product = _grouped_product
+    # `torch.compile` itself takes the product in bfloat16 only.
+    product = _grouped_product if torch.compiler.is_compiling() and x.device.type == "cpu" else F.grouped_mm
     gate, up = product(x[order // K], up.mT, offs=ends).chunk(2, dim=-1)  # (N*K, F) each
     out = product(F.silu(gate) * up, down.mT, offs=ends)  # (N*K, D)
     out = out[order.argsort()].view(N, K, -1)
@@ -99,7 +99,7 @@ def grouped_dispatch(x: Tensor, routing: RouterOutput, experts: Sequence[Expert]
 
 @torch.library.custom_op("mixtral_edu::grouped_product", mutates_args=())
 def _grouped_product(x: Tensor, weights: Tensor, offs: Tensor) -> Tensor:
-    """`F.grouped_mm` on a CPU as one piece: `torch.compile` itself takes it in bfloat16 only."""
+    """`F.grouped_mm` on a CPU as one piece, which `torch.compile` does not look into."""
     return F.grouped_mm(x, weights, offs=offs)
 
 
@@ -108,9 +108,37 @@ def _(x: Tensor, weights: Tensor, offs: Tensor) -> Tensor:
     return x.new_empty(len(x), weights.shape[2])
 
 
+@torch.library.custom_op("mixtral_edu::grouped_product_backward", mutates_args=())
+def _grouped_product_backward(grad: Tensor, x: Tensor, weights: Tensor, offs: Tensor) -> tuple[Tensor, Tensor]:
+    """The gradients of `_grouped_product` with respect to x (N, D) and weights (E, D, F), for those of (N, F)."""
+    grad = grad.contiguous()  # an expanded one is refused
+    return F.grouped_mm(grad, weights.mT, offs=offs), F.grouped_mm(x.mT, grad, offs=offs)
+
+
+@_grouped_product_backward.register_fake
+def _(grad: Tensor, x: Tensor, weights: Tensor, offs: Tensor) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(x), weights.new_empty(weights.shape)
+
+
+def _backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+    return *_grouped_product_backward(grad, *ctx.saved_tensors), None
+
+
+_grouped_product.register_autograd(
+    _backward, setup_context=lambda ctx, inputs, output: ctx.save_for_backward(*inputs)
+)
+
+
 def _suits_dense(x: Tensor) -> bool:
     """Whether to read every expert, so that nothing waits for the choices: a few tokens on a GPU."""
     return x.device.type == "cuda" and len(x) <= _FEW_TOKENS
+
+
+def _reads_less_without(x: Tensor, experts: Experts) -> bool:
+    """Whether stacking the weights first, for so few tokens, would take longer than everything else."""
+    if torch.is_grad_enabled() or torch.compiler.is_compiling() or len(x) > _FEW_TOKENS:
+        return False
+    return not experts.has_copy()
 
 
 def _takes_grouped_product(x: Tensor, experts: Sequence[Expert]) -> bool:
@@ -122,7 +150,7 @@ def _takes_grouped_product(x: Tensor, experts: Sequence[Expert]) -> bool:
         takes = x.dtype == torch.bfloat16 and torch.cuda.get_device_capability(x.device) in _GROUPING_GPUS
     else:
         takes = x.dtype in (torch.float32, torch.bfloat16, torch.float16)
-    if not takes or not isinstance(experts, Experts) or not isinstance(experts[0].w1, Linear):
+    if not takes or not isinstance(experts, Experts) or not experts.are_stackable():
         return False
     weight = experts[0].w1.weight
     return weight.dtype == x.dtype and all(size * x.element_size() % 16 == 0 for size in weight.shape)

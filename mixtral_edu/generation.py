@@ -4,13 +4,15 @@ The model is called as `model(input_ids, attention_mask=..., past_key_values=...
 with the new tokens alone, and returns `.logits` (B, 1, V) and `.past_key_values`.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing, contextmanager, nullcontext
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from mixtral_edu.cuda_graph import GraphedStep
+from mixtral_edu.fast_weights import fast_weights_for
 from mixtral_edu.input_checks import check_ids
 from mixtral_edu.sampling import (
     FROM_CONFIG,
@@ -96,7 +98,8 @@ def generate(
         streamer.put(input_ids.cpu())
     ids = [input_ids]
     try:
-        with _progress_bar(options.steps(input_ids.shape[1])) if progress else nullcontext() as bar:
+        # Closed also when a streamer or Ctrl-C interrupts: a traceback that is kept would keep it open.
+        with closing(tokens), _progress_bar(options.steps(input_ids.shape[1])) if progress else nullcontext() as bar:
             for token in tokens:
                 ids.append(token[:, None])
                 if streamer is not None:
@@ -139,7 +142,9 @@ def stream(
     return filter(None, texts())
 
 
-def _new_tokens(model: nn.Module, ids: Tensor, mask: Tensor | None, options: GenerationOptions) -> Iterator[Tensor]:
+def _new_tokens(
+    model: nn.Module, ids: Tensor, mask: Tensor | None, options: GenerationOptions
+) -> Generator[Tensor, None, None]:
     """Check the arguments; return an iterator of the new ids (B,), step by step until all rows have stopped."""
     mask = _checked_prompt(model, ids, mask)
     return _steps(model, ids, mask, options, options.steps(ids.shape[1]), *options.stop_and_pad_ids(model.config))
@@ -154,19 +159,17 @@ def _steps(
     num_steps: int,
     stop_ids: list[int],
     pad_id: int,
-) -> Iterator[Tensor]:
+) -> Generator[Tensor, None, None]:
     stops = torch.tensor(stop_ids, dtype=torch.long, device=ids.device)
     generator = None if options.seed is None else torch.Generator(ids.device).manual_seed(options.seed)
     seen, seen_mask = ids, torch.ones_like(ids) if mask is None else mask  # what the repetition penalty looks at
     stopped, num_stopped = torch.zeros(len(ids), dtype=torch.bool, device=ids.device), 0
     cache = None
-    can_pack = not model.training and hasattr(model, "prepare_for_inference")
-    with _evaluation_mode(model):  # noted first which parts were in training, as preparing changes that too
-        if can_pack:
-            model.prepare_for_inference()
+    with _evaluation_mode(model), fast_weights_for(model, num_steps) as fast, _forgetful(model):
         for _ in range(num_steps):
             forward = model if cache is None else getattr(model, "compiled_step", None) or model
-            out = forward(ids, attention_mask=mask, past_key_values=cache, use_cache=True, logits_to_keep=1)
+            with fast.for_a_step():
+                out = forward(ids, attention_mask=mask, past_key_values=cache, use_cache=True, logits_to_keep=1)
             cache = out.past_key_values
             token = options.choose(out.logits[:, -1].float(), seen, seen_mask, generator)  # (B,)
             if num_stopped:
@@ -225,6 +228,16 @@ def _evaluation_mode(model: nn.Module) -> Iterator[None]:
     finally:
         for module in training:
             module.training = True
+
+
+@contextmanager
+def _forgetful(model: nn.Module) -> Iterator[None]:
+    """Let a recorded step go at the end, which holds the cache and the weights that it read."""
+    try:
+        yield
+    finally:
+        if isinstance(step := getattr(model, "compiled_step", None), GraphedStep):
+            step.forget()
 
 
 def _progress_bar(total: int):

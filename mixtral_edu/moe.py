@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from mixtral_edu.config import MixtralConfig
 from mixtral_edu.dispatch import EXPERT_DISPATCH, RouterOutput
 from mixtral_edu.experts import Expert, Experts
+from mixtral_edu.fast_weights import FastWeights
 
 
 class Router(nn.Linear):
@@ -65,6 +66,11 @@ class SparseMoE(nn.Module):
         routing = self.gate(tokens)
         y = EXPERT_DISPATCH[self.config.experts_implementation](tokens, routing, self.experts)
         return y.view(x.shape), routing
+
+    def lay_out(self, fast: FastWeights) -> None:
+        """Get copies of the experts' weights side by side, for the form that multiplies with all of them at once."""
+        if self.config.experts_implementation == "grouped" and type(self.experts) is Experts:
+            self.experts.lay_out_stacked(fast)
 
 
 def load_balancing_loss(

@@ -98,11 +98,10 @@ class PreTrained(nn.Module):
             init_module(module, self.config.initializer_range)
 
     def prepare_for_inference(self, compile: bool = False, graph: bool = False) -> Self:
-        """Switch to evaluation mode, lay the weights out for reading (see `mixtral_edu.linear`), and return the model.
+        """Switch to evaluation mode, get ready what is worth keeping between texts, and return the model.
 
-        `generate` does so by itself for a model in evaluation mode. Results stay the same to rounding. `train()`,
-        `state_dict()` and `save_pretrained` lay the weights out as they were, and drop the compiled step. No weight is
-        held twice at any time, but for those of one layer while they move.
+        Quantized layers keep their copies for PyTorch's kernels, which `generate` otherwise makes for each text (see
+        `Int4Linear.pack`). Results stay the same to rounding.
 
         Args:
             compile: let `torch.compile` make one program of the step that continues a text by one token, as
@@ -112,8 +111,8 @@ class PreTrained(nn.Module):
                 `experts_implementation="grouped"` (of at most 64 rows, unless in bfloat16 on Hopper or Blackwell) and
                 another attention than FlashAttention-2.
 
-        With either, weights that are exchanged for other tensors, and hooks, are not seen by the step: call `train()`,
-        then this again.
+        With either, hooks and other changes to the model are not seen by the step: call `train()`, which drops it, then
+        this again.
 
         Raises:
             ValueError: a graph of a model that is on no CUDA device.
@@ -121,7 +120,7 @@ class PreTrained(nn.Module):
         if graph and self.device.type != "cuda":
             raise ValueError(f"graph=True needs a model on a CUDA device, and this one is on {self.device}")
         self.eval()
-        for module in self.modules():  # experts before the linear layers in them, which then find nothing to do
+        for module in self.modules():
             if hasattr(module, "pack"):
                 module.pack()
         if isinstance(self.compiled_step, GraphedStep):
@@ -134,13 +133,8 @@ class PreTrained(nn.Module):
     def train(self, mode: bool = True) -> Self:
         """Switch to training mode, or with False to evaluation mode."""
         if mode:
-            self._unpack()
+            self._drop_step()
         return super().train(mode)
-
-    def state_dict(self, *arguments: Any, **options: Any) -> dict[str, Any]:
-        """Return all weights by name, each contiguous and in memory of its own."""
-        self._unpack()
-        return super().state_dict(*arguments, **options)
 
     def __getstate__(self) -> dict[str, Any]:  # of a copy
         return self.__dict__ | {"compiled_step": None, "_step_form": None}
@@ -148,12 +142,6 @@ class PreTrained(nn.Module):
     def _apply(self, fn, recurse=True):  # moves to a device, changes the dtype
         self._drop_step()
         return super()._apply(fn, recurse)
-
-    def _unpack(self) -> None:
-        for module in self.modules():
-            if hasattr(module, "unpack"):
-                module.unpack()
-        self._drop_step()
 
     def _drop_step(self) -> None:
         if isinstance(self.__dict__.get("compiled_step"), GraphedStep):

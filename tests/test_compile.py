@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from mixtral_edu import MixtralForCausalLM
+from mixtral_edu.fast_weights import keep_fast_weights
 
 
 @pytest.fixture(autouse=True)
@@ -30,12 +31,12 @@ def whole(model):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize(("dtype", "packed"), [(torch.float32, True), (torch.bfloat16, False)], ids=str)
-def test_decoding_one_row_is_one_graph(model, dtype, packed):
+@pytest.mark.parametrize(("dtype", "copies"), [(torch.float32, True), (torch.bfloat16, False)], ids=str)
+def test_decoding_one_row_is_one_graph(model, dtype, copies):
     model = model.to(dtype)
     twin = copy.deepcopy(model)
-    if packed:
-        model.prepare_for_inference()
+    if copies:
+        keep_fast_weights(model)
     compiled = whole(model)
     ids = torch.randint(101, (1, 12))
     caches = [m(ids[:, :3], use_cache=True).past_key_values for m in (model, twin)]
@@ -75,6 +76,24 @@ def test_sorted_experts_break_at_their_counts_and_nowhere_else(model):
     assert all("dispatch.py" in str(b.user_stack[-1]) for b in explanation.break_reasons), explanation.break_reasons
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("gradients", [True, False])
+def test_training_and_plain_calls_with_grouped_experts_compile(model, dtype, gradients):
+    """With the compiler's own product for backward, too, which takes the place of PyTorch's."""
+    model = model.to(dtype).train(gradients)
+    twin = copy.deepcopy(model)
+    ids = torch.randint(101, (2, 9))
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    found, wanted = (m(ids, labels=ids, use_cache=False) for m in (compiled, twin))
+    tolerance = 100 * torch.finfo(dtype).eps  # some ten roundings, of sums of up to 48 products
+    assert (found.logits - wanted.logits).abs().max() <= tolerance * wanted.logits.abs().max()
+    if gradients:
+        found.loss.backward(), wanted.loss.backward()
+        theirs = dict(twin.named_parameters())
+        for name, p in model.named_parameters():
+            assert (p.grad - theirs[name].grad).abs().max() <= tolerance * theirs[name].grad.abs().max(), name
+
+
 def test_generation_uses_the_compiled_step_and_leaves_it_for_training(model, monkeypatch):
     ids = torch.randint(101, (1, 5))
     wanted = model.generate(ids, max_new_tokens=6)
@@ -96,15 +115,15 @@ def wide_model(make_config):
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("copies", [False, True])
 @torch.no_grad()
-def test_grouped_experts_on_a_gpu_wait_for_nothing_and_equal_sorted_ones(wide_model, packed):
+def test_grouped_experts_on_a_gpu_wait_for_nothing_and_equal_sorted_ones(wide_model, copies):
     moe = wide_model.model.layers[0].block_sparse_moe
     x = torch.randn(2, 33, 64, device="cuda", dtype=torch.bfloat16)
     moe.config.experts_implementation = "sorted"
     wanted, routing = moe(x)
-    if packed:
-        wide_model.prepare_for_inference()
+    if copies:
+        keep_fast_weights(wide_model)
     moe.config.experts_implementation = "grouped"
     moe(x)  # the first call prepares
     try:

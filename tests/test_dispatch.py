@@ -53,17 +53,24 @@ def test_what_an_expert_says_that_was_not_chosen_does_not_matter():
     assert y.tolist() == [[2.0]]
 
 
-def test_sorted_runs_each_expert_once_on_its_own_tokens_and_no_idle_one():
-    batches = {}
+class Noting(torch.nn.Module):
+    """An expert that changes nothing, and notes the batches that it gets."""
 
-    def expert_of(expert_idx):
-        def run(x):
-            assert expert_idx not in batches
-            batches[expert_idx] = x[:, 0].tolist()
-            return x
+    def __init__(self):
+        super().__init__()
+        self.batches = []
 
-        return run
+    def forward(self, x):
+        self.batches.append(x[:, 0].tolist())
+        return x
 
+
+@pytest.mark.parametrize(("training", "gradients"), [(False, True), (True, False), (True, True)])
+def test_sorted_runs_each_expert_once_on_its_own_tokens(training, gradients):
+    """Idle ones not at all, or in training on no tokens, so that each weight has a gradient."""
+    experts = torch.nn.ModuleList(Noting() for _ in range(5)).train(training)
     routing = routing_of([[0.5, 0.5]] * 4, [[3, 0], [0, 3], [3, 1], [0, 1]])
-    sorted_dispatch(torch.arange(4.0)[:, None], routing, [expert_of(e) for e in range(5)])
-    assert batches == {0: [0, 1, 3], 1: [2, 3], 3: [0, 1, 2]}
+    idle = [[]] if training and gradients else []
+    with torch.set_grad_enabled(gradients):
+        sorted_dispatch(torch.arange(4.0)[:, None], routing, experts)
+    assert [expert.batches for expert in experts] == [[[0, 1, 3]], [[2, 3]], idle, [[0, 1, 2]], idle]

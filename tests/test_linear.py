@@ -1,15 +1,15 @@
-"""`linear`: packed weights give the same numbers, stay parameters, and come back as they were."""
+"""`linear` and `fast_weights`: copies give the same numbers, count only for what they were made of, and go again."""
 
 import copy
 import itertools
 
 import pytest
-import safetensors.torch
 import torch
 import torch.nn.functional as F
 
-from mixtral_edu import MixtralForCausalLM, MixtralForSequenceClassification
-from mixtral_edu.linear import Linear, laid_out, multiply, multiply_all, pack_together
+from mixtral_edu import MixtralForCausalLM, MixtralForSequenceClassification, fast_weights
+from mixtral_edu.fast_weights import FastWeights, fast_weights_for, keep_fast_weights, laid_out
+from mixtral_edu.linear import Linear, lay_out_together, multiply, multiply_all
 from mixtral_edu.quantization import QuantizationConfig, quantize_model
 
 
@@ -21,6 +21,11 @@ def model(make_config):
 @pytest.fixture
 def ids():
     return torch.randint(101, (3, 11))
+
+
+def holders(model):
+    """The modules that hold a copy."""
+    return [module for module in model.modules() if getattr(module, "product", None) is not None]
 
 
 @torch.no_grad()
@@ -38,60 +43,60 @@ def test_every_combination_equals_the_plain_model(make_config, experts, attentio
     model.config.experts_implementation, model.config.attn_implementation = "reference", "eager"
     plain = model(ids).logits
     model.config.experts_implementation, model.config.attn_implementation = experts, attention
-    packed = model.prepare_for_inference()(ids).logits
+    packed = keep_fast_weights(model)(ids).logits
     # rounding to bfloat16 may let a token's router choose another expert, where two are near: few tokens, not most
     tolerance = {torch.float64: 1e-6, torch.float32: 2e-6, torch.bfloat16: 0.02}[dtype]
     off = (packed - plain).abs().amax(-1) > tolerance * plain.abs().max()
     assert off.float().mean() <= (0.1 if dtype == torch.bfloat16 else 0)
 
 
-def test_packing_moves_numbers_and_keeps_parameters(model, ids):
-    before = copy.deepcopy(dict(model.named_parameters()))
-    held = dict(model.named_parameters())
-    assert model.prepare_for_inference() is model
-    after = dict(model.named_parameters())
-    assert all(after[name] is held[name] for name in held)
-    assert all(torch.equal(after[name], before[name]) for name in held)
+def test_copies_lie_as_they_are_read_fastest_and_weights_stay(model):
+    before = {name: (p, p.data_ptr(), p.stride(), p.clone()) for name, p in model.named_parameters()}
+    keep_fast_weights(model)
     attention, expert = model.model.layers[1].self_attn, model.model.layers[1].block_sparse_moe.experts[3]
-    assert attention.q_proj.block.shape == (56 + 28 + 28, 44)
-    assert expert.w1.weight.stride() == (1, 2 * 37)  # 74 x 44: taller than wide
-    assert model.lm_head.weight.stride() == (1, 101)
-    assert expert.w2.weight.stride() == (1, 44)
-    assert model.model.embed_tokens.weight.is_contiguous()
+    assert attention.q_proj.product.weight.shape == (56 + 28 + 28, 44)
+    assert expert.w1.product.weight.stride() == (1, 2 * 37)  # 74 x 44: taller than wide
+    assert model.lm_head.product.weight.stride() == (1, 101)
+    assert expert.w2.product.weight.stride() == (1, 44)
+    assert attention.k_proj.product is None and expert.w3.product is None, "copied with q and w1"
+    assert attention.o_proj.product is None, "44 x 56: read fastest as it is"
+    assert [name for name, _ in model.named_parameters()] == list(before)
+    for name, p in model.named_parameters():
+        held, address, strides, value = before[name]
+        assert p is held and p.data_ptr() == address and p.stride() == strides and torch.equal(p, value)
 
 
-def test_no_weight_is_held_twice(model):
-    def storages():
-        return {p.untyped_storage().data_ptr(): p.untyped_storage().nbytes() for p in model.parameters()}
-
-    plain = sum(storages().values())
-    model.prepare_for_inference()
-    assert sum(storages().values()) == plain
-    experts = model.model.layers[0].block_sparse_moe.experts
-    copies = experts.stacked()
+def test_stacked_weights_are_copies_while_they_may_be(model, ids):
+    model.config.experts_implementation = "grouped"
+    experts = keep_fast_weights(model).model.layers[0].block_sparse_moe.experts
+    assert not experts.has_copy(), "gradients are wanted"
+    fresh = experts.stacked()
     with torch.no_grad():
-        views = experts.stacked()
-    assert {t.untyped_storage().data_ptr() for t in views} <= set(storages())
-    assert not {t.untyped_storage().data_ptr() for t in copies} & set(storages())  # gradients flow through them
+        assert experts.has_copy()
+        for kept, new in zip(experts.stacked(), fresh, strict=True):
+            assert torch.equal(kept, new) and kept.data_ptr() != new.data_ptr() and new.requires_grad
+        experts[1].w2.weight.mul_(2)
+        assert not experts.has_copy() and torch.equal(experts.stacked()[1][1], experts[1].w2.weight)
 
 
-@pytest.mark.parametrize("leave", [lambda m: m.train(), lambda m: m.state_dict(), lambda m: m._unpack()],
-                         ids=["train", "state_dict", "unpack"])  # fmt: skip
-def test_leaving_restores_the_layout(model, leave):
-    model.prepare_for_inference()
-    leave(model)
-    for p in model.parameters():
-        assert p.is_contiguous() and p.untyped_storage().nbytes() == p.nbytes
-    assert model.model.layers[0].block_sparse_moe.experts._blocks is None
+def test_few_steps_copy_no_floats_and_no_room_copies_nothing(model, monkeypatch):
+    with fast_weights_for(model, 2) as fast:
+        assert not holders(model)
+    with torch.no_grad(), fast_weights_for(model, 100) as fast:
+        assert len(holders(model)) == 3 + 3 * 5 * 2 + 1 and not fast.in_use
+        with fast.for_a_step():
+            assert fast.in_use
+        assert not fast.in_use
+    assert not holders(model)
+    monkeypatch.setattr(fast_weights, "free_memory", lambda device: sum(p.nbytes for p in model.parameters()) - 1)
+    with fast_weights_for(model, 100):
+        assert not holders(model)
 
 
-def test_generation_packs_a_model_in_evaluation_mode_only(model, ids):
-    model.train()
-    model.generate(ids, max_new_tokens=1)
-    assert model.training and model.lm_head.weight.is_contiguous()
-    model.eval()
-    model.generate(ids, max_new_tokens=1)
-    assert not model.lm_head.weight.is_contiguous()
+def test_without_room_the_output_is_the_same(model, ids, monkeypatch):
+    wanted = model.generate(ids, max_new_tokens=20)
+    monkeypatch.setattr(fast_weights, "free_memory", lambda device: 0)
+    assert torch.equal(model.generate(ids, max_new_tokens=20), wanted)
 
 
 def test_generation_leaves_parts_that_were_in_training_so(model, ids):
@@ -100,35 +105,26 @@ def test_generation_leaves_parts_that_were_in_training_so(model, ids):
     assert [layer.training for layer in model.model.layers] == [False, True, False]
 
 
-def test_a_packed_model_is_saved_whole(model, tmp_path):
-    wanted = {name: t.clone() for name, t in model.state_dict().items()}
-    model.prepare_for_inference().save_pretrained(tmp_path / "ours")
-    again = MixtralForCausalLM.from_pretrained(tmp_path / "ours").state_dict()
-    assert all(torch.equal(again[name], wanted[name]) for name in wanted)
-    safetensors.torch.save_file(model.prepare_for_inference().state_dict(), tmp_path / "theirs.safetensors")
-
-
-def test_a_packed_model_can_be_copied_moved_and_loaded_into(model, ids):
-    model.prepare_for_inference()
+def test_a_model_with_copies_can_be_copied_moved_and_loaded_into(model, ids):
+    keep_fast_weights(model)
     twin = copy.deepcopy(model)
+    assert not holders(twin)
     with torch.no_grad():
         wanted = model(ids).logits
         assert torch.allclose(twin(ids).logits, wanted, atol=1e-6)
-        assert all(p.untyped_storage().nbytes() == p.nbytes for p in twin.parameters())
         doubled = model.double()
-        assert doubled.model.layers[0].self_attn.q_proj.block is None, "or the old weights stay in memory"
         assert torch.allclose(doubled(ids).logits.float(), wanted, atol=1e-5)
         other = MixtralForCausalLM(model.config).eval()
-        twin.load_state_dict(other.state_dict())
+        keep_fast_weights(twin).load_state_dict(other.state_dict())
         assert torch.allclose(twin(ids).logits, other(ids).logits, atol=1e-6)
 
 
 @torch.no_grad()
 def test_a_weight_given_afterwards_counts(model, ids):
     model.config.experts_implementation = "grouped"
-    model.prepare_for_inference()
     twin = copy.deepcopy(model)
-    for m in (model, twin._unpack() or twin):
+    keep_fast_weights(model)
+    for m in (model, twin):
         torch.manual_seed(1)
         for layer in m.model.layers:
             layer.self_attn.k_proj.weight = torch.nn.Parameter(torch.randn(28, 44))
@@ -137,20 +133,18 @@ def test_a_weight_given_afterwards_counts(model, ids):
     assert torch.allclose(model(ids).logits, twin(ids).logits, atol=1e-5)
 
 
-@torch.no_grad()
-def test_hooks_see_each_layer_of_a_packed_model(model, ids):
-    model.prepare_for_inference()
-    seen = []
-    layer = model.model.layers[0]
-    for name, module in (("k", layer.self_attn.k_proj), ("up", layer.block_sparse_moe.experts[0].w3)):
-        module.register_forward_hook(lambda *_, name=name: seen.append(name))
-    model(ids)
-    assert set(seen) == {"k", "up"}
+def test_memory_that_is_used_again_is_not_taken_for_what_was_copied(model, ids):
+    """A weight exchanged twice may lie where the first one lay, if that was given back."""
+    keep_fast_weights(model)
+    product, weight = model.lm_head.product, model.lm_head.weight
+    for _ in range(50):
+        weight.data = weight.data + 1
+        assert not product.is_current()
 
 
-def test_gradients_of_a_packed_model_are_those_of_the_plain_one(model, ids):
+def test_gradients_of_a_model_with_copies_are_those_of_the_plain_one(model, ids):
     twin = copy.deepcopy(model)
-    model.prepare_for_inference()
+    keep_fast_weights(model)
     for experts, m in itertools.product(("sorted", "grouped"), (model, twin)):
         m.config.experts_implementation = experts
         m.zero_grad()
@@ -184,10 +178,20 @@ def test_half_precision_without_instructions_for_it_is_rounded_once(monkeypatch,
 
 def test_layers_of_another_kind_are_left_alone():
     layers = Linear(6, 5), torch.nn.Linear(6, 3, bias=False)
-    pack_together(layers)
-    assert layers[0].block is None
+    lay_out_together(FastWeights(), layers)
+    assert layers[0].product is None
     x = torch.randn(2, 6)
     assert [y.shape[1] for y in multiply_all(x, *layers)] == [5, 3]
+
+
+def test_a_bias_that_a_layer_is_given_counts(model, ids):
+    """As in `torch.nn.Linear`, of which it is one."""
+    head = keep_fast_weights(model).lm_head
+    with torch.no_grad():
+        before = model(ids).logits
+        head.bias = torch.nn.Parameter(torch.arange(101.0))
+        assert torch.equal(model(ids).logits, F.linear(model.model(ids).last_hidden_state, head.weight) + head.bias)
+    assert not torch.equal(before, model(ids).logits)
 
 
 def test_only_tall_matrices_in_full_precision_are_read_down():
@@ -197,8 +201,8 @@ def test_only_tall_matrices_in_full_precision_are_read_down():
     assert laid_out((2, 7, 3), torch.zeros(1, dtype=torch.float64)).stride() == (21, 1, 7)
 
 
-def test_every_head_can_be_packed(make_config, ids):
+def test_every_head_can_have_copies(make_config, ids):
     model = MixtralForSequenceClassification(make_config(pad_token_id=0)).eval()
     with torch.no_grad():
         wanted = model(ids).logits
-        assert torch.allclose(model.prepare_for_inference()(ids).logits, wanted, atol=1e-6)
+        assert torch.allclose(keep_fast_weights(model)(ids).logits, wanted, atol=1e-6)

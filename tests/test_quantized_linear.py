@@ -3,7 +3,6 @@
 import copy
 import itertools
 import pickle
-import sys
 
 import pytest
 import torch
@@ -66,43 +65,33 @@ def test_a_product_is_that_of_the_dequantized_weights(kind, dtype, D, outputs):
 @pytest.mark.parametrize("kind", [Int8Linear, Int4Linear])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_goes_through_a_kernel_and_gives_the_same(kind, dtype, monkeypatch):
-    """Where the kernel is used the weights are not turned back: with that way barred, the result is still there."""
+    """Where the kernel is used nothing is dequantized: with that way barred, the result is still there."""
     layer = make(kind, 64, 48, dtype)
     x = torch.randn(5, 64).to(dtype)
     expected = x.double() @ layer.dequantize().double().T
     pack(layer)
-    monkeypatch.setattr(kind, "dequantize", lambda *_: pytest.fail("turned back"))
+    monkeypatch.setattr(kind, "dequantize", lambda *_: pytest.fail("dequantized"))
     assert_close(layer(x).double(), expected, rtol=0, atol=0.1)
     strided = torch.randn(64, 5).to(dtype).T
     assert_close(layer(strided), layer(strided.contiguous()), rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("group_size", [32, 64, 128, 256])
-@pytest.mark.parametrize("outputs", [16, 48, 64, 112, 256])
-@pytest.mark.parametrize("known", [True, False])
-def test_a_kernels_layout_is_left_without_a_trace(group_size, outputs, known, monkeypatch):
-    """Also on a processor whose layout is another than those we know, which the kernel itself then reads."""
-    if not known:
-        monkeypatch.setattr(quantized_linear, "_rows_of_block", lambda: None)
-    layer = Int4Linear(512, outputs, group_size).quantize_(torch.randn(outputs, 512), torch.bfloat16)
-    before = {name: tensor.clone() for name, tensor in layer.state_dict().items()}
-    weight = layer.dequantize()
+def test_a_copy_for_the_kernel_leaves_everything_else_as_it_is():
+    layer = Int4Linear(512, 48, 64).quantize_(torch.randn(48, 512), torch.bfloat16)
+    before = {name: (tensor, tensor.clone()) for name, tensor in layer.named_buffers()}
     layer.pack()
-    assert layer.kernel.startswith("cpu") and layer.weight_int4.numel() == before["weight_int4"].numel()
+    assert layer.kernel == "cpu" and layer.product.weight.numel() == layer.weight_int4.numel()
     for same in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
-        assert same.kernel is None and torch.equal(same.weight_int4, before["weight_int4"])
-        assert same.weight_int4.is_contiguous() and layer.kernel.startswith("cpu")
-    assert torch.equal(layer.dequantize(), weight) and layer.kernel.startswith("cpu")
-    after = layer.state_dict()
+        assert same.kernel is None and torch.equal(same.weight_int4, layer.weight_int4)
+    assert layer.state_dict().keys() == before.keys() and layer.kernel == "cpu"
+    for name, tensor in layer.named_buffers():
+        assert tensor is before[name][0] and torch.equal(tensor, before[name][1])
+    layer.unpack()
     assert layer.kernel is None
-    assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
-    assert all(tensor.is_contiguous() for tensor in after.values()), "kernels take no other strides"
 
 
 @pytest.mark.parametrize(("kind", "most"), [(Int8Linear, 32), (Int4Linear, 64)])
-def test_many_rows_meet_weights_that_were_turned_back(kind, most, monkeypatch):
-    if kind is Int4Linear and quantized_linear._rows_of_block() is None:
-        pytest.skip("for this processor PyTorch keeps 4-bit weights in a layout that only its kernel reads")
+def test_many_rows_meet_dequantized_weights(kind, most, monkeypatch):
     layer = make(kind, 64, 64, torch.bfloat16)
     pack(layer)
     x = torch.randn(most + 1, 64).bfloat16()
@@ -114,53 +103,43 @@ def test_many_rows_meet_weights_that_were_turned_back(kind, most, monkeypatch):
     assert len(calls) == 1
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="what other compilers make of PyTorch's kernel is not known here")
-def test_the_layout_of_this_processor_is_known():
-    rows = {"AVX2": 32, "AVX512": 64}.get(torch.backends.cpu.get_cpu_capability())
-    assert quantized_linear._rows_of_block() == rows
-
-
-@pytest.mark.parametrize("rows", [32, 64])
-def test_blocks_are_read_as_they_are_written(rows):
-    """By hand: byte j of a column holds rows j and j + rows/2 of its block, the first in its lower half."""
-    q = torch.randint(16, (128, 6), dtype=torch.uint8)
-    packed = torch.stack([
-        q[first + j, column] | q[first + j + rows // 2, column] << 4
-        for first in range(0, 128, rows) for column in range(6) for j in range(rows // 2)
-    ])  # fmt: skip
-    assert torch.equal(quantized_linear._unpack_blocks(packed, rows, 6), q)
-
-
-def test_packing_enters_the_layout_and_unpacking_leaves_it():
+def test_the_kernel_is_used_once_there_is_a_copy_for_it(monkeypatch):
     layer = make(Int4Linear, 64, 48, torch.bfloat16)
-    pairs, x = layer.weight_int4.clone(), torch.randn(40, 64).bfloat16()
-    turned_back = layer(x), layer(x[:1])
-    assert layer.kernel is None
-    for _ in range(2):  # packing what is packed changes nothing
+    x, calls = torch.randn(40, 64).bfloat16(), []
+    dequantized = layer(x), layer(x[:1])
+    kernel = quantized_linear._INT4_KERNELS["cpu"]
+    counted = kernel._replace(multiply=lambda *given: calls.append(1) or kernel.multiply(*given))
+    monkeypatch.setitem(quantized_linear._INT4_KERNELS, "cpu", counted)
+    for _ in range(2):  # again: nothing changes
         layer.pack()
-        assert layer.kernel.startswith("cpu") and not torch.equal(layer.weight_int4.flatten(), pairs.flatten())
-        assert_close(layer(x), turned_back[0], rtol=2**-6, atol=2**-5)
-        assert_close(layer(x[:1]), turned_back[1], rtol=2**-6, atol=2**-5)
-        assert layer.kernel.startswith("cpu")
-    assert torch.equal(layer(x.requires_grad_()), turned_back[0]), "gradients are asked for"
-    assert layer.kernel.startswith("cpu")
+        assert_close(layer(x), dequantized[0], rtol=2**-6, atol=2**-5)
+        assert_close(layer(x[:1]), dequantized[1], rtol=2**-6, atol=2**-5)
+    assert len(calls) == 4
+    assert torch.equal(layer(x.requires_grad_()), dequantized[0]), "gradients are asked for"
     layer.unpack()
-    assert layer.kernel is None and torch.equal(layer.weight_int4, pairs)
+    assert torch.equal(layer(x.detach()), dequantized[0]) and len(calls) == 4
     for layer in (make(Int4Linear, 64, 48, torch.float32), make(Int4Linear, 64, 44, torch.bfloat16)):
         layer.pack()
         assert layer.kernel is None, "no kernel for these"
 
 
-def test_a_layer_in_a_kernels_layout_takes_other_weights_and_dtypes():
+def test_a_copy_does_not_outlive_the_weights_that_it_was_made_of():
     layer, other = make(Int4Linear, 64, 48, torch.bfloat16), make(Int4Linear, 64, 48, torch.bfloat16)
     x = torch.randn(3, 64)
-    layer.pack()
     expected = other(x.bfloat16())
+    layer.pack()
     layer.load_state_dict(other.state_dict())
-    assert torch.equal(layer(x.bfloat16()), expected)
-    layer.float()
-    assert layer.scale_and_zero.dtype == torch.float32 and layer.weight_int4.dtype == torch.uint8
-    assert_close(layer(x), expected.float(), rtol=0, atol=0.2)
+    assert layer.kernel is None and torch.equal(layer(x.bfloat16()), expected)
+    layer.pack()
+    layer.quantize_(torch.randn(48, 64), torch.bfloat16)
+    assert layer.kernel is None and not torch.equal(layer(x.bfloat16()), expected)
+    layer.pack()
+    layer.register_forward_hook(lambda module, inputs, output: output * 2)
+    assert layer.kernel is None, "a hook was added"
+    other.pack()
+    other.float()
+    assert other.scale_and_zero.dtype == torch.float32 and other.weight_int4.dtype == torch.uint8
+    assert_close(other(x), expected.float(), rtol=0, atol=0.2)
 
 
 @pytest.mark.parametrize("kind", [Int8Linear, Int4Linear])
@@ -204,12 +183,12 @@ def test_an_input_of_another_size_or_dtype_is_refused(kind, packed):
 @pytest.mark.parametrize(("D", "outputs"), [(256, 64), (96, 16), (64, 48), (4096, 14336)])
 def test_the_gpu_kernel_is_called_as_its_signature_wants(D, outputs):
     """PyTorch's own checks of shapes and dtypes, without a GPU; the numbers are a matter of the gpu tests."""
+    kernel = quantized_linear._INT4_KERNELS["cuda"]
     with FakeTensorMode(), torch.no_grad(), torch.device("cuda"):
         layer = Int4Linear(D, outputs, 32, torch.bfloat16)
-        layer.pack()
-        y = layer(torch.empty(5, 3, D, dtype=torch.bfloat16))
-        assert layer.kernel == "cuda" and (y.shape, y.dtype) == ((5, 3, outputs), torch.bfloat16)
-        assert layer.weight_int4.nbytes == outputs * D // 2
+        packed = kernel.pack(layer.weight_int4)
+        y = kernel.multiply(torch.empty(5, D, dtype=torch.bfloat16), packed, 32, layer.scale_and_zero)
+        assert (y.shape, y.dtype) == ((5, outputs), torch.bfloat16) and packed.nbytes == outputs * D // 2
 
 
 @pytest.mark.gpu
