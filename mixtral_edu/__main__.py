@@ -71,7 +71,6 @@ def _convert(arguments: argparse.Namespace) -> None:
 
 def _benchmark(arguments: argparse.Namespace) -> None:
     from mixtral_edu.benchmark import as_table, benchmark
-    from mixtral_edu.files import read_json_object
 
     if arguments.picture:
         try:
@@ -80,7 +79,7 @@ def _benchmark(arguments: argparse.Namespace) -> None:
             raise ValueError("--picture needs matplotlib: pip install matplotlib") from None
         matplotlib.use("Agg")  # a file is wanted, not a window
     results = benchmark(
-        mixtral_edu.MixtralConfig.from_dict(read_json_object(arguments.config)) if arguments.config else None,
+        mixtral_edu.MixtralConfig.from_pretrained(arguments.config) if arguments.config else None,
         tasks=arguments.tasks,
         dtype=arguments.dtype,
         device=arguments.device,

@@ -1,10 +1,79 @@
-"""The V1 instruct format of Mixtral: how the turns of a chat become texts, each encoded on its own."""
+"""How the turns of a chat become texts between markers, each encoded on its own: V1 and the versions after it.
 
-from collections.abc import Mapping, Sequence
+| version | who reads it           | a chat with a system message, by pieces                                     |
+|---------|------------------------|-----------------------------------------------------------------------------|
+| V1      | Mixtral-8x7B-Instruct  | `<s>▁[INST]▁system…first▁[/INST]▁answer</s>▁[INST]▁last▁[/INST]`            |
+| V2, V3  | Mixtral-8x22B-Instruct | `<s>[INST]▁first[/INST]▁answer</s>[INST]▁system…last[/INST]`                |
+| V7      | later models           | `<s>[SYSTEM_PROMPT]▁system[/SYSTEM_PROMPT][INST]▁first[/INST]▁answer</s>…`  |
+
+In V1 the markers are plain text, with a space on their inner side. From V2 on each marker is one control token, which
+no text encodes to; no space stands before `[/INST]`, and an answer loses the spaces at its end. The `…` after a system
+message are two line breaks. V2 and V3 differ only in how they write tool calls, which are not taken here.
+"""
+
+from collections.abc import Container, Mapping, Sequence
+from typing import NamedTuple
+
+_MARKERS = ("[INST]", "[/INST]")
+_SYSTEM_MARKERS = ("[SYSTEM_PROMPT]", "[/SYSTEM_PROMPT]")
+_TOOLS = ("tool_calls", "tool_call_id", "tools", "prefix")  # what other chat formats know of a message
+
+
+class Turn(NamedTuple):
+    """One turn: a text between two control pieces (empty where the version has none), closed by `</s>` if an answer."""
+
+    begin: str
+    text: str
+    end: str
+    is_answer: bool
+
+
+def chat_version(control_pieces: Container[str]) -> str:
+    """Return the version of the chat format that a vocabulary was made for: "V1", "V3" (which V2 equals) or "V7".
+
+    >>> chat_version({"<s>", "</s>"}), chat_version({"<s>", "</s>", "[INST]", "[/INST]"})
+    ('V1', 'V3')
+
+    Args:
+        control_pieces: the control tokens of the vocabulary, by name.
+
+    Raises:
+        ValueError: of a pair of markers there is only one.
+    """
+    for begin, end in (_MARKERS, _SYSTEM_MARKERS):
+        if (begin in control_pieces) != (end in control_pieces):
+            raise ValueError(f"the vocabulary must have both control tokens {begin} and {end}, or neither")
+    if _MARKERS[0] not in control_pieces:
+        return "V1"
+    return "V7" if _SYSTEM_MARKERS[0] in control_pieces else "V3"
+
+
+def marked_turns(messages: Sequence[Mapping[str, str]], version: str) -> list[Turn]:
+    """Return the turns of a chat in a version of the format; the errors are those of `chat_turns`.
+
+    >>> marked_turns([{"role": "user", "content": "Hi"}], "V3")
+    [Turn(begin='[INST]', text='Hi', end='[/INST]', is_answer=False)]
+
+    Source: mistral_common's instruct tokenizers of the same names, whose ids these turns give.
+    """
+    system, texts = _checked(messages)
+    turns = []
+    if version == "V7" and system is not None:
+        turns.append(Turn(_SYSTEM_MARKERS[0], system, _SYSTEM_MARKERS[1], False))
+    with_system = {"V1": 0, "V3": (len(texts) - 1) // 2 * 2}.get(version)  # the first user turn, or the last
+    for i, text in enumerate(texts):
+        if i % 2:
+            turns.append(Turn("", text if version == "V1" else text.rstrip(" "), "", True))
+            continue
+        if system and i == with_system:
+            text = f"{system}\n\n{text}"
+        begin, end = _MARKERS
+        turns.append(Turn("", f"{begin} {text} {end}", "", False) if version == "V1" else Turn(begin, text, end, False))
+    return turns
 
 
 def chat_turns(messages: Sequence[Mapping[str, str]]) -> list[tuple[str, bool]]:
-    """Return each turn as `(text, is_answer)`: `[INST] question [/INST]`, or the answer as it is.
+    """Return each turn in V1 as `(text, is_answer)`: `[INST] question [/INST]`, or the answer as it is.
 
     >>> chat_turns([{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"}])
     [('[INST] Be brief.\\n\\nHi [/INST]', False)]
@@ -14,18 +83,27 @@ def chat_turns(messages: Sequence[Mapping[str, str]]) -> list[tuple[str, bool]]:
 
     Raises:
         TypeError: a content is no str.
-        ValueError: a turn has the wrong role or is an empty answer, or there is no user turn at all.
+        ValueError: a turn has the wrong role, is an empty answer or holds tool calls, or there is no user turn at all.
 
     Source: mistral_common's V1 instruct tokenizer, whose ids these turns give.
     """
+    return [(turn.text, turn.is_answer) for turn in marked_turns(messages, "V1")]
+
+
+def _checked(messages: Sequence[Mapping[str, str]]) -> tuple[str | None, list[str]]:
+    """Return the system message, None if there is none, and the texts of user and assistant in turn."""
     for i, message in enumerate(messages):
         if not isinstance(message, Mapping) or not {"role", "content"} <= message.keys():
             raise ValueError(f'messages[{i}] is {message!r}: a dict with "role" and "content" is wanted')
+        for key in _TOOLS:
+            if message.get(key):
+                raise ValueError(f"messages[{i}] has {key!r}: a message must be a role and a text, no tool is called")
+        if message["role"] == "tool":
+            raise ValueError(f"messages[{i}] is a turn of 'tool': only 'system', 'user' and 'assistant' are written")
         if not isinstance(message["content"], str):
             raise TypeError(f"messages[{i}] has a content of type {type(message['content']).__name__}, not str")
     has_system = bool(messages) and messages[0]["role"] == "system"
-    system = messages[0]["content"] if has_system else ""
-    turns = []
+    texts = []
     for i, message in enumerate(messages[has_system:]):
         role, text, wanted = message["role"], message["content"], ("user", "assistant")[i % 2]
         place = f"messages[{i + has_system}]"
@@ -36,9 +114,7 @@ def chat_turns(messages: Sequence[Mapping[str, str]]) -> list[tuple[str, bool]]:
             )
         if role == "assistant" and not text:
             raise ValueError(f"{place} is an empty answer; leave it out for the model to write it")
-        if role == "user":
-            text = f"[INST] {system}\n\n{text} [/INST]" if i == 0 and system else f"[INST] {text} [/INST]"
-        turns.append((text, role == "assistant"))
-    if not turns:
+        texts.append(text)
+    if not texts:
         raise ValueError("messages holds no user turn: a chat has at least one")
-    return turns
+    return messages[0]["content"] if has_system else None, texts

@@ -11,9 +11,9 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from mixtral_edu.attention import check_backend
-from mixtral_edu.config import MixtralConfig
+from mixtral_edu.config import MixtralConfig, settings_file
 from mixtral_edu.files import find_folder, replace_folder
-from mixtral_edu.layouts import layout_of
+from mixtral_edu.layouts import check_sizes, layout_of
 from mixtral_edu.placement import (
     FLOATS,
     INTEGERS,
@@ -106,16 +106,18 @@ def load_pretrained(
     config = replace(config, **{name: value for name, value in changes.items() if value is not None})
     dtype = dtype or choose_dtype(config.dtype)
     config.dtype = dtype_name(dtype) if dtype else None
-    stored_form = QuantizationConfig.parse(config.quantization_config)
+    stored_form = _stored_form(config, folder)
     form = choose_form(quantization, quantization_config, stored_form, folder)
     config.quantization_config = form.to_dict() if form else None
+    stored = stored_tensors(folder)
+    check_sizes(config, ((tensor.name, tensor.shape) for tensor in stored), settings_file(folder))
 
     with torch.device("meta"), _WithoutDrawing():
         model = model_class(config)
     layers = quantized_layers(model, form, dtype) if form else {}
     if stored_form:
         install(model, layers)
-    sources = _match(model, stored_tensors(folder), folder)
+    sources = _match(model, stored, folder)
     first, _ = next(model.named_parameters())  # the embedding, in whose type activations are
     check_backend(config, device, dtype or FLOATS[sources[first].dtype], config.output_attentions)
     if not stored_form:
@@ -189,6 +191,13 @@ def _read_config(folder: Path) -> MixtralConfig:
     if is_raw(folder):
         raise ValueError(f"{folder} holds a raw Mistral checkpoint: {_how_to_convert(folder)}")
     return MixtralConfig.from_pretrained(folder)
+
+
+def _stored_form(config: MixtralConfig, folder: Path) -> QuantizationConfig | None:
+    try:
+        return QuantizationConfig.parse(config.quantization_config)
+    except ValueError as error:
+        raise ValueError(f"{settings_file(folder)}: quantization_config: {error}") from error
 
 
 def _how_to_convert(folder: Path) -> str:

@@ -2,11 +2,12 @@
 
 import json
 import warnings
+from collections.abc import Mapping
 from dataclasses import InitVar, dataclass, field, fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mixtral_edu.config_checks import check
+from mixtral_edu.config_checks import check, shown
 from mixtral_edu.files import read_json_object
 from mixtral_edu.params import PARAMS_FILE, read_params
 
@@ -157,11 +158,16 @@ class MixtralConfig:
         saved again, and named in one warning.
 
         Raises:
+            TypeError: `values` is no dictionary.
             ValueError: another model type, a rotary embedding other than the default one, or an invalid field.
         """
+        if not isinstance(values, Mapping):
+            raise TypeError(f"values is a {type(values).__name__}: it must be the dictionary of a config.json")
+        if not all(isinstance(name, str) for name in values):
+            raise ValueError(f"values has the fields {shown(list(values))}: their names must be text")
         model_type = values.get("model_type", "mixtral")
         if model_type != "mixtral":
-            raise ValueError(f"model_type={model_type!r}: only 'mixtral' can be read")
+            raise ValueError(f"model_type={shown(model_type)}: only 'mixtral' can be read")
         known = {f.name for f in fields(cls)} - set(_RUNTIME_FIELDS)
         arguments = {name: value for name, value in values.items() if name in known}
         if "dtype" not in arguments and "torch_dtype" in values:  # the name before transformers 4.56
@@ -170,7 +176,8 @@ class MixtralConfig:
             if values.get(name) is not None:
                 theta = _theta_of(values[name], default=values.get("rope_theta"), name=name)
                 if "rope_theta" in values and theta != values["rope_theta"]:
-                    raise ValueError(f"rope_theta={values['rope_theta']} and {name}['rope_theta']={theta} disagree")
+                    own = shown(values["rope_theta"])
+                    raise ValueError(f"rope_theta={own} and {name}['rope_theta']={shown(theta)} disagree")
                 if theta is not None:
                     arguments["rope_theta"] = theta
         unknown = {name: value for name, value in values.items() if name not in known | _SILENT_KEYS}
@@ -192,20 +199,21 @@ class MixtralConfig:
     def from_pretrained(cls, folder: str | Path) -> "MixtralConfig":
         """Read `folder/config.json`; without one, `params.json`, which lies beside raw Mistral weights.
 
+        Args:
+            folder: the checkpoint's, or the file itself, in the form of a `config.json`.
+
         Raises:
             FileNotFoundError: there is neither file.
-            ValueError: it holds no JSON object, or no Mixtral.
+            ValueError: it holds no JSON object, or no Mixtral; the message names the file and the field.
         """
-        path, params = Path(folder) / "config.json", Path(folder) / PARAMS_FILE
-        if path.is_file():
-            return cls.from_dict(read_json_object(path))
-        if not params.is_file():
+        path = Path(folder) if Path(folder).is_file() else settings_file(folder)
+        if not path.is_file():
             raise FileNotFoundError(f"{path} not found: a checkpoint folder in the Hugging Face layout has one")
-        values = read_params(params)
+        values = read_params(path) if path.name == PARAMS_FILE else read_json_object(path)
         try:
             return cls.from_dict(values)
         except ValueError as error:
-            raise ValueError(f"{params}: {error}") from error
+            raise ValueError(f"{path}: {error}") from error
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write `folder/config.json`; the folder is made if it is missing."""
@@ -235,12 +243,20 @@ class MixtralConfig:
         return ParameterCounts(total, total - idle, per_part)
 
 
+def settings_file(folder: str | Path) -> Path:
+    """Return which file a checkpoint's settings are in: `params.json` where only that is there, else `config.json`."""
+    path, params = Path(folder) / "config.json", Path(folder) / PARAMS_FILE
+    return params if params.is_file() and not path.is_file() else path
+
+
 def _plain_labels(count: int) -> dict[int, str]:
     return {index: f"LABEL_{index}" for index in range(count)}
 
 
 def _theta_of(rope: dict, default: float | None, name: str = "rope_parameters") -> float | None:
+    if not isinstance(rope, Mapping):
+        raise ValueError(f"{name}={shown(rope)}: it must be an object with rope_type and rope_theta")
     rope_type = rope.get("rope_type", rope.get("type", "default"))
     if rope_type != "default":
-        raise ValueError(f"{name}: rope_type={rope_type!r} is not built in; Mixtral uses 'default'")
+        raise ValueError(f"{name}: rope_type={shown(rope_type)} is not built in; Mixtral uses 'default'")
     return rope.get("rope_theta", default)

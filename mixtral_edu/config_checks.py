@@ -1,6 +1,7 @@
 """What no Mixtral can have: each rule names a config's field, whether it is fine, and what would be right."""
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 COUNTS = (
@@ -8,6 +9,11 @@ COUNTS = (
     "num_experts_per_tok num_local_experts max_position_embeddings"
 ).split()
 DTYPES = (None, "float64", "float32", "float16", "bfloat16")
+SWITCHES = "use_cache output_router_logits output_hidden_states output_attentions".split()
+MOST = 2**63 - 1  # what torch can count
+MOST_LABELS = 2**20  # each of them has a name
+_SMALLEST, _LARGEST = 2.0**-126, 2.0**127  # float32, in which norms and rotary tables are computed
+_COUNT = "a whole number from 1 to 2**63 - 1"
 PROBLEM_TYPES = (None, "regression", "single_label_classification", "multi_label_classification")
 
 
@@ -15,13 +21,13 @@ def check(config: Any) -> None:
     """Raise a ValueError for the first field of `config` that breaks a rule."""
     for name, is_fine, wanted in _rules(config):
         if not is_fine:
-            raise ValueError(f"{name}={getattr(config, name)!r}: it has to be {wanted}")
+            raise ValueError(f"{name}={shown(getattr(config, name))}: it must be {wanted}")
 
 
 def _rules(config: Any) -> Iterator[tuple[str, bool, str]]:
     """Yield (field, whether it is fine, what is wanted); a rule may rely on those before it."""
     for name in COUNTS:
-        yield name, is_count(getattr(config, name)), "a whole number of at least 1"
+        yield name, is_count(getattr(config, name)), _COUNT
 
     heads, key_value_heads = config.num_attention_heads, config.num_key_value_heads
     if config.head_dim is None:
@@ -29,7 +35,7 @@ def _rules(config: Any) -> Iterator[tuple[str, bool, str]]:
         yield "hidden_size", splits, f"a multiple of num_attention_heads={heads}, or head_dim has to be given"
     head_dim = config.hidden_size // heads if config.head_dim is None else config.head_dim
     pairs = is_count(head_dim) and head_dim % 2 == 0
-    yield "head_dim", pairs, f"an even number, not {head_dim}: the rotary embedding turns pairs of numbers"
+    yield "head_dim", pairs, f"an even number, not {shown(head_dim)}: the rotary embedding turns pairs of numbers"
     shares = heads % key_value_heads == 0
     yield "num_key_value_heads", shares, f"a divisor of num_attention_heads={heads}: groups of query heads are equal"
     experts = config.num_local_experts
@@ -38,22 +44,38 @@ def _rules(config: Any) -> Iterator[tuple[str, bool, str]]:
     yield "sliding_window", window is None or is_count(window), "None, or at least 1: a query sees its own position"
 
     yield "hidden_act", config.hidden_act == "silu", "'silu', the gate of Mixtral's experts"
-    yield "tie_word_embeddings", not config.tie_word_embeddings, "False: lm_head has weights of its own"
+    yield "tie_word_embeddings", config.tie_word_embeddings in (False, None), "False: lm_head has weights of its own"
+    for name in SWITCHES:
+        yield name, getattr(config, name) in (True, False), "True or False"
     for name in ("rope_theta", "rms_norm_eps", "initializer_range"):
-        yield name, _is_number(getattr(config, name)) and getattr(config, name) > 0, "a positive number"
+        value = getattr(config, name)
+        yield name, _is_number(value) and _SMALLEST <= value <= _LARGEST, "a positive number that float32 holds"
+    yield "router_aux_loss_coef", _is_number(config.router_aux_loss_coef), "a finite number"
     for name in ("attention_dropout", "router_jitter_noise"):
         yield name, _is_number(getattr(config, name)) and 0 <= getattr(config, name) < 1, "a number from 0 to below 1"
     for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
         value = getattr(config, name)
-        ids = value if isinstance(value, list) else [value]
-        inside = all(i is None or (_is_int(i) and 0 <= i < config.vocab_size) for i in ids)
-        yield name, inside, f"None, or from 0 to vocab_size - 1 = {config.vocab_size - 1}"
-    yield "num_labels", config.num_labels is None or is_count(config.num_labels), "a whole number of at least 1"
+        several = name == "eos_token_id" and isinstance(value, list) and value
+        inside = all(_is_int(i) and 0 <= i < config.vocab_size for i in (value if several else [value]))
+        yield name, value is None or inside, f"None, or from 0 to vocab_size - 1 = {config.vocab_size - 1}"
+    labels = config.num_labels
+    yield "num_labels", labels is None or is_count(labels) and labels <= MOST_LABELS, f"from 1 to {MOST_LABELS:,}"
+    named = config.id2label is None or _names_labels(config.id2label)
+    yield "id2label", named, 'an object from the numbers 0, 1, 2 … to names, such as {"0": "bad", "1": "good"}'
     yield "dtype", config.dtype in DTYPES, f"one of {DTYPES}"
     yield "problem_type", config.problem_type in PROBLEM_TYPES, f"one of {PROBLEM_TYPES}"
+    form = config.quantization_config
+    yield "quantization_config", form is None or isinstance(form, Mapping), "None, or an object with quant_method"
     one_label = config.num_labels == 1 or config.num_labels is None and len(config.id2label or ()) == 1
     choice = config.problem_type != "single_label_classification" or not one_label
     yield "problem_type", choice, "another with one label: a choice needs num_labels=2 or more"
+
+
+def _names_labels(names: Any) -> bool:
+    """Whether `names` gives each of the labels 0, 1, 2 … one name; JSON has the numbers as text."""
+    if not isinstance(names, Mapping) or not all(isinstance(name, str) for name in names.values()):
+        return False
+    return sorted(map(str, names)) == sorted(map(str, range(len(names))))
 
 
 def _is_int(value: Any) -> bool:
@@ -61,9 +83,19 @@ def _is_int(value: Any) -> bool:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    """Whether `value` is a finite number, and if it is a whole one, one that torch can hold."""
+    return isinstance(value, float) and math.isfinite(value) or _is_int(value) and abs(value) <= MOST
 
 
 def is_count(value: Any) -> bool:
-    """Whether `value` is a whole number of at least 1."""
-    return _is_int(value) and value >= 1
+    """Whether `value` is a whole number of at least 1 that torch can hold."""
+    return _is_int(value) and 1 <= value <= MOST
+
+
+def shown(value: Any) -> str:
+    """Return `repr(value)` for an error message, cut where it is long: a damaged file may hold anything."""
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # Python refuses to spell an int of more than 4300 digits
+        text = f"a {type(value).__name__} too long to show"
+    return text if len(text) <= 200 else f"{text[:200]}…"

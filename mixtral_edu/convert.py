@@ -9,9 +9,9 @@ from pathlib import Path
 
 import torch
 
-from mixtral_edu.config import MixtralConfig
+from mixtral_edu.config import MixtralConfig, settings_file
 from mixtral_edu.files import find_folder, replace_folder
-from mixtral_edu.layouts import Place, find_places, layout_of, published_shapes, raw_name, rotated_heads
+from mixtral_edu.layouts import Place, check_sizes, find_places, layout_of, published_shapes, raw_name, rotated_heads
 from mixtral_edu.params import PARAMS_FILE, to_params
 from mixtral_edu.placement import FLOATS, common_dtype, require_memory
 from mixtral_edu.raw import RAW_FILE, RAW_FILES, PickledTensor, is_raw, raw_tensors
@@ -109,6 +109,7 @@ def open_checkpoint(folder: Path) -> tuple[MixtralConfig, dict[str, LazyTensor]]
     if config.quantization_config:
         raise ValueError(f"{folder} holds quantized weights: convert the checkpoint that they were made from")
     stored = raw_tensors(folder) if is_raw(folder) else stored_tensors(folder)
+    check_sizes(config, ((tensor.name, tensor.shape) for tensor in stored), settings_file(folder))
     layout = layout_of([tensor.name for tensor in stored], is_raw(folder))
     places, shapes = find_places(layout, config), published_shapes(config)
     found = _match(places, stored, f"{folder} holds no causal Mixtral in the {layout} layout")

@@ -13,6 +13,7 @@ Both of Mistral's own store q and k for a rotary embedding of neighbouring numbe
 import re
 from collections.abc import Callable, Iterable
 from functools import partial
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -34,6 +35,28 @@ _RAW_WORDS = {  # published: raw
     "post_attention_layernorm": "ffn_norm",
     "block_sparse_moe": "feed_forward",
 }
+# What shows a size in the files of any layout: the config's field, which tensors, which axis, and what it must be.
+_SIZES: tuple[tuple[str, str, int, Callable[[MixtralConfig], int]], ...] = (
+    ("vocab_size", r"(embed_tokens|tok_embeddings)\.weight", 0, lambda c: c.vocab_size),
+    ("hidden_size", r"(embed_tokens|tok_embeddings)\.weight", 1, lambda c: c.hidden_size),
+    ("num_local_experts", r"\.gate\.weight", 0, lambda c: c.num_local_experts),
+    ("intermediate_size", r"\.experts\.\d+\.w1\.weight\w*", 0, lambda c: c.intermediate_size),
+    ("intermediate_size", r"\.experts\.gate_up_proj", 1, lambda c: 2 * c.intermediate_size),
+    ("intermediate_size", r"\.block_sparse_moe\.w1", 0, lambda c: c.num_local_experts * c.intermediate_size),
+    ("num_attention_heads", r"\.(q_proj|wq)\.weight\w*", 0, lambda c: c.num_attention_heads * c.head_dim),
+    ("num_key_value_heads", r"\.(k_proj|wk)\.weight\w*", 0, lambda c: c.num_key_value_heads * c.head_dim),
+)
+# What shows a size in the files of any layout: the config's field, which tensors, which axis, and what that must be.
+_SIZES: tuple[tuple[str, str, int, Callable[[MixtralConfig], int]], ...] = (
+    ("vocab_size", r"(embed_tokens|tok_embeddings)\.weight", 0, lambda c: c.vocab_size),
+    ("hidden_size", r"(embed_tokens|tok_embeddings)\.weight", 1, lambda c: c.hidden_size),
+    ("num_local_experts", r"\.gate\.weight", 0, lambda c: c.num_local_experts),
+    ("intermediate_size", r"\.experts\.\d+\.w1\.weight\w*", 0, lambda c: c.intermediate_size),
+    ("intermediate_size", r"\.experts\.gate_up_proj", 1, lambda c: 2 * c.intermediate_size),
+    ("intermediate_size", r"\.block_sparse_moe\.w1", 0, lambda c: c.num_local_experts * c.intermediate_size),
+    ("num_attention_heads", r"\.(q_proj|wq)\.weight\w*", 0, lambda c: c.num_attention_heads * c.head_dim),
+    ("num_key_value_heads", r"\.(k_proj|wk)\.weight\w*", 0, lambda c: c.num_key_value_heads * c.head_dim),
+)
 _EXPERT = re.compile(r"(.+)\.block_sparse_moe\.experts\.(\d+)\.(w[123])\.weight")
 Shape = tuple[int, ...]
 
@@ -98,6 +121,41 @@ def layout_of(names: Iterable[str], is_raw: bool) -> str:
     if is_raw:
         return "stacked" if any(re.search(r"\.block_sparse_moe\.w[123]$", name) for name in names) else "raw"
     return "fused" if any(".mlp.experts." in name for name in names) else "published"
+
+
+def check_sizes(config: MixtralConfig, tensors: Iterable[tuple[str, Shape]], settings: Path) -> None:
+    """Compare a config with the tensors that there are, before anything is built: 2**31 layers would take forever.
+
+    Where the tensors of a kind agree with one another and not with the config, it is the config that is wrong. A single
+    tensor that does not fit is left to the caller, who names it.
+
+    Args:
+        config: what `settings` says.
+        tensors: name and shape of all that the files hold, in any layout.
+        settings: the file, for the message.
+
+    Raises:
+        ValueError: a size is not that of the files; the message names its field.
+    """
+    shapes = {name: shape for name, shape in tensors if 0 not in shape}  # what holds no number costs no byte either
+    layers, experts = _numbers(shapes, "layers"), _numbers(shapes, "experts")
+    L, E = config.num_hidden_layers, config.num_local_experts
+    if L > len(layers) or L < len(layers) == max(layers) + 1:
+        raise ValueError(f"{settings}: num_hidden_layers={L} but the files hold {len(layers)} layers")
+    routed = [shape[0] for name, shape in shapes.items() if name.endswith(".gate.weight")]
+    if E > (most := max(routed, default=len(experts))):
+        raise ValueError(f"{settings}: num_local_experts={E} but the files hold {most} experts")
+    for field, pattern, axis, expected in _SIZES:
+        same = {name: shape for name, shape in shapes.items() if len(shape) > axis and re.search(f"{pattern}$", name)}
+        sizes = {shape[axis] for shape in same.values()}
+        if len(sizes) == 1 and sizes != {expected(config)}:
+            name, shape = next(iter(same.items()))
+            raise ValueError(f"{settings}: {field}={getattr(config, field)} but the files hold {name} {shape}")
+
+
+def _numbers(names: Iterable[str], word: str) -> set[int]:
+    """Return the numbers that stand behind `word` in tensors' names."""
+    return {int(match[1]) for name in names if (match := re.search(rf"(?:^|\.){word}\.(\d{{1,9}})\.", name))}
 
 
 def find_places(layout: str, config: MixtralConfig) -> dict[str, Place]:

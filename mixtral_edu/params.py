@@ -7,7 +7,7 @@ has Hugging Face's names (`hidden_size`), and its `sliding_window` may be text.
 from pathlib import Path
 from typing import Any
 
-from mixtral_edu.config_checks import COUNTS, is_count
+from mixtral_edu.config_checks import COUNTS, is_count, shown
 from mixtral_edu.files import read_json_object
 
 PARAMS_FILE = "params.json"
@@ -51,10 +51,10 @@ def read_params(path: Path) -> dict[str, Any]:
     for name, fine in _OTHER_MODELS.items():
         value = params.pop(name, None)
         if value not in fine:
-            raise ValueError(f"{path}: {name}={value!r} is no Mixtral's: {fine[-1]!r} is wanted")
+            raise ValueError(f"{path}: {name}={shown(value)} is no Mixtral's: {fine[-1]!r} is wanted")
     moe = params.pop("moe", None)
     if not isinstance(moe, dict | None):
-        raise ValueError(f"{path}: moe={moe!r} is no object with {' and '.join(MOE_NAMES)}")
+        raise ValueError(f"{path}: moe={shown(moe)} is no object with {' and '.join(MOE_NAMES)}")
     if isinstance(params.get("sliding_window"), str):
         params["sliding_window"] = _window(params["sliding_window"], path)
 
@@ -64,9 +64,9 @@ def read_params(path: Path) -> dict[str, Any]:
         if value is None and ours in (*NAMES.values(), *MOE_NAMES.values()):
             continue  # as if it were missing
         if ours in COUNTS and not is_count(value):
-            raise ValueError(f"{path}: {name}={value!r} has to be a whole number of at least 1")
-        if values.get(ours, value) != value:
-            raise ValueError(f"{path}: {spelled[ours]}={values[ours]!r} and {name}={value!r} disagree")
+            raise ValueError(f"{path}: {name}={shown(value)} has to be a whole number of at least 1")
+        if ours in values and values[ours] != value:
+            raise ValueError(f"{path}: {spelled[ours]}={shown(values[ours])} and {name}={shown(value)} disagree")
         values[ours], spelled[ours] = value, name
     if moe is None and "num_local_experts" in values:
         values.setdefault("num_experts_per_tok", 2)  # the first release does not say
@@ -95,6 +95,6 @@ def to_params(values: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any
 def _window(text: str, path: Path) -> int | None:
     if text.lower() in ("", "none", "null"):
         return None
-    if not text.isdecimal():
-        raise ValueError(f"{path}: sliding_window={text!r}: a number of keys is wanted, or null")
+    if not text.isdecimal() or len(text) > 18:  # more digits than any window has
+        raise ValueError(f"{path}: sliding_window={shown(text)}: a number of keys is wanted, or null")
     return int(text)

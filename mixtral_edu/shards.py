@@ -95,7 +95,7 @@ def indexed_tensors(index: Path) -> list[StoredTensor]:
 def _read_index(index: Path) -> dict[str, str]:
     try:
         content: Any = json.loads(index.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{index} is no valid JSON: {error}") from error
     weight_map = content.get("weight_map") if isinstance(content, dict) else None
     if not isinstance(weight_map, dict) or not weight_map:

@@ -25,19 +25,34 @@ class IncrementalDecoder:
         self.skip_special_tokens = skip_special_tokens
         self._pending: list[int] = []
         self._started = False  # whether any text was given out: from then on a space in front of a word stays
+        self._pads = 0  # held back: whether they are padding depends on what follows them
+        self._last: int | None = None  # the last id that is no pad
 
     def push(self, ids: int | Sequence[int] | torch.Tensor) -> str:
         """Take the next ids; return the text that has become certain: often one word, sometimes none."""
-        self._pending += self.tokenizer.checked_ids(ids)
-        if not self._started and all(i == self.tokenizer.pad_token_id for i in self._pending):
-            return ""  # whether pads are left out depends on what follows them
+        for i in self.tokenizer.checked_ids(ids):
+            if self.skip_special_tokens and i == self.tokenizer.pad_token_id:
+                self._pads += 1
+            else:
+                self._pending += self._pads_that_show(next_id=i) + [i]
+                self._pads, self._last = 0, i
         return self._give_out(len(self._pending) - self._open_bytes())
 
     def flush(self) -> str:
         """Return what is left, with U+FFFD for the bytes of an unfinished character, and start afresh."""
+        self._pending += self._pads_that_show(next_id=None)
         text = self._give_out(len(self._pending))
-        self._pending, self._started = [], False
+        self._pending, self._started, self._pads, self._last = [], False, 0, None
         return text
+
+    def _pads_that_show(self, next_id: int | None) -> list[int]:
+        """Return the pads held back if they are part of the text, as `tokenizer.without_padding` tells."""
+        if not self._pads:
+            return []
+        before, after = ([] if i is None else [i] for i in (self._last, next_id))
+        pads = [self.tokenizer.pad_token_id] * self._pads
+        kept = self.tokenizer.without_padding([*before, *pads, *after])
+        return kept[len(before) : len(kept) - len(after)]
 
     def _give_out(self, count: int) -> str:
         text = self.tokenizer.decode_part(self._pending[:count], self.skip_special_tokens, at_start=not self._started)

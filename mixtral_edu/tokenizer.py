@@ -14,10 +14,26 @@ import sentencepiece
 import torch
 
 from mixtral_edu.bpe import train_bpe
-from mixtral_edu.chat import chat_turns
+from mixtral_edu.chat import chat_version, marked_turns
 from mixtral_edu.data import bundled_folder
 from mixtral_edu.files import find_folder, whole_file
 
+# What transformers' tokenizers let you set, and why it would have no effect on this one.
+_WITHOUT_EFFECT = {
+    "padding_side": 'rows are filled up on the left, so only "left" can be set',
+    "truncation_side": "texts are never cut: cut the ids, or the text",
+    "model_max_length": "texts are never cut: cut the ids, or the text",
+    **dict.fromkeys(
+        ("add_bos_token", "add_eos_token"),
+        "give add_special_tokens=False for ids without <s>, and append eos_token_id yourself",
+    ),
+    "chat_template": "apply_chat_template follows the control tokens of the vocabulary",
+    "clean_up_tokenization_spaces": "spaces belong to the text and are given as they are",
+    **dict.fromkeys(
+        ("bos_token", "eos_token", "unk_token", "pad_token"), "special tokens are set by id, such as pad_token_id"
+    ),
+    **dict.fromkeys(("unk_token_id", "vocab_size", "byte_values"), "it belongs to the file"),
+}
 TOKENIZER_FILE = "tokenizer.model"
 FILE_PATTERNS = (TOKENIZER_FILE, "tokenizer.model.v1", "*.model*")  # what a folder is searched for, in this order
 
@@ -49,51 +65,71 @@ class MixtralTokenizer:
 
     Args:
         path: any SentencePiece model file, whatever its name.
+        settings: attributes to set, such as `pad_token_id=2`.
 
     Attributes:
         bos_token_id, eos_token_id, unk_token_id: ids of `<s>`, `</s>` and `<unk>`.
         pad_token_id: the id that fills rows up: `<unk>`, which no text encodes to, unless you set another.
+        padding_side: "left", always.
         vocab_size: number of ids, V; also `len(tokenizer)`.
         byte_values: the byte that each byte piece stands for, by id.
 
+    An attribute that would have no effect here (`padding_side="right"`, `model_max_length`, a misspelled name) raises
+    when it is set, and so does an id outside the vocabulary.
+
     Raises:
         FileNotFoundError: `path` is no file.
-        ValueError: the file holds no SentencePiece model, or one without `<s>` and `</s>`.
+        ValueError: the file holds no SentencePiece model, or one without `<unk>`, `<s>` or `</s>`; or a setting has no
+            effect.
     """
 
-    def __init__(self, path: str | Path):
-        self.processor = sentencepiece.SentencePieceProcessor()
-        try:
-            self.processor.LoadFromSerializedProto(Path(path).read_bytes())
-        except RuntimeError as error:
-            raise ValueError(f"{path} is not a SentencePiece model file, or a damaged one") from error
-        self.bos_token_id: int = self.processor.bos_id()
-        self.eos_token_id: int = self.processor.eos_id()
-        self.unk_token_id: int = self.processor.unk_id()
-        if min(self.bos_token_id, self.eos_token_id) < 0:
-            raise ValueError(f"{path} defines no <s> or no </s>; Mixtral needs both")
-        self.pad_token_id: int = self.processor.pad_id() if self.processor.pad_id() >= 0 else self.unk_token_id
-        self.vocab_size: int = self.processor.vocab_size()
-        every_id = list(range(self.vocab_size))
-        self._pieces: list[str] = self.processor.id_to_piece(every_id)
-        self._special_ids = {i for i in every_id if self.processor.is_control(i)} | {self.unk_token_id}
-        self.byte_values = {i: int(self._pieces[i][3:5], 16) for i in every_id if self.processor.is_byte(i)}
+    processor: sentencepiece.SentencePieceProcessor
+    bos_token_id: int
+    eos_token_id: int
+    unk_token_id: int
+    pad_token_id: int
+    padding_side: str
+    vocab_size: int
+    byte_values: dict[int, int]
+    _pieces: list[str]
+    _control_ids: dict[str, int]  # by piece
+    _special_ids: set[int]  # of control pieces and <unk>
+
+    def __init__(self, path: str | Path, **settings: Any):
+        vars(self).update(_read_model(Path(path)), padding_side="left")  # past __setattr__
+        for name, value in settings.items():
+            setattr(self, name, value)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in _WITHOUT_EFFECT and (name, value) != ("padding_side", "left"):
+            raise ValueError(f"{name}={value!r} would have no effect: {_WITHOUT_EFFECT[name]}")
+        if type(self) is MixtralTokenizer and not hasattr(self, name):
+            raise AttributeError(f"{name}={value!r} would have no effect: a MixtralTokenizer has no attribute {name!r}")
+        if name in ("pad_token_id", "bos_token_id", "eos_token_id"):
+            is_id = isinstance(value, int) and not isinstance(value, bool) and 0 <= value < self.vocab_size
+            if not is_id:
+                raise ValueError(f"{name}={value!r}: it must be an id from 0 to {self.vocab_size - 1}")
+        super().__setattr__(name, value)
 
     @classmethod
-    def from_pretrained(cls, name_or_path: str | Path) -> Self:
+    def from_pretrained(cls, name_or_path: str | Path, **settings: Any) -> Self:
         """Load a bundled tokenizer ("tiny", "tiny-instruct"), the one in a checkpoint's folder, or a model file.
+
+        Args:
+            name_or_path: where it is.
+            settings: attributes to set, as for the class.
 
         Raises:
             FileNotFoundError: nothing is there; the message lists what was looked for. Nothing is downloaded.
         """
         path = Path(name_or_path).expanduser()
         if path.is_file() and not bundled_folder(str(name_or_path)):
-            return cls(path)
+            return cls(path, **settings)
         folder = find_folder(name_or_path)
         found = [file for pattern in FILE_PATTERNS for file in sorted(folder.glob(pattern)) if file.is_file()]
         if not found:
             raise FileNotFoundError(f"no tokenizer in {str(folder)!r}: looked for {', '.join(FILE_PATTERNS)}")
-        return cls(found[0])
+        return cls(found[0], **settings)
 
     def save_pretrained(self, folder: str | Path) -> Path:
         """Write the model file, byte for byte, into `folder` as `tokenizer.model`; returns its path."""
@@ -130,9 +166,10 @@ class MixtralTokenizer:
     ) -> str:
         """Return the text of one sequence of ids.
 
-        Skipped, special ids show as in SentencePiece: `<s>` and `</s>` as nothing, `<unk>` as " ⁇ "; pads in front of
-        `<s>` are left out. Kept, they show by name: "<s> Once upon". Bytes that are no UTF-8 become U+FFFD, one each.
-        `clean_up_tokenization_spaces` is there for callers of transformers; a text is given as it is.
+        Skipped, special ids show as in SentencePiece: `<s>`, `</s>` and other control tokens as nothing, `<unk>` as
+        " ⁇ "; padding is left out, see `without_padding`. Kept, all show by name: "<s> Once upon", "<s>[INST] Hi".
+        Bytes that are no UTF-8 become U+FFFD, one each. `clean_up_tokenization_spaces` is there for callers of
+        transformers; a text is given as it is.
 
         Raises:
             TypeError: `ids` is no flat sequence of ints.
@@ -140,13 +177,38 @@ class MixtralTokenizer:
         """
         if clean_up_tokenization_spaces:
             raise ValueError("clean_up_tokenization_spaces=True: False is wanted, spaces belong to the text")
-        return self.decode_part(self.checked_ids(ids), skip_special_tokens, at_start=True)
+        ids = self.checked_ids(ids)
+        return self.decode_part(self.without_padding(ids) if skip_special_tokens else ids, skip_special_tokens, True)
 
     def batch_decode(
         self, sequences: Iterable, skip_special_tokens: bool = False, clean_up_tokenization_spaces: bool = False
     ) -> list[str]:
-        """Return `decode` of each row of `sequences`: a `(B, T)` tensor or a list of id lists."""
+        """Return `decode` of each row of `sequences`: a `(B, T)` tensor or a list of id lists.
+
+        There are only ids to go by, no mask. With `skip_special_tokens` a run of pad ids at either end of a row is
+        taken for padding (on the left of a short prompt, on the right of a text that stopped early), so a `<unk>`
+        within the text still shows. transformers, which skips every special id, hides that one too.
+        """
         return [self.decode(ids, skip_special_tokens, clean_up_tokenization_spaces) for ids in sequences]
+
+    def without_padding(self, ids: list[int]) -> list[int]:
+        """Return `ids` without the runs of `pad_token_id` at both ends.
+
+        A pad id that a text may hold (an ordinary piece, or `<unk>` of a vocabulary without byte fallback) is padding
+        only in front of `<s>` and behind `</s>`.
+        """
+        is_pad = self.pad_token_id.__eq__
+        start, stop = len(list(takewhile(is_pad, ids))), len(ids) - len(list(takewhile(is_pad, reversed(ids))))
+        if self.pad_may_be_text:
+            start = start if ids[start : start + 1] == [self.bos_token_id] else 0
+            stop = stop if ids[:stop][-1:] == [self.eos_token_id] else len(ids)
+        return ids[start:stop]
+
+    @property
+    def pad_may_be_text(self) -> bool:
+        """Whether some text encodes to `pad_token_id`: not to a control token, nor to `<unk>` beside all 256 bytes."""
+        falls_back = self.pad_token_id == self.unk_token_id and len(self.byte_values) == 256
+        return not falls_back and self.pad_token_id not in self._control_ids.values()
 
     def pieces(self, text: str | Sequence[int] | torch.Tensor, add_special_tokens: bool = False) -> list[Piece]:
         """Return the tokens of a text, or of ids, as `(id, piece, is_byte)`; `<s>` only if it is asked for."""
@@ -202,7 +264,11 @@ class MixtralTokenizer:
     def apply_chat_template(
         self, messages: Sequence[Mapping[str, str]], tokenize: bool = True, return_tensors: str | None = None
     ) -> list[int] | torch.Tensor | str:
-        """Return a chat as Mixtral-Instruct reads it: `<s> [INST] question [/INST] answer</s> [INST] question [/INST]`.
+        """Return a chat as the model that this vocabulary belongs to reads it.
+
+        Mixtral-8x7B-Instruct: `<s> [INST] question [/INST] answer</s> [INST] question [/INST]`, markers as plain text
+        (V1). A vocabulary where `[INST]` is a control token, as that of Mixtral-8x22B-Instruct, has it as one id:
+        `<s>[INST] question[/INST] answer</s>[INST] question[/INST]`. `mixtral_edu.chat` tells the versions apart.
 
         Args:
             messages: dicts with "role" (an optional "system", then "user" and "assistant" in turn) and "content".
@@ -210,21 +276,25 @@ class MixtralTokenizer:
             return_tensors: "pt" for a `(1, T)` int64 tensor, None for a list.
 
         Raises:
-            ValueError: turns do not alternate or an answer is empty; the message names the turn.
+            ValueError: turns do not alternate, an answer is empty or a message holds tool calls; the message names the
+                turn.
         """
         if return_tensors not in (None, "pt"):
             raise ValueError(f'return_tensors={return_tensors!r}: "pt" or None is wanted')
         if not tokenize:
             bos, eos = self._pieces[self.bos_token_id], self._pieces[self.eos_token_id]
-            return bos + "".join(f" {text}{eos * is_answer}" for text, is_answer in chat_turns(messages))
+            turns = marked_turns(messages, chat_version(self._control_ids))
+            # A text that is encoded on its own starts with a space.
+            return bos + "".join(f"{begin}{' ' * bool(text)}{text}{end}{eos * own}" for begin, text, end, own in turns)
         ids, _ = self.encode_chat(messages)
         return torch.tensor([ids]) if return_tensors == "pt" else ids
 
     def encode_chat(self, messages: Sequence[Mapping[str, str]]) -> tuple[list[int], list[bool]]:
         """Return a chat's ids and, for each, whether it belongs to an answer, `</s>` included: what a loss counts."""
         ids, answer_mask = [self.bos_token_id], [False]
-        for text, is_answer in chat_turns(messages):  # each is encoded on its own: it starts with a space
-            turn = self.encode(text, add_special_tokens=False) + [self.eos_token_id] * is_answer
+        for begin, text, end, is_answer in marked_turns(messages, chat_version(self._control_ids)):
+            before, after = ([self._control_ids[piece]] if piece else [] for piece in (begin, end))
+            turn = before + self.encode(text, add_special_tokens=False) + after + [self.eos_token_id] * is_answer
             ids += turn
             answer_mask += [is_answer] * len(turn)
         return ids, answer_mask
@@ -241,11 +311,9 @@ class MixtralTokenizer:
         return ids
 
     def decode_part(self, ids: list[int], skip_special_tokens: bool, at_start: bool) -> str:
-        """Return the text of a part of a sequence; `at_start` tells that no text came before it."""
+        """Return the text of a part of a sequence, pads as any id; `at_start` tells that no text came before it."""
         if skip_special_tokens:
-            pads = len(list(takewhile(self.pad_token_id.__eq__, ids)))
-            is_padded = at_start and ids[pads : pads + 1] == [self.bos_token_id]
-            return self._join(ids[pads if is_padded else 0 :], at_start)
+            return self._join(ids, at_start)
         text = ""
         for is_special, group in groupby(ids, key=self._special_ids.__contains__):
             part = list(group)
@@ -258,6 +326,42 @@ class MixtralTokenizer:
             return self.processor.decode(ids)  # drops the space in front
         unk = self.unk_token_id  # something in front keeps that space: its text is cut off again
         return self.processor.decode([unk, *ids]).removeprefix(self.processor.decode([unk]))
+
+
+def _read_model(path: Path) -> dict[str, Any]:
+    """Return what a model file holds, by the names of `MixtralTokenizer`'s attributes.
+
+    Raises:
+        ValueError: it holds no SentencePiece model, or not the special tokens.
+    """
+    content, processor = path.read_bytes(), sentencepiece.SentencePieceProcessor()
+    try:
+        processor.LoadFromSerializedProto(content)
+        every_id = list(range(processor.vocab_size()))
+        pieces = processor.id_to_piece(every_id)
+        "".join(pieces).encode()  # a piece may hold bytes that are no UTF-8
+        control_ids = {pieces[i]: i for i in every_id if processor.is_control(i)}
+        byte_values = {i: int(pieces[i][3:5], 16) for i in every_id if processor.is_byte(i)}
+        unk, bos, eos, pad = processor.unk_id(), processor.bos_id(), processor.eos_id(), processor.pad_id()
+        processor.decode([unk] if unk >= 0 else [])  # whose text is a setting in the file
+    except Exception as error:  # damaged bytes may say anything, and fail in any way
+        is_pointer = content.startswith(b"version https://git-lfs")
+        hint = ": it holds a Git LFS pointer, run `git lfs pull`" if is_pointer else ""
+        raise ValueError(f"{path} is not a SentencePiece model file, or a damaged one{hint}") from error
+    if min(unk, bos, eos) < 0:
+        raise ValueError(f"{path} defines no <unk>, no <s> or no </s>; Mixtral needs them")
+    return {
+        "processor": processor,
+        "bos_token_id": bos,
+        "eos_token_id": eos,
+        "unk_token_id": unk,
+        "pad_token_id": pad if pad >= 0 else unk,
+        "vocab_size": len(pieces),
+        "byte_values": byte_values,
+        "_pieces": pieces,
+        "_control_ids": control_ids,
+        "_special_ids": {*control_ids.values(), unk},
+    }
 
 
 def train_tokenizer(texts: Iterable[str], model_path: str | Path, vocab_size: int = 2048) -> MixtralTokenizer:

@@ -1,5 +1,7 @@
 """Text while it is generated: certain as soon as it can be, and never half a character."""
 
+import copy
+
 import pytest
 import torch
 from hypothesis import given
@@ -22,8 +24,15 @@ def trained(tmp_path_factory) -> MixtralTokenizer:
     return train_tokenizer(TEXTS, tmp_path_factory.mktemp("trained") / "tokenizer.model", vocab_size=330)
 
 
-@given(ids=id_lists(32000), skip=st.booleans(), cuts=st.lists(st.integers(1, 4), min_size=30, max_size=30))
-def test_parts_of_any_ids_join_to_their_text(official, ids, skip, cuts):
+@given(
+    ids=id_lists(32000),
+    skip=st.booleans(),
+    pad=st.sampled_from([0, 1, 2, 13, 264]),
+    cuts=st.lists(st.integers(1, 4), min_size=30, max_size=30),
+)
+def test_parts_of_any_ids_join_to_their_text(official, ids, skip, pad, cuts):
+    official = copy.copy(official)
+    official.pad_token_id = pad
     decoder = IncrementalDecoder(official, skip_special_tokens=skip)
     parts, rest = [], ids
     for cut in cuts:
@@ -53,11 +62,13 @@ def test_the_space_between_parts_stays(official):
     assert decoder.push(official.encode("Once")) == "Once"  # flushed: a new text begins
 
 
-def test_padding_in_front_is_left_out_of_a_stream_too(official):
+def test_padding_at_both_ends_is_left_out_of_a_stream_too(official):
     decoder = IncrementalDecoder(official)
     assert [decoder.push(i) for i in (0, 0, 1, 264)] == ["", "", "", "a"]
     decoder.flush()
-    assert [decoder.push(i) for i in (0, 264)] == ["", " ⁇  a"]  # no padding after all
+    assert [decoder.push(i) for i in (0, 264, 0, 0)] == ["", "a", "", ""]
+    assert decoder.push(264) == " ⁇  ⁇  a"  # no padding after all
+    assert [decoder.push(i) for i in (2, 0)] + [decoder.flush()] == ["", "", ""]
 
 
 def test_bytes_of_a_character_wait_for_the_last(official):

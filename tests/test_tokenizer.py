@@ -1,6 +1,7 @@
 """The tokenizer against SentencePiece itself and the decoder of transformers' fast tokenizers."""
 
 import copy
+import io
 import json
 import pickle
 from importlib.resources import files
@@ -9,12 +10,18 @@ import pytest
 import sentencepiece
 import tokenizers
 import torch
+import transformers
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from mixtral_edu.data import probe_text
 from mixtral_edu.tokenizer import MixtralTokenizer, Piece, TokenizerOutput, train_tokenizer
-from tokenizer_samples import OFFICIAL, ROCKET, TEXTS, id_lists, texts
+from tokenizer_samples import MODEL_FILES, OFFICIAL, ROCKET, TEXTS, id_lists, texts
+
+DECODER = tokenizers.decoders.Sequence([
+    tokenizers.decoders.Replace("▁", " "), tokenizers.decoders.ByteFallback(),
+    tokenizers.decoders.Fuse(), tokenizers.decoders.Strip(content=" ", left=1),
+])  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +54,7 @@ def test_every_text_comes_back(official, trained, text):
 
 @given(ids=id_lists(32000))
 def test_skipped_specials_decode_as_in_sentencepiece(official, reference, ids):
-    assume(ids.count(0) == 0 or ids[0] != 0)  # padding in front has a test of its own
+    assume(not ids or 0 not in (ids[0], ids[-1]))  # padding has tests of its own
     assert official.decode(ids, skip_special_tokens=True) == reference.decode(ids)
 
 
@@ -59,22 +66,72 @@ def test_kept_specials_show_by_name_with_the_space_behind_them(official):
     assert official.decode([0, 0, 1, *once]) == "<unk><unk><s> Once"
 
 
-def test_padding_in_front_of_bos_is_left_out_of_skipped_specials(official):
-    batch = official(["Once upon a time", "Yes"], return_tensors="pt", padding=True)
-    assert official.batch_decode(batch.input_ids, skip_special_tokens=True) == ["Once upon a time", "Yes"]
-    assert official.decode([0, *official.encode("Yes", False)], skip_special_tokens=True) == " ⁇  Yes"  # no padding
+@pytest.mark.parametrize("version", MODEL_FILES)
+def test_control_tokens_are_skipped_as_in_sentencepiece_and_kept_by_name(version):
+    tokenizer = MixtralTokenizer(MODEL_FILES[version])
+    theirs = sentencepiece.SentencePieceProcessor(model_file=str(MODEL_FILES[version]))
+
+    @given(ids=id_lists(1000), last=st.permutations([2, 3, 4, 300]))
+    def check(ids, last):
+        ids = [5, *ids, *last]  # no pads at the ends
+        assert tokenizer.decode(ids, skip_special_tokens=True) == theirs.decode(ids)
+        kept = tokenizer.decode(ids)
+        assert all(theirs.id_to_piece(i) in kept for i in ids if theirs.is_control(i))
+
+    check()
+
+
+@pytest.mark.parametrize("pad", ["<unk>", "</s>"])
+@pytest.mark.parametrize("add_special_tokens", [True, False])
+@pytest.mark.parametrize("stop", [2, 13])  # </s>, and a line break as another stop
+def test_pads_at_both_ends_are_left_out_as_in_transformers(official, pad, add_special_tokens, stop):
+    theirs = fast_tokenizer(official, pad)
+    ours = MixtralTokenizer(OFFICIAL, pad_token_id=theirs.pad_token_id)
+    prompts = ours(["Once upon a time", "Yes"], padding=True, add_special_tokens=add_special_tokens).input_ids
+    batch = [[*prompts[0], 264, 264, 264], [*prompts[1], 264, stop, ours.pad_token_id]]  # the second stops early
+    texts = ours.batch_decode(batch, skip_special_tokens=True)
+    assert texts == theirs.batch_decode(batch, skip_special_tokens=True)
+    assert texts == ["Once upon a time a a a", "Yes a\n" if stop == 13 else "Yes a"]
+    assert ours.batch_decode([[ours.pad_token_id] * 3], skip_special_tokens=True) == [""]
+    assert ours.decode(batch[1]).count(pad) == batch[1].count(ours.pad_token_id)  # kept, all show
+
+
+def test_an_unknown_within_the_text_is_no_padding(official, reference):
+    ids = [*official.encode("Once"), 0, 0, *official.encode("upon", False)]
+    assert reference.decode(ids) == "Once ⁇  ⁇  upon"
+    assert official.decode([0, 0, *ids, 2, 0, 0], skip_special_tokens=True) == "Once ⁇  ⁇  upon"
+
+
+def test_pads_that_a_text_may_hold_are_padding_only_outside_of_bos_and_eos(official, tmp_path):
+    model = io.BytesIO()  # without byte fallback: what is not in the vocabulary is <unk>
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(TEXTS), model_writer=model, vocab_size=80, model_type="bpe", minloglevel=2)
+    (tmp_path / "plain.model").write_bytes(model.getvalue())
+    plain = MixtralTokenizer(tmp_path / "plain.model")
+    ids = plain.encode("中 fox 中", add_special_tokens=False)
+    assert ids[-1] == 0 and plain.decode(ids, True) == plain.processor.decode(ids)
+    assert plain.decode([0, 0, 1, *ids, 2, 0], True) == plain.processor.decode(ids)
+    comma = MixtralTokenizer(OFFICIAL, pad_token_id=official.encode("a,")[-1])
+    assert comma.decode(comma.encode("a,", False), True) == "a,"
+    assert comma.decode([comma.pad_token_id, *comma.encode("a,"), 2, comma.pad_token_id], True) == "a,"
+
+
+def fast_tokenizer(official: MixtralTokenizer, pad: str) -> transformers.PreTrainedTokenizerFast:
+    """A tokenizer of transformers with the same vocabulary, for decoding."""
+    vocabulary = {piece.piece: piece.id for piece in official.pieces(range(official.vocab_size))}
+    model = tokenizers.Tokenizer(tokenizers.models.BPE(vocabulary, [], byte_fallback=True, unk_token="<unk>"))
+    model.decoder = DECODER
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=model, unk_token="<unk>", bos_token="<s>", eos_token="</s>", pad_token=pad,
+        clean_up_tokenization_spaces=False)
 
 
 @given(parts=st.lists(texts | st.sampled_from([0, 1, 2]), max_size=6))
 def test_kept_specials_decode_as_the_decoder_of_fast_tokenizers(official, parts):
-    decoder = tokenizers.decoders.Sequence([
-        tokenizers.decoders.Replace("▁", " "), tokenizers.decoders.ByteFallback(),
-        tokenizers.decoders.Fuse(), tokenizers.decoders.Strip(content=" ", left=1),
-    ])  # fmt: skip
     ids = []
     for part in parts:
         ids += [part] if isinstance(part, int) else official.encode(part, add_special_tokens=False)
-    assert official.decode(ids) == decoder.decode([p.piece for p in official.pieces(ids)])
+    assert official.decode(ids) == DECODER.decode([p.piece for p in official.pieces(ids)])
 
 
 def test_specials_in_a_text_are_text(official, trained):
@@ -140,6 +197,38 @@ def test_a_pad_id_can_be_set(official):
     assert official.pad_token_id == 0
 
 
+def test_settings_that_would_have_no_effect_are_refused_by_name(official):
+    for name, value in {
+        "padding_side": "right", "truncation_side": "left", "model_max_length": 512, "add_bos_token": False,
+        "add_eos_token": True, "chat_template": "{{ messages }}", "pad_token": "</s>", "eos_token": "</s>",
+        "unk_token_id": 3, "vocab_size": 5, "byte_values": {}, "clean_up_tokenization_spaces": True,
+    }.items():  # fmt: skip
+        for set_it in (lambda n=name, v=value: setattr(copy.copy(official), n, v),
+                       lambda n=name, v=value: MixtralTokenizer(OFFICIAL, **{n: v}),
+                       lambda n=name, v=value: MixtralTokenizer.from_pretrained("tiny", **{n: v})):  # fmt: skip
+            with pytest.raises(ValueError, match=f"^{name}="):
+                set_it()
+    with pytest.raises(AttributeError, match="pad_tokn_id"):
+        copy.copy(official).pad_tokn_id = 2
+    for value in (None, -1, 32000, "2", True, 2.0):
+        with pytest.raises(ValueError, match=rf"^pad_token_id={value!r}: .* 0 to 31999"):
+            copy.copy(official).pad_token_id = value
+
+
+def test_settings_that_have_an_effect_are_taken():
+    tokenizer = MixtralTokenizer.from_pretrained("tiny", pad_token_id=2, padding_side="left")
+    assert tokenizer.padding_side == "left" and tokenizer(["a b", "a"], padding=True).input_ids[1][0] == 2
+    tokenizer.padding_side, tokenizer.pad_token_id, tokenizer.bos_token_id = "left", 0, 3
+    assert tokenizer.encode("a")[0] == 3
+
+    class Mine(MixtralTokenizer):
+        def __init__(self, path):
+            super().__init__(path)
+            self.language = "Italian"
+
+    assert Mine(OFFICIAL).language == "Italian"  # an attribute of one's own
+
+
 def test_one_text_gives_a_flat_list_or_one_row(official):
     assert official("Yes") == {"input_ids": official.encode("Yes"), "attention_mask": [1, 1]}
     assert official("Yes", return_tensors="pt").input_ids.shape == (1, 2)
@@ -194,9 +283,10 @@ def test_what_is_no_tokenizer_is_named(tmp_path):
         MixtralTokenizer.from_pretrained(tmp_path / "nowhere")
     with pytest.raises(FileNotFoundError, match="hf download mistralai/Mixtral-8x7B-v0.1"):
         MixtralTokenizer.from_pretrained("mistralai/Mixtral-8x7B-v0.1")
-    for content in (b"", b"not a model", OFFICIAL.read_bytes()[:1000]):
+    for content in (b"", b"not a model", OFFICIAL.read_bytes()[:1000], b"version https://git-lfs.github.com/spec/v1\n"):
         (tmp_path / "tokenizer.model").write_bytes(content)
-        with pytest.raises(ValueError, match="tokenizer.model is not a SentencePiece model"):
+        hint = ".*git lfs pull" if b"lfs" in content else ""
+        with pytest.raises(ValueError, match="tokenizer.model is not a SentencePiece model" + hint):
             MixtralTokenizer.from_pretrained(tmp_path)
 
 

@@ -6,6 +6,8 @@ import mistral_common
 from hypothesis import strategies as st
 
 OFFICIAL = Path(mistral_common.__file__).parent / "data" / "tokenizer.model.v1"  # Mixtral's own
+# All SentencePiece files that mistral_common ships, by version: v2 and later have [INST] as a control token.
+MODEL_FILES = {path.suffix.removeprefix("."): path for path in sorted(OFFICIAL.parent.glob("*.model.v*"))}
 TEXTS = [
     "Once upon a time there was a small fox, and the fox was 12 years old.\n    def walk(self):\n        return 345",
     "Había una vez un zorro pequeño. ¿Qué dijo?\n\n  Two spaces, then 6 + 7 = 13.",
