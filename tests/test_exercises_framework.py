@@ -196,7 +196,7 @@ def test_a_message_with_half_of_a_surrogate_pair_can_be_shown():
     def raises(x, step):
         raise ValueError("\ud83d")
 
-    assert "It raised ValueError: \\ud83d".encode() in repr(check_of(raises)).encode("utf-8")
+    assert b"It raised ValueError: \\ud83d" in repr(check_of(raises)).encode("utf-8")
 
 
 def test_the_users_own_interrupt_goes_through():
