@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import signal
 import sys
 from pathlib import Path
@@ -21,6 +22,18 @@ def _seconds(text: str) -> float:
     if not 0 < number < float("inf"):
         raise argparse.ArgumentTypeError(f"{text} is not a number of seconds above 0")
     return number
+
+
+def _new_file(text: str) -> Path:
+    """A file that can be written: said before the work, not after it."""
+    path = Path(text)
+    if path.is_dir():
+        raise argparse.ArgumentTypeError(f"{text} is a folder; name a file in it")
+    if not path.parent.is_dir():
+        raise argparse.ArgumentTypeError(f"there is no folder {path.parent}; make it first")
+    if not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise argparse.ArgumentTypeError(f"{text} cannot be written")
+    return path
 
 
 def _train(arguments: argparse.Namespace) -> None:
@@ -108,15 +121,17 @@ def _grade(arguments: argparse.Namespace) -> None:
     from mixtral_edu.exercises.marking import as_dict, as_table, mark
 
     try:
-        results = mark(arguments.submission, arguments.lesson, arguments.timeout)
+        marks = mark(arguments.submission, arguments.lesson, arguments.timeout)
+        encoding = sys.stdout.encoding or "utf-8"  # messages hold what students wrote, and a terminal may lack it
+        print(as_table(marks).encode(encoding, "backslashreplace").decode(encoding))
         if arguments.json:
-            text = json.dumps(as_dict(arguments.submission, results), indent=1, ensure_ascii=False)
-            arguments.json.write_text(text + "\n", encoding="utf-8")
+            text = json.dumps(as_dict(arguments.submission, marks), indent=1, ensure_ascii=False)
+            # Half of a surrogate pair, which UTF-8 lacks, becomes \udXXX, as JSON writes it.
+            arguments.json.write_text(text + "\n", encoding="utf-8", errors="backslashreplace")
     except (ValueError, OSError) as error:
         print(f"python -m mixtral_edu grade: {error}", file=sys.stderr)
         raise SystemExit(2) from None
-    print(as_table(results))
-    if not all(results):
+    if not all(marks.results.values()):
         raise SystemExit(1)
 
 
@@ -145,7 +160,7 @@ def main(argv: list[str] | None = None) -> None:
     evaluate.add_argument("--quantization", choices=("int8", "int4"), help="round attention and experts first")
     evaluate.add_argument("--domains", nargs="+", metavar="DOMAIN", help="held-out texts to read; all by default")
     evaluate.add_argument("--cache", type=Path, metavar="FOLDER", help="where downloaded sources are kept")
-    evaluate.add_argument("--json", type=Path, metavar="FILE", help="write the figures here too")
+    evaluate.add_argument("--json", type=_new_file, metavar="FILE", help="write the figures here too")
     evaluate.set_defaults(run=_evaluate)
 
     convert = commands.add_parser("convert", help="write a checkpoint in another layout")
@@ -174,17 +189,19 @@ def main(argv: list[str] | None = None) -> None:
     benchmark.add_argument("--quick", action="store_true", help="fewer layers, shorter contexts: under 3 minutes")
     benchmark.add_argument("--seconds", type=_seconds, metavar="S", help="to spend on each row (20, or 2 with --quick)")
     benchmark.add_argument("--config", type=Path, metavar="FILE", help="a config.json with other sizes")
-    benchmark.add_argument("--json", type=Path, metavar="FILE", help="write each row here; an interrupted run goes on")
+    benchmark.add_argument(
+        "--json", type=_new_file, metavar="FILE", help="write each row here; an interrupted run goes on"
+    )
     benchmark.add_argument("--again", action="store_true", help="measure what FILE has already, too")
-    benchmark.add_argument("--picture", type=Path, metavar="FILE.png", help="draw the rows here")
+    benchmark.add_argument("--picture", type=_new_file, metavar="FILE.png", help="draw the rows here")
     benchmark.set_defaults(run=_benchmark)
 
     grade = commands.add_parser("grade", help="check a student's exercises; exit status 0 if all passed, 1 if not")
     grade.add_argument("submission", type=Path, metavar="STUDENT.py", help="a script or a notebook (.ipynb)")
     grade.add_argument("--lesson", metavar="NN", help="which; by default, each of which it defines a function")
-    grade.add_argument("--json", type=Path, metavar="FILE", help="write a report here")
+    grade.add_argument("--json", type=_new_file, metavar="FILE", help="write a report here")
     grade.add_argument(
-        "--timeout", type=_seconds, default=10.0, metavar="S", help="seconds for loading, and for each exercise (10)"
+        "--timeout", type=_seconds, default=10.0, metavar="S", help="seconds for each cell and each exercise (10)"
     )
     grade.set_defaults(run=_grade)
 

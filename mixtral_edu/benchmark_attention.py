@@ -39,9 +39,10 @@ class Attention:
         if way == "eager":  # scores and weights, the softmax in float32, and the mask
             needed = Hq * T * T * (2 * dtype.itemsize + 4) + T * T
             require_memory(needed, device, f"the scores of {T:,} tokens in {Hq} heads")
-        generator = torch.Generator().manual_seed(T)
+        generator = torch.Generator("cpu").manual_seed(T)
         self.q, self.k, self.v = (
-            torch.randn(1, heads, T, Dh, generator=generator).to(device, dtype) for heads in (Hq, Hkv, Hkv)
+            torch.randn(1, heads, T, Dh, generator=generator, dtype=torch.float32, device="cpu").to(device, dtype)
+            for heads in (Hq, Hkv, Hkv)
         )
         positions = torch.arange(T, device=device)[None]
         self.visibility = Visibility(positions, positions, task.window if task.has_window else None)
@@ -73,7 +74,8 @@ class Attention:
         T, G = self.q.shape[2], self.q.shape[1] // self.k.shape[1]
         out, window, errors = self.run(), self.visibility.window or T, []
         k, v = (x[0].double().repeat_interleave(G, 0) for x in (self.k, self.v))  # (Hq, T, Dh)
-        for t in torch.linspace(0, T - 1, min(T, _QUERIES_CHECKED)).long().tolist():
+        checked = torch.linspace(0, T - 1, min(T, _QUERIES_CHECKED), dtype=torch.float32, device="cpu")
+        for t in checked.long().tolist():
             seen = slice(max(0, t - window + 1), t + 1)
             scores = k[:, seen] @ self.q[0, :, t, :, None].double() * k.shape[-1] ** -0.5  # (Hq, S, 1)
             exact = (scores.softmax(dim=1) * v[:, seen]).sum(dim=1)  # (Hq, Dh)

@@ -203,8 +203,8 @@ def work_on(model: nn.Module, task: Task) -> Prefill | Decode | TrainingStep:
 
 def random_ids(model: nn.Module, batch: int, tokens: int) -> Tensor:
     """Token ids (batch, tokens), the same at each call."""
-    generator = torch.Generator().manual_seed(tokens)
-    ids = torch.randint(_FIRST_ID, model.config.vocab_size, (batch, tokens), generator=generator)
+    generator = torch.Generator("cpu").manual_seed(tokens)
+    ids = torch.randint(_FIRST_ID, model.config.vocab_size, (batch, tokens), generator=generator, device="cpu")
     return ids.to(model.device)
 
 

@@ -48,6 +48,7 @@ PREFIX = "model."  # of everything but the head, in models that have one
 HEADS = ("lm_head.", "score.", "qa_outputs.")  # of all Mixtral models: a checkpoint may hold another model's
 
 
+@torch.inference_mode(False)  # a parameter that is made in inference mode can never be trained
 def load_pretrained(
     model_class: type[nn.Module],
     name_or_folder: str | Path,
@@ -133,7 +134,8 @@ def load_pretrained(
         and device.type == "cpu"
         and dtype in (None, TYPES[source.dtype])
     }
-    buffer = torch.empty(max((sources[name].nbytes for name in sources.keys() - kept), default=0), dtype=torch.uint8)
+    largest = max((sources[name].nbytes for name in sources.keys() - kept), default=0)
+    buffer = torch.empty(largest, dtype=torch.uint8, device="cpu")
     for name, source in sources.items():
         tensor = source.read(None if name in kept else buffer)
         if layer := to_round.get(name.removesuffix(".weight")):
@@ -285,4 +287,4 @@ def _initialise_head(model: nn.Module, folder: Path) -> None:
         if tensor.dim() > 1:
             nn.init.normal_(tensor, std=model.config.initializer_range)
         _place(model, name, tensor)
-    warnings.warn(f"{folder} has no {summary(list(new))}: initialised at random, train before use", stacklevel=3)
+    warnings.warn(f"{folder} has no {summary(list(new))}: initialised at random, train before use", stacklevel=4)

@@ -70,7 +70,8 @@ def dense_dispatch(x: Tensor, routing: RouterOutput, experts: Sequence[Expert]) 
     Which kernels run does not depend on the choices, so nothing waits for them. Several tokens choose most experts
     anyway; a single one pays for that by reading E experts instead of K.
     """
-    weights = torch.zeros(len(x), len(experts), device=x.device).scatter(1, routing.experts, routing.weights)  # (N, E)
+    weights = torch.zeros(len(x), len(experts), dtype=routing.weights.dtype, device=x.device)
+    weights = weights.scatter(1, routing.experts, routing.weights)  # (N, E)
     pairs = zip(weights.split(1, dim=1), experts, strict=True)
     return sum(torch.where(weight > 0, weight * expert(x), 0).to(x.dtype) for weight, expert in pairs)
 

@@ -88,7 +88,7 @@ def behaviour(model: MixtralForCausalLM, tokenizer: MixtralTokenizer, seed: int 
 def expert_load(model: MixtralForCausalLM, tokenizer: MixtralTokenizer, documents: Iterable[Document]) -> Tensor:
     """Return which share of all choices each expert gets in each layer: (L, E), each row of sum 1; balance is 1/E."""
     config = model.config
-    counts = torch.zeros(config.num_hidden_layers, config.num_local_experts)
+    counts = torch.zeros(config.num_hidden_layers, config.num_local_experts, dtype=torch.float32, device="cpu")
     for document in documents:
         input_ids = torch.tensor([document_ids(tokenizer, document)[:_MOST_TOKENS]], device=model.device)
         out = model.model(input_ids, use_cache=False, output_router_logits=True)

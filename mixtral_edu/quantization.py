@@ -137,6 +137,7 @@ def quantized_layers(
     return layers
 
 
+@torch.inference_mode(False)  # router and norms can be trained afterwards
 def quantize_model(model: nn.Module, quantization: str | QuantizationConfig) -> None:
     """Quantize a model's attention and experts in place, one matrix at a time.
 

@@ -97,7 +97,7 @@ class Mixture:
         }
 
     def _joined(self, documents: list[str]) -> Tensor:
-        return torch.cat([torch.tensor(self.tokenizer.encode(text)) for text in documents])
+        return torch.cat([torch.tensor(self.tokenizer.encode(text), device="cpu") for text in documents])
 
     def __call__(self, step: int) -> tuple[Tensor, Tensor]:
         recipe, rng = self.recipe, random.Random(f"{self.recipe.seed}/{step}")
@@ -126,8 +126,8 @@ class Mixture:
             learned += mask if self.recipe.answers_only else [True] * len(new)
             if len(ids) >= self.recipe.sequence_length:
                 break
-        row = torch.tensor(ids[: self.recipe.sequence_length])
-        return row, row.masked_fill(~torch.tensor(learned[: len(row)]), IGNORED_LABEL)
+        row = torch.tensor(ids[: self.recipe.sequence_length], device="cpu")
+        return row, row.masked_fill(~torch.tensor(learned[: len(row)], device="cpu"), IGNORED_LABEL)
 
 
 def make_tokenizer(path: Path, vocab_size: int, cache: Path | None = None) -> MixtralTokenizer:

@@ -111,8 +111,8 @@ def mutual_information(first: Tensor, second: Tensor) -> float:
 
 def shuffled_information(first: Tensor, second: Tensor, times: int = 10, seed: int = 0) -> float:
     """Return the mean of `mutual_information` after shuffling `second`, `times` times: the truth there is 0."""
-    generator = torch.Generator().manual_seed(seed)
-    orders = (torch.randperm(len(second), generator=generator) for _ in range(times))
+    generator = torch.Generator("cpu").manual_seed(seed)
+    orders = (torch.randperm(len(second), generator=generator, device="cpu") for _ in range(times))
     return sum(mutual_information(first, second[order]) for order in orders) / times
 
 
@@ -177,10 +177,11 @@ def top_one(routing: RouterOutput) -> RouterOutput:
 
 def random_experts(seed: int) -> Change:
     """A change for `rerouted`: K different experts drawn at random for each token; the weights stay."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator("cpu").manual_seed(seed)
 
     def change(routing: RouterOutput) -> RouterOutput:
-        scores = torch.rand(routing.logits.shape, generator=generator).to(routing.logits.device)
+        scores = torch.rand(routing.logits.shape, generator=generator, dtype=torch.float32, device="cpu")
+        scores = scores.to(routing.logits.device)
         return routing._replace(experts=scores.topk(routing.experts.shape[1], dim=-1).indices)
 
     return change

@@ -47,7 +47,7 @@ class StoredTensor(NamedTuple):
             ValueError: the file has become shorter.
         """
         if buffer is None:
-            buffer = torch.empty(self.nbytes, dtype=torch.uint8)
+            buffer = torch.empty(self.nbytes, dtype=torch.uint8, device="cpu")
         buffer = buffer[: self.nbytes]
         with open(self.file, "rb") as file:
             file.seek(self.start)

@@ -100,8 +100,9 @@ def read_bandwidth(device: torch.device, floats: int | None = None) -> float:
 
     They are a sum, a matrix times a vector, and a copy, which writes as many bytes as it reads.
     """
-    buffer = torch.ones(floats or _FLOATS_TO_READ * (4 if device.type == "cuda" else 1), device=device)
-    matrix, vector = buffer.view(-1, 1024), torch.ones(1024, device=device)
+    floats = floats or _FLOATS_TO_READ * (4 if device.type == "cuda" else 1)
+    buffer = torch.ones(floats, dtype=torch.float32, device=device)
+    matrix, vector = buffer.view(-1, 1024), buffer.new_ones(1024)
     rates = [buffer.nbytes / _fastest(buffer.sum, device), buffer.nbytes / _fastest(lambda: matrix @ vector, device)]
     half, other = buffer.chunk(2)
     return max(*rates, buffer.nbytes / _fastest(lambda: half.copy_(other), device))
@@ -117,7 +118,7 @@ def product_rate(dtype: torch.dtype, device: torch.device, size: int | None = No
     size = size or _PRODUCT_SIZE * (4 if is_gpu else 1)
 
     def seconds(choice: torch.dtype, size: int) -> float:
-        matrix = torch.randn(size, size, device=device).to(choice)
+        matrix = torch.randn(size, size, dtype=torch.float32, device=device).to(choice)
         return _fastest(lambda: matrix @ matrix, device)
 
     faster = dtype if is_gpu else min((dtype, torch.float32), key=lambda choice: seconds(choice, size // 8))

@@ -258,7 +258,8 @@ class MixtralTokenizer:
         ids = [[self.pad_token_id] * (T - len(row)) + list(row) for row in rows]
         mask = [[0] * (T - len(row)) + [1] * len(row) for row in rows]
         return TokenizerOutput(
-            input_ids=torch.tensor(ids, dtype=torch.long), attention_mask=torch.tensor(mask, dtype=torch.long)
+            input_ids=torch.tensor(ids, dtype=torch.long, device="cpu"),
+            attention_mask=torch.tensor(mask, dtype=torch.long, device="cpu"),
         )
 
     def apply_chat_template(
@@ -287,7 +288,7 @@ class MixtralTokenizer:
             # A text that is encoded on its own starts with a space.
             return bos + "".join(f"{begin}{' ' * bool(text)}{text}{end}{eos * own}" for begin, text, end, own in turns)
         ids, _ = self.encode_chat(messages)
-        return torch.tensor([ids]) if return_tensors == "pt" else ids
+        return torch.tensor([ids], device="cpu") if return_tensors == "pt" else ids
 
     def encode_chat(self, messages: Sequence[Mapping[str, str]]) -> tuple[list[int], list[bool]]:
         """Return a chat's ids and, for each, whether it belongs to an answer, `</s>` included: what a loss counts."""

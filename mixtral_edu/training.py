@@ -122,6 +122,8 @@ class Trainer:
         self.model.eval()
         return self.history
 
+    @torch.inference_mode(False)
+    @torch.enable_grad()  # whatever the caller has switched off
     def _train_step(self) -> None:
         model, config, started = self.model, self.config, time.perf_counter()
         input_ids, labels = (t.to(model.device) for t in self.batches(self.step))

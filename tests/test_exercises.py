@@ -7,6 +7,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
+import torch
 from nbformat import NotebookNode
 
 import write_exercises
@@ -45,6 +46,20 @@ def test_the_reference_passes_well_within_the_limit(exercise: Exercise):
 def test_another_right_answer_passes(exercise: Exercise, answer: Callable):
     result = exercise(answer)
     assert result.passed, result
+
+
+@pytest.mark.parametrize("exercise", EXERCISES, ids=name_of)
+def test_a_right_answer_passes_whatever_the_process_is_set_to(exercise: Exercise):
+    try:
+        torch.set_default_dtype(torch.float64)
+        with torch.device("meta"), torch.no_grad():
+            first = exercise(exercise.reference)
+        torch.set_default_dtype(torch.bfloat16)
+        with torch.inference_mode(), torch.autocast("cpu"):
+            second = exercise(exercise.reference)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert first.passed and second.passed, f"{first}\n{second}"
 
 
 @pytest.mark.parametrize(("exercise", "answer", "hint"), WRONG_ANSWERS, ids=name_of)

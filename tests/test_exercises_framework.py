@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -191,6 +192,13 @@ def test_whatever_is_raised_is_reported(answer: Callable, words: str):
     assert words in check_of(answer).message
 
 
+def test_a_message_with_half_of_a_surrogate_pair_can_be_shown():
+    def raises(x, step):
+        raise ValueError("\ud83d")
+
+    assert b"It raised ValueError: \\ud83d" in repr(check_of(raises)).encode("utf-8")
+
+
 def test_the_users_own_interrupt_goes_through():
     def interrupted(x, step):
         raise KeyboardInterrupt
@@ -324,6 +332,71 @@ def test_drawing_or_seeding_is_reported_and_the_callers_numbers_go_on_as_they_wo
     assert torch.equal(states[0], torch.get_rng_state())
     assert states[1:] == (random.getstate(), str(np.random.get_state()))
     assert (result.score, "Are random numbers drawn" in result.message) == (0.75, True)
+
+
+def settings() -> dict[str, object]:
+    """What a function may leave behind in the process."""
+    return {
+        "dtype": torch.get_default_dtype(),
+        "device": torch.get_default_device(),
+        "device of a new tensor": torch.zeros(1).device,
+        "gradients": torch.is_grad_enabled(),
+        "inference mode": torch.is_inference_mode_enabled(),
+        "autocast": torch.is_autocast_enabled("cpu"),
+        "threads": torch.get_num_threads(),
+        "determinism": torch.get_deterministic_debug_mode(),
+        "products": torch.get_float32_matmul_precision(),
+        "anomalies": torch.is_anomaly_enabled(),
+        "warnings": list(warnings.filters),
+        "numpy's printing": np.get_printoptions(),
+        "numpy's errors": np.geterr(),
+        "recursion": sys.getrecursionlimit(),
+    }
+
+
+def spoil_settings() -> None:
+    torch.set_default_dtype(torch.float64)
+    torch.set_default_device("meta")
+    torch.set_grad_enabled(False)
+    torch.set_num_threads(torch.get_num_threads() + 1)
+    torch.use_deterministic_algorithms(True)
+    torch.set_float32_matmul_precision("medium")
+    torch.autograd.set_detect_anomaly(True)
+    torch.autocast("cpu").__enter__()
+    warnings.simplefilter("ignore")
+    np.set_printoptions(precision=1)
+    np.seterr(all="raise")
+    sys.setrecursionlimit(sys.getrecursionlimit() + 1)
+
+
+def spoils_and_is_right(x, step):
+    result = x / step
+    spoil_settings()
+    return result
+
+
+@pytest.mark.parametrize("device", [None, "meta"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.enable_grad, torch.inference_mode])
+def test_settings_that_a_function_leaves_reach_neither_the_next_check_nor_the_caller(mode, dtype, device):
+    try:
+        torch.set_default_dtype(dtype)
+        torch.set_default_device(device)
+        with mode():
+            before = settings()
+            results = [check_of(answer) for answer in (spoils_and_is_right, halve.reference, lambda x, step: x)]
+            assert settings() == before
+    finally:
+        torch.set_default_dtype(torch.float32)
+        torch.set_default_device(None)
+    assert [result.passed for result in results] == [True, True, False]
+
+
+def test_a_block_with_a_device_of_its_own_keeps_it():
+    with torch.device("meta"):
+        check_of(spoils_and_is_right)
+        assert torch.zeros(1).device.type == "meta"
+    assert torch.zeros(1).device.type == "cpu"
 
 
 def loops_over_exceptions(x, step):

@@ -8,10 +8,14 @@ For students:
     check.rms_norm               # shows the task
     check                        # lists all exercises
 
-For marks: `python -m mixtral_edu grade STUDENT.py` takes a script or a notebook. Or put the same call into an nbgrader
-test cell: `assert check.rms_norm(rms_norm)` gives all points or none, and `4 * check.rms_norm(rms_norm).score` as the
-last line of a cell worth 4 points gives a share. (A cell that merely shows the result earns all, whatever it says.)
-Checks guard against accidents, not against malice: run what you do not trust in a container.
+For marks: `python -m mixtral_edu grade STUDENT.py` takes a script or a notebook. It runs a notebook's cells in order,
+as "Restart and run all" does, and each exercise gets what the notebook's own check says. An error costs its own cell
+(of a script, its own statement); shell commands do not run, nor do magic commands but those that time or capture
+Python; each cell and each exercise may take 10 seconds (`--timeout`). The report names the cells that failed and what
+was left out. Or put the same call into an nbgrader test cell: `assert check.rms_norm(rms_norm)` gives all points or
+none, and `4 * check.rms_norm(rms_norm).score` as the last line of a cell worth 4 points gives a share. (A cell that
+merely shows the result earns all, whatever it says.) Checks guard against accidents, not against malice: run what you
+do not trust in a container.
 
 For authors, with lesson 02 as the example to follow:
 

@@ -51,7 +51,7 @@ def show(value: object, digits: int = 4) -> str:
     ('[[1, 0.3333]]', 'float32 (5, 7)', "{'eps': 1e-05}")
     """
     if isinstance(value, np.ndarray | np.generic):
-        value = torch.as_tensor(value)
+        value = torch.as_tensor(value, device="cpu")
     if isinstance(value, Tensor):
         if value.numel() <= SHOWN:
             return show(value.tolist(), digits)
@@ -88,7 +88,7 @@ def _compare_tensors(found: object, expected: Tensor | np.ndarray, rtol: float |
     if tuple(found.shape) != tuple(expected.shape):
         return [("expected", f"shape {tuple(expected.shape)}"), ("found", f"shape {tuple(found.shape)}")]
     any_dtype = isinstance(expected, np.ndarray)
-    expected = torch.as_tensor(expected).detach().cpu()
+    expected = torch.as_tensor(expected, device="cpu").detach()
     same = _kind(found.dtype) == _kind(expected.dtype) if any_dtype else found.dtype == expected.dtype
     if not same:
         names = [str(dtype).removeprefix("torch.") for dtype in (expected.dtype, found.dtype)]

@@ -33,7 +33,10 @@ class Exercise:
         changes: parameters that the function has to change in place.
         random: whether it may draw from the shared random generators.
         checks: in order, from fundamental to subtle.
+        grader: what a call runs. While a submission runs, the `grade` command has another here, which keeps results.
     """
+
+    grader = staticmethod(grade)
 
     def __init__(self, reference: Callable, title: str, changes: tuple[str, ...] = (), random: bool = False):
         self.reference = reference
@@ -67,7 +70,7 @@ class Exercise:
 
     def __call__(self, answer: Callable, seconds: float = SECONDS) -> Result:
         """Run the checks on `answer`, the student's function, for at most `seconds`."""
-        return grade(self, answer, seconds)
+        return self.grader(self, answer, seconds)
 
     def __repr__(self) -> str:
         return f"check.{self.name}(your_function)\n\n{self.__doc__}"

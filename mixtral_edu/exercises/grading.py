@@ -15,6 +15,7 @@ from mixtral_edu.exercises.comparison import Rows, compare, show
 from mixtral_edu.exercises.deadline import DeadlinePassed, deadline
 from mixtral_edu.exercises.probe import Probe, random_state, set_random_state
 from mixtral_edu.exercises.result import Outcome, Result
+from mixtral_edu.exercises.settings import usual_settings
 
 if TYPE_CHECKING:
     from mixtral_edu.exercises.framework import Check, Exercise
@@ -60,6 +61,7 @@ def grade(exercise: "Exercise", answer: Callable, seconds: float) -> Result:
     return Result(name, message, tuple(outcomes))
 
 
+@usual_settings()
 def _run(check: "Check", probe: Probe, seconds: float) -> str | None:
     """Run one check; return what is wrong in words, or None."""
     torch.default_generator.manual_seed(0)

@@ -4,6 +4,7 @@ What such a process cannot survive costs the exercise at hand and no other: a ne
 """
 
 import contextlib
+import importlib.util
 import json
 import os
 import signal
@@ -12,78 +13,123 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
 
 from mixtral_edu.exercises import exercises
 from mixtral_edu.exercises.result import Outcome, Result
-from mixtral_edu.exercises.submission import exercises_in, read
+from mixtral_edu.exercises.submission import exercises_in, is_notebook, read
 
 START_LIMIT = 120.0  # seconds until the process has imported PyTorch
 GRACE = 2.0  # seconds in which it may notice its own deadline, before it is ended
 POLL = 0.02
 
 
-def mark(path: Path, lesson: str | None = None, seconds: float = 10.0) -> list[Result]:
+@dataclass
+class Marks:
+    """What is known of a submission.
+
+    Attributes:
+        results: one for each exercise.
+        errors: what parts of the submission raised when they ran, outside of the exercises' checks; with the place.
+        left_out: what it asks for and did not get, such as shell commands of a notebook; with the place.
+    """
+
+    results: dict[str, Result] = field(default_factory=dict)
+    errors: list[str] = field(default_factory=list)
+    left_out: list[str] = field(default_factory=list)
+
+
+def mark(path: Path, lesson: str | None = None, seconds: float = 10.0) -> Marks:
     """Grade a submission.
 
     Args:
         path: a script, or a notebook (`.ipynb`).
         lesson: two digits; None for each lesson of which the submission defines a function.
-        seconds: limit for running the file, and for each exercise.
+        seconds: limit for each statement of a script or cell of a notebook, and for each exercise.
 
     Returns:
-        One result for each exercise of these lessons.
+        With one result for each exercise of these lessons, in order.
 
     Raises:
         OSError: the file cannot be read.
-        ValueError: it is no text or no notebook, it defines no function of an exercise, or there is no such lesson.
+        ValueError: it is no text or no notebook, it defines no function of an exercise, or there is no such lesson; or
+            it is a notebook and IPython is missing.
     """
     lessons = sorted({each.lesson for each in exercises().values()})
     if lesson is not None and lesson not in lessons:
         raise ValueError(f"lesson {lesson!r} has no exercises; {', '.join(lessons)} have")
     defined = exercises_in(read(path))
+    if is_notebook(path) and importlib.util.find_spec("IPython") is None:
+        raise ValueError(f"{path} is a notebook, and to run its cells takes IPython: pip install ipython")
     if lesson is None and not defined:
         raise ValueError(f"{path} defines no function of an exercise; --lesson says what is to be graded")
     chosen = {lesson} if lesson else {exercises()[name].lesson for name in defined}
     names = [name for name, each in exercises().items() if each.lesson in chosen]
     results: dict[str, Result] = {}
+    skipped: dict[int, str] = {}
     while left := [name for name in names if name not in results]:
-        results |= _mark_in_one_process(path, left, seconds)
-    return list(results.values())
+        marks = _mark_in_one_process(path, left, skipped, seconds)
+        results |= marks.results
+    return Marks({name: results[name] for name in names}, marks.errors, marks.left_out)
 
 
-def _mark_in_one_process(path: Path, names: list[str], seconds: float) -> dict[str, Result]:
-    """Grade the exercises `names` for as long as the process lives; at least one gets a result."""
+def _mark_in_one_process(path: Path, names: list[str], skipped: dict[int, str], seconds: float) -> Marks:
+    """Grade the exercises `names` for as long as the process lives.
+
+    At least one gets a result, or one part of the submission is added to `skipped`, which are not run.
+    """
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.jsonl"
         report.touch()
-        command = [sys.executable, "-m", "mixtral_edu.exercises.submission", path, report, str(seconds), *names]
-        nothing = subprocess.DEVNULL
-        process = subprocess.Popen(command, stdin=nothing, stdout=nothing, stderr=nothing, start_new_session=True)
+        arguments = [path, report, str(seconds), json.dumps(skipped), *names]
+        process = subprocess.Popen(
+            [sys.executable, "-m", "mixtral_edu.exercises.submission", *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            env=os.environ | _environment(folder),
+            start_new_session=True,
+        )
         try:
             with open(report, encoding="utf-8") as lines:
-                return _follow(process, lines, names, seconds)
+                return _follow(process, lines, names, skipped)
         finally:
             _end(process)
 
 
-def _follow(process: subprocess.Popen, lines: TextIO, names: list[str], seconds: float) -> dict[str, Result]:
-    for limit in (START_LIMIT, seconds + GRACE):  # lines "started" and "loaded"
-        line = _next_line(process, lines, limit)
-        problem = line if isinstance(line, str) else line[1:] and line[1]
-        if problem:
-            return {name: Result(name, f"{name}: the file could not be run\n  {problem}") for name in names}
-    results = {}
-    for name in names:
-        line = _next_line(process, lines, seconds + GRACE)
-        if isinstance(line, str):
-            results[name] = Result(name, f"{name}: {line}")
-            break
-        fields = line[1]
-        outcomes = tuple(Outcome(**outcome) for outcome in fields.pop("outcomes"))
-        results[name] = Result(**fields, outcomes=outcomes)
-    return results
+def _environment(folder: str) -> dict[str, str]:
+    """Variables that make the process like a notebook's: it shows no window, prints any character, asks nothing."""
+    return {"MPLBACKEND": "agg", "PYTHONIOENCODING": "utf-8:backslashreplace", "IPYTHONDIR": folder}
+
+
+def _follow(process: subprocess.Popen, lines: TextIO, names: list[str], skipped: dict[int, str]) -> Marks:
+    """Read what the process reports, and say of what it could not survive that this was so."""
+    marks = Marks()
+    doing, limit = None, START_LIMIT  # nothing, a part (a number), or an exercise (its name)
+    while True:
+        line = _next_line(process, lines, limit + GRACE)
+        if isinstance(line, str):  # why there is none
+            if isinstance(doing, int):
+                skipped[doing] = line
+            else:
+                lost = names if doing is None else [doing]
+                marks.results |= {name: Result(name, f"{name}: {line}") for name in lost}
+            return marks
+        kind, *values = line
+        if kind in ("running", "checking"):
+            doing, limit = values
+        elif kind == "error":
+            marks.errors += values
+        elif kind == "left out":
+            marks.left_out += values
+        elif kind == "result":
+            (fields,) = values
+            outcomes = tuple(Outcome(**outcome) for outcome in fields.pop("outcomes"))
+            marks.results[fields["name"]] = Result(**fields, outcomes=outcomes)
+        else:  # the end
+            return marks
 
 
 def _next_line(process: subprocess.Popen, lines: TextIO, limit: float) -> list | str:
@@ -113,8 +159,9 @@ def _end(process: subprocess.Popen) -> None:
     process.wait()
 
 
-def as_table(results: Sequence[Result]) -> str:
-    """The results in lines, then what is known of each failure, then the sum."""
+def as_table(marks: Marks) -> str:
+    """The results in lines, then what is known of each failure and of what did not run, then the sum."""
+    results = list(marks.results.values())
     width = max(len(result.name) for result in results)
     lines = []
     for result in results:
@@ -127,12 +174,16 @@ def as_table(results: Sequence[Result]) -> str:
         if result.attempted and not result.passed:
             failures.setdefault(result.message.partition(": ")[2], []).append(result.name)
     lines += [f"\n{', '.join(names)}: {problem}" for problem, names in failures.items()]
+    for title, texts in (("Errors outside of the checks:", marks.errors), ("Left out:", marks.left_out)):
+        if texts:
+            lines.append("\n".join(["", title, *(f"  {text}" for text in texts)]))
     passed = sum(result.passed for result in results)
     return "\n".join([*lines, f"\n{passed} of {len(results)} exercises passed, score {_mean_score(results):.2f}"])
 
 
-def as_dict(path: Path, results: Sequence[Result]) -> dict[str, Any]:
+def as_dict(path: Path, marks: Marks) -> dict[str, Any]:
     """The results as JSON holds them."""
+    results = list(marks.results.values())
     return {
         "submission": str(path),
         "passed": all(result.passed for result in results),
@@ -149,6 +200,8 @@ def as_dict(path: Path, results: Sequence[Result]) -> dict[str, Any]:
             }
             for result in results
         ],
+        "errors": marks.errors,
+        "left_out": marks.left_out,
     }
 
 

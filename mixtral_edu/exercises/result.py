@@ -41,4 +41,5 @@ class Result:
         return self.passed
 
     def __repr__(self) -> str:
-        return self.message
+        # A student's text may hold half of a surrogate pair, which neither a notebook nor a terminal can be sent.
+        return self.message.encode("utf-8", "backslashreplace").decode("utf-8")

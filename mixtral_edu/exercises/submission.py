@@ -1,91 +1,206 @@
 """Reads a student's file, a script or a notebook; as a program of its own, runs it and grades it.
 
-    python -m mixtral_edu.exercises.submission STUDENT.py REPORT SECONDS NAME…
+    python -m mixtral_edu.exercises.submission STUDENT.py REPORT SECONDS SKIPPED NAME…
 
 `marking` starts this in a process that may hang, crash or be ended at any moment, so each line of REPORT is whole as
-soon as it is written. A line is a JSON list: `["started"]` when the clock may begin to run, `["loaded", error]` after
-the file was run, with null for no error, and `["result", fields]` for each exercise.
+soon as it is written. SKIPPED is a JSON object: numbers of parts that ended an earlier process, and how. A line of
+REPORT is a JSON list:
+
+    ["running", part, seconds]    a part of the submission runs, for at most so long
+    ["checking", name, seconds]   an exercise is checked, for at most so long
+    ["error", text]               a part raised this; the others go on
+    ["left out", text]            a part asked for this, and it did not run
+    ["result", fields]            of one exercise
+    ["end"]
+
+A notebook's own `check.NAME(function)` gives the mark of the function, as what its names mean may change later. What
+the notebook never checks, such as the functions of a script, is checked at the end.
 """
 
 import ast
 import dataclasses
+import io
 import json
-import linecache
 import os
 import re
 import sys
+import time
+import tokenize
 import traceback
-import types
+from collections import defaultdict
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from mixtral_edu.exercises import exercises
+from mixtral_edu.exercises import Exercise, exercises
+from mixtral_edu.exercises.deadline import DeadlinePassed, deadline
+from mixtral_edu.exercises.grading import grade
+from mixtral_edu.exercises.parts import Notebook, Script
 from mixtral_edu.exercises.result import Result
 
-DEFINITIONS = (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
-MAGIC = re.compile(r"^([ \t]*)(?:(?:\w+ *= *)?[%!].*|\??\w[\w.]*\?+[ \t]*)$", re.MULTILINE)
+FULL_PARTS = 6  # so many times a part's limit all parts may take together; then each has a tenth of it
+MAGIC = re.compile(r"^([ \t]*)(?:(?:\w+ *= *)?[%!](?:.*\\\n)*.*|\??\w[\w.]*\?+[ \t]*)$", re.MULTILINE)
 
 
 def read(path: Path) -> dict[str, str]:
     """Return the Python that a submission consists of, by the names that its parts have in error messages.
 
-    A script is one part; a notebook has one for each code cell.
+    A script is one part; a notebook has one for each code cell. A script that is neither UTF-8 nor says what it is, is
+    read as Latin-1, since Python would run none of it.
 
     Raises:
         OSError: there is no such file, or it cannot be read.
         ValueError: it is no text, or no notebook.
     """
-    text = path.read_text(encoding="utf-8-sig")
-    if path.suffix != ".ipynb":
-        return {str(path): text}
+    content = path.read_bytes()
+    if not is_notebook(path):
+        return {str(path): _script(path, content)}
     try:
-        sources = ["".join(cell["source"]) for cell in json.loads(text)["cells"] if cell["cell_type"] == "code"]
-    except (ValueError, TypeError, KeyError) as error:
+        notebook = json.loads(content)
+        if "worksheets" in notebook:
+            raise ValueError(f"{path} is a notebook of format {notebook.get('nbformat', 3)}; open it in Jupyter and "
+                             "save it, which writes format 4")
+        cells = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
+        sources = ["".join(cell["source"]).replace("\r\n", "\n") for cell in cells]
+    except (TypeError, KeyError, AttributeError, RecursionError, json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is no notebook of format 4: {error!r}") from error
     return {f"{path}, code cell {number}": source for number, source in enumerate(sources, start=1)}
 
 
+def is_notebook(path: Path) -> bool:
+    """Whether a submission is read as a notebook."""
+    return path.suffix.lower() == ".ipynb"
+
+
+def _script(path: Path, content: bytes) -> str:
+    if b"\0" in content:
+        raise ValueError(f"{path} holds null bytes, so it is no Python source; save it as UTF-8 text")
+    try:
+        encoding, _ = tokenize.detect_encoding(io.BytesIO(content).readline)
+        text = content.decode(encoding)
+    except UnicodeDecodeError:
+        text = content.decode("latin-1")
+    except SyntaxError as error:  # not even its first lines are UTF-8, or the declared encoding does not exist
+        if "unknown encoding" in str(error) or "encoding problem" in str(error):
+            raise ValueError(f"{path}: {error}; name one that Python knows, or save it as UTF-8") from error
+        text = content.decode("latin-1")
+    return text.replace("\r\n", "\n")
+
+
 def exercises_in(parts: dict[str, str]) -> list[str]:
     """Names of the exercises whose function a submission defines, whether or not it is valid Python."""
-    text = "\n".join(parts.values())
-    return [name for name in exercises() if re.search(rf"^(def +{name}\b|{name} *[=:])", text, re.MULTILINE)]
+    found: set[str] = set()
+    for source in parts.values():
+        try:
+            found.update(_names_bound(ast.parse(MAGIC.sub(r"\1pass", source))))
+        except (SyntaxError, ValueError, RecursionError, MemoryError):
+            found.update(re.findall(r"^(?:async +)?def +(\w+)", source, re.MULTILINE))
+            found.update(re.findall(r"^(\w+) *[=:]", source, re.MULTILINE))
+    return [name for name in exercises() if name in found]
 
 
-def load(path: Path, parts: dict[str, str]) -> types.ModuleType:
-    """Run a submission, read before, as a module that is not `__main__`.
-
-    Of a notebook these statements run: imports, functions, classes, and constants such as `W = 4`; no checks, no
-    experiments, no magic commands. Raises whatever the submission raises.
-    """
-    module = types.ModuleType("submission")
-    module.__file__ = str(path)
-    sys.modules[module.__name__] = module
-    sys.path.insert(0, str(path.parent.resolve()))
-    for name, source in parts.items():
-        linecache.cache[name] = (len(source), None, source.splitlines(keepends=True), name)  # for lines in messages
-        tree = _definitions(source, name) if path.suffix == ".ipynb" else ast.parse(source, name)
-        exec(compile(tree, name, "exec"), vars(module))
-    return module
+def _names_bound(node: ast.AST) -> Iterator[str]:
+    """Names that definitions, assignments and imports give, but for those inside of functions and classes."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            yield child.name
+        elif isinstance(child, ast.alias):
+            yield child.asname or child.name
+        elif isinstance(child, ast.Assign | ast.AnnAssign | ast.NamedExpr):
+            targets = child.targets if isinstance(child, ast.Assign) else [child.target]
+            names = [each for target in targets for each in ast.walk(target) if isinstance(each, ast.Name)]
+            yield from (name.id for name in names if isinstance(name.ctx, ast.Store))
+        elif isinstance(child, ast.stmt | ast.excepthandler | ast.match_case):
+            yield from _names_bound(child)
 
 
-def _definitions(cell: str, name: str) -> ast.Module:
-    if cell.startswith("%%"):  # another language, as a rule
-        cell = ""
-    try:
-        tree = ast.parse(cell, name)
-    except SyntaxError:
-        tree = ast.parse(MAGIC.sub(r"\1pass", cell), name)
-    tree.body = [node for node in tree.body if isinstance(node, DEFINITIONS) or _is_constant(node)]
-    return tree
+class _Marking:
+    """Runs a submission and marks the exercises `names`; `write` adds a line to the report."""
+
+    def __init__(self, path: Path, names: list[str], seconds: float, write: Callable[..., None]):
+        self._names, self._seconds, self._write = names, seconds, write
+        self._sources = read(path)
+        self._submission = Notebook(self._sources) if is_notebook(path) else Script(path, self._sources[str(path)])
+        self._part = 0
+        self._problems: list[tuple[str, str]] = []  # the name of a part, and its error
+        self._found: dict[str, list[tuple[Callable, Result]]] = defaultdict(list)  # by the submission's own checks
+        self._spent: dict[str, float] = defaultdict(float)  # seconds that these took
+
+    def run(self, skipped: dict[int, str]) -> None:
+        """Run all parts, but those that have ended a process before, as `skipped` says."""
+        left = FULL_PARTS * self._seconds
+        for part, where in enumerate(self._submission.parts):
+            limit = max(min(self._seconds, left), self._seconds / 10)
+            if part in skipped:
+                problem = skipped[part]
+            else:
+                self._part = part
+                self._write("running", part, limit)
+                start = time.monotonic()
+                problem = self._run_part(limit)
+                left -= time.monotonic() - start
+                for text in self._submission.left_out:
+                    self._write("left out", f"{where}: {text}")
+            if problem:
+                self._problems.append((where, problem))
+                self._write("error", problem if where in problem else f"{where}: {problem}")
+
+    def _run_part(self, limit: float) -> str | None:
+        """What a part raised, in words."""
+        try:
+            with deadline(limit):
+                self._submission.run(self._part)
+        except DeadlinePassed:
+            return f"it was stopped after {limit:g} seconds"
+        except BaseException as error:  # SystemExit among them
+            return _in_words(error, self._sources)
+        return None
+
+    def check(self, exercise: Exercise, answer: Callable, _: float) -> Result:
+        """What `check.NAME(answer)` does in a submission: grade it, and keep the result for `mark`."""
+        name = exercise.name
+        if name not in self._names:
+            return Result(name, f"{name}: not checked in this run", attempted=False)
+        if self._spent[name] > self._seconds:  # in a loop
+            return self._found[name][-1][1]
+        if answer is self._submission.names.get(name):
+            self._write("checking", name, self._seconds)
+        start = time.monotonic()
+        result = grade(exercise, answer, self._seconds)
+        self._spent[name] += time.monotonic() - start
+        self._found[name].append((answer, result))
+        self._write("running", self._part, self._seconds)
+        return result
+
+    def mark(self, name: str) -> Result:
+        """The mark of an exercise: what the submission's own check found last of the function of this name.
+
+        One that it did not check is checked now. Where there is none, or it is still the stub, another function that
+        was handed to the check stands for it, unless it is a given solution.
+        """
+        own = self._submission.names.get(name)
+        found = [result for answer, result in self._found[name] if answer is own]
+        if found:
+            result = found[-1]
+        elif name in self._submission.names:
+            self._write("checking", name, self._seconds)
+            result = grade(exercises()[name], own, self._seconds)
+        else:
+            result = self._missing(name)
+        others = [result for answer, result in self._found[name] if not _is_given(answer, exercises()[name])]
+        return others[-1] if others and not result.attempted else result
+
+    def _missing(self, name: str) -> Result:
+        """The mark where no function has the name: was it to be defined where an error came up?"""
+        for where, problem in self._problems:
+            if name in exercises_in({where: self._sources[where]}):
+                text = f"{name}: there is no function of this name, as its definition did not run\n  {problem}"
+                return Result(name, text)
+        return Result(name, f"{name}: there is no function of this name", attempted=False)
 
 
-def _is_constant(node: ast.stmt) -> bool:
-    if not isinstance(node, ast.Assign | ast.AnnAssign) or node.value is None:
-        return False
-    try:
-        ast.literal_eval(node.value)
-    except ValueError:
-        return isinstance(node.value, ast.Lambda)
-    return True
+def _is_given(answer: Callable, exercise: Exercise) -> bool:
+    """Whether a function is a solution that comes with the exercise, as the notebook or the package has it."""
+    return answer is exercise.reference or getattr(answer, "__name__", "") == f"{exercise.name}_solution"
 
 
 def _in_words(error: BaseException, parts: dict[str, str]) -> str:
@@ -96,9 +211,9 @@ def _in_words(error: BaseException, parts: dict[str, str]) -> str:
     return f"{what} ({own[-1].filename}, line {own[-1].lineno})" if own else what
 
 
-def main(file: str, report: str, seconds: str, *names: str) -> None:
-    """Load the submission and grade each exercise in `names`; see the text at the top of this module."""
-    process = os.getpid()
+def main(file: str, report: str, seconds: str, skipped: str, *names: str) -> None:
+    """Run the submission and grade each exercise in `names`; see the text at the top of this module."""
+    process, path = os.getpid(), Path(file)
 
     def write(*line: object) -> None:
         if os.getpid() != process:  # the submission forked; only the parent goes on
@@ -106,20 +221,17 @@ def main(file: str, report: str, seconds: str, *names: str) -> None:
         with open(report, "a", encoding="utf-8") as lines:
             lines.write(json.dumps(line) + "\n")
 
-    write("started")
-    parts = read(Path(file))
+    marking = _Marking(path, list(names), float(seconds), write)
+    os.chdir(path.parent)  # where a notebook runs
+    sys.path.insert(0, os.getcwd())
+    Exercise.grader = staticmethod(marking.check)
     try:
-        module = load(Path(file), parts)
-    except BaseException as error:  # SystemExit among them
-        write("loaded", _in_words(error, parts))
-        return
-    write("loaded", None)
+        marking.run({int(part): how for part, how in json.loads(skipped).items()})
+    finally:
+        Exercise.grader = staticmethod(grade)
     for name in names:
-        if hasattr(module, name):
-            result = exercises()[name](getattr(module, name), seconds=float(seconds))
-        else:
-            result = Result(name, f"{name}: there is no function of this name", attempted=False)
-        write("result", dataclasses.asdict(result))
+        write("result", dataclasses.asdict(marking.mark(name)))
+    write("end")
 
 
 if __name__ == "__main__":

@@ -25,8 +25,8 @@ def lost_keys(window: int, seen: int, new: int, write_first: bool) -> tuple[np.n
     Returns:
         Two boolean arrays (T, S). The keys are the positions from `seen - W + 1` on, or from 0, to the newest.
     """
-    queries = torch.arange(seen, seen + new)
-    keys = torch.arange(max(0, seen - window + 1), seen + new)
+    queries = torch.arange(seen, seen + new, device="cpu")
+    keys = torch.arange(max(0, seen - window + 1), seen + new, device="cpu")
     needed = attention_mask(queries[None], keys[None], window)[0]
     gone = keys < seen + new - window if write_first else torch.zeros_like(keys, dtype=torch.bool)
     return needed.numpy(), (needed & gone).numpy()

@@ -187,7 +187,7 @@ def left_padded(length: int, pads: int) -> Tensor:
     >>> left_padded(5, pads=2)
     tensor([-1, -1,  0,  1,  2])
     """
-    return (torch.arange(length) - pads).clamp(min=NO_POSITION)
+    return (torch.arange(length, device="cpu") - pads).clamp(min=NO_POSITION)
 
 
 def _check(positions: Tensor, window: int) -> None:

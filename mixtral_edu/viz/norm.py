@@ -28,7 +28,7 @@ def normalised_points(
     Raises:
         ValueError: points that are not (N, 2), or not one name for each.
     """
-    x = torch.as_tensor(np.asarray(points, dtype=np.float64))
+    x = torch.as_tensor(np.asarray(points, dtype=np.float64), device="cpu")
     if x.ndim != 2 or x.shape[1] != 2 or len(names) != len(x):
         raise ValueError(f"points has shape {tuple(x.shape)} with {len(names)} names: (N, 2) with N names is wanted")
     rms, layer = F.rms_norm(x, (2,), eps=eps), F.layer_norm(x, (2,), eps=eps)

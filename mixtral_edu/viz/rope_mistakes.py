@@ -39,7 +39,7 @@ def row_order(
             f"num_heads={num_heads}, head_dim={head_dim}, heads_used={heads_used}: at most 32 rows, and an even number "
             "of them in each head, are wanted"
         )
-    order = to_half_split(torch.arange(rows)[:, None], heads_used).flatten().tolist()
+    order = to_half_split(torch.arange(rows, device="cpu")[:, None], heads_used).flatten().tolist()
     together = pairs_in_place(order, head_dim)
     if title is None:
         title = f"After reordering, {together} of {rows // 2} pairs lie Dh/2 = {head_dim // 2} rows apart in their head"

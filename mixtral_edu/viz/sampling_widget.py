@@ -82,7 +82,8 @@ class SamplingView(FigureView):
             ids = torch.tensor([self.tokenizer.encode(text)], device=self.model.device)
             with torch.inference_mode():
                 self._logits = text, self.model(ids, logits_to_keep=1).logits[:, -1].float()  # (1, V)
-        logits, nothing = self._logits[1], torch.zeros(1, 0, dtype=torch.long)
+        logits = self._logits[1]
+        nothing = torch.zeros(1, 0, dtype=torch.long, device=logits.device)
         settings["top_k"] = settings["top_k"] or None
         options = GenerationOptions(max_new_tokens=1, do_sample=True, **settings)
         both = torch.cat((logits, options.shape(logits, nothing, nothing))).softmax(-1)  # (2, V)
