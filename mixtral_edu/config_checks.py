@@ -1,12 +1,21 @@
 """What no Mixtral can have: each rule names a config's field, whether it is fine, and what would be right."""
 
 from collections.abc import Iterator
+from dataclasses import fields
 from typing import Any
 
 COUNTS = (
     "vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads "
     "num_experts_per_tok num_local_experts max_position_embeddings"
 ).split()
+# What the tensors and modules of a built model have taken up for good.
+FIXED = (
+    "vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads head_dim "
+    "num_local_experts rms_norm_eps num_labels dtype quantization_config"
+).split()
+NOT_SAVED = {"attn_implementation", "experts_implementation", "extra"}  # chosen when a model is loaded
+ATTENTION = ("eager", "flash_attention_2", "sdpa")
+EXPERTS = ("grouped", "reference", "sorted")
 DTYPES = (None, "float64", "float32", "float16", "bfloat16")
 PROBLEM_TYPES = (None, "regression", "single_label_classification", "multi_label_classification")
 
@@ -16,6 +25,34 @@ def check(config: Any) -> None:
     for name, is_fine, wanted in _rules(config):
         if not is_fine:
             raise ValueError(f"{name}={getattr(config, name)!r}: it has to be {wanted}")
+
+
+def check_changes(config: Any, changes: dict[str, Any]) -> None:
+    """Raise a ValueError for a change that a model which was built from `config` could not follow."""
+    for name in FIXED:
+        if name in changes:
+            raise ValueError(
+                f"{name}={changes[name]!r}: a model was built from this config with {name}={getattr(config, name)!r}, "
+                f"which it cannot change; build another from dataclasses.replace(config, {name}={changes[name]!r})"
+                + _INSTEAD.get(name, "")
+            )
+
+
+_INSTEAD = {
+    "dtype": ", or convert the model with model.to(...)",
+    "quantization_config": ", or quantize the model with mixtral_edu.quantization.quantize_model",
+}
+
+
+class ReadOnly(dict):
+    """A dictionary that a property makes at each look: what is written into it would be lost, and is refused."""
+
+    def __setitem__(self, key: Any, value: Any):
+        if self.get(key) != value:
+            raise TypeError(f"[{key!r}] = {value!r}: this is a copy to read; assign the config's field as a whole")
+
+    def __reduce__(self):  # a copy is an ordinary one
+        return dict, (dict(self),)
 
 
 def _rules(config: Any) -> Iterator[tuple[str, bool, str]]:
@@ -48,6 +85,14 @@ def _rules(config: Any) -> Iterator[tuple[str, bool, str]]:
         ids = value if isinstance(value, list) else [value]
         inside = all(i is None or (_is_int(i) and 0 <= i < config.vocab_size) for i in ids)
         yield name, inside, f"None, or from 0 to vocab_size - 1 = {config.vocab_size - 1}"
+    for name in ("use_cache", "output_router_logits", "output_hidden_states", "output_attentions"):
+        yield name, getattr(config, name) in (None, True, False), "True or False"
+    yield "router_aux_loss_coef", _is_number(config.router_aux_loss_coef), "a number"
+    yield "attn_implementation", config.attn_implementation in ATTENTION, f"one of {ATTENTION}"
+    yield "experts_implementation", config.experts_implementation in EXPERTS, f"one of {EXPERTS}"
+    saved = {f.name for f in fields(config)} - NOT_SAVED | {"label2id", "model_type", "rope_parameters"}
+    apart = isinstance(config.extra, dict) and not saved & config.extra.keys()
+    yield "extra", apart, "a dictionary without the names of fields, which are saved from their own values"
     yield "num_labels", config.num_labels is None or is_count(config.num_labels), "a whole number of at least 1"
     yield "dtype", config.dtype in DTYPES, f"one of {DTYPES}"
     yield "problem_type", config.problem_type in PROBLEM_TYPES, f"one of {PROBLEM_TYPES}"
