@@ -218,6 +218,6 @@ def experts_touched(
         )
         right.set_ylabel(f"billion parameters read, of {counts.total / 1e9:.1f}")
         axes.grid(True)
-        axes.legend(loc="lower right")
+        axes.legend(loc="lower right").get_texts()[0].set_parse_math(True)  # the formula above
         axes.set_title(title)
     return figure
