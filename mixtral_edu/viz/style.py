@@ -57,6 +57,7 @@ STYLE = {
 }
 
 
+_UNSEEN = "\N{WORD JOINER}"  # in front of a legend's underscore, and gone before it is drawn
 _figures: ContextVar[list[Figure]] = ContextVar("figures of the innermost use_style")
 
 
@@ -79,17 +80,14 @@ def use_style() -> Iterator[None]:
 
 
 def new_figure(width: float, height: float, figure: Figure | None = None) -> Figure:
-    """A figure of `width` x `height` inches: a new pyplot one, or `figure` cleared and resized, as widgets do.
-
-    To be called inside `use_style`.
-    """
+    """A figure of `width` x `height` inches: a new pyplot one, or `figure` cleared and resized, as widgets do."""
     if figure is None:
         figure = plt.figure(figsize=(width, height), dpi=DPI)
     else:
         figure.clear()
         figure.set_dpi(DPI)
         figure.set_size_inches(width, height)
-    _figures.get().append(figure)
+    _figures.get([]).append(figure)
     return figure
 
 
@@ -114,6 +112,18 @@ def printable(text: str) -> str:
     return "".join(char if char.isprintable() else _code(char) for char in _drawable(text, FontProperties(family=MONO)))
 
 
+def quoted(text: str) -> str:
+    """`text` as `printable` returns it, in the quotes that Python would choose, but with single backslashes."""
+    shown = printable(text)
+    mark = '"' if "'" in shown and '"' not in shown else "'"
+    return f"{mark}{shown}{mark}"
+
+
+def as_label(name: str) -> str:
+    """`name` as a label that a legend shows; matplotlib leaves those out that begin with an underscore."""
+    return _UNSEEN + name if name.startswith("_") else name
+
+
 def _replace_undrawable(artist: Artist) -> None:
     """Replace the characters that cannot be drawn, in all texts that an artist consists of and at its ticks."""
     for child in artist.get_children():
@@ -133,6 +143,7 @@ def _replace_undrawable(artist: Artist) -> None:
 
 
 def _drawable(text: str, font: FontProperties) -> str:
+    text = text.removeprefix(_UNSEEN)
     return "".join(char if char == "\n" or _has_glyph(char, findfont(font)) else _code(char) for char in text)
 
 
