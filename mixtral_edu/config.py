@@ -3,11 +3,11 @@
 import json
 import warnings
 from collections.abc import Mapping
-from dataclasses import InitVar, dataclass, field, fields
+from dataclasses import InitVar, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mixtral_edu.config_checks import check, shown
+from mixtral_edu.config_checks import NOT_SAVED, ReadOnly, check, check_changes, shown
 from mixtral_edu.files import read_json_object
 from mixtral_edu.params import PARAMS_FILE, read_params
 
@@ -18,8 +18,6 @@ _SILENT_KEYS = frozenset(
 )
 # No fields of Mixtral in transformers either, but used there and here where they are in `extra`.
 _EXTRA_KEYS = {"classifier_dropout"}
-# Chosen when a model is loaded, never part of a saved checkpoint.
-_RUNTIME_FIELDS = ("attn_implementation", "experts_implementation", "extra")
 
 
 class ParameterCounts(NamedTuple):
@@ -45,11 +43,16 @@ class MixtralConfig:
     E `num_local_experts`, K `num_experts_per_tok`.
 
     `attn_implementation` ("eager", "sdpa", "flash_attention_2") and `experts_implementation` ("reference", "sorted",
-    "grouped") choose among equal forms of the computation and are not saved. `extra` keeps what a `config.json` held
-    beyond the known fields.
+    "grouped") choose among equal forms of the computation and are not saved. `dtype` and `quantization_config` describe
+    the checkpoint. `extra` keeps what a `config.json` held beyond the known fields.
+
+    A field can be assigned later: it is checked as in construction, and a model follows it from its next call on. Those
+    that the tensors of a built model fix (sizes, labels, `rms_norm_eps`, `dtype` …) then refuse another value.
 
     Raises:
-        ValueError: a size or a combination of sizes that no Mixtral can have; the message names the field.
+        ValueError: a size or a combination of sizes that no Mixtral can have; the message names the field. The config
+            is then as it was.
+        AttributeError: there is no field of that name.
     """
 
     vocab_size: int = 32000
@@ -107,11 +110,36 @@ class MixtralConfig:
             self.id2label = _plain_labels(self.num_labels)
         if len(self.id2label) != self.num_labels:
             raise ValueError(f"num_labels={self.num_labels} and id2label with {len(self.id2label)} labels disagree")
+        self._bound = False
+
+    def __setattr__(self, name: str, value: Any):
+        """Assign as `dataclasses.replace` does: with the checks of construction, and what follows from the value."""
+        if "_bound" not in vars(self) or isinstance(getattr(type(self), name, None), property):  # or half constructed
+            return super().__setattr__(name, value)
+        names = [f.name for f in fields(self)]
+        if name not in names:
+            raise AttributeError(f"MixtralConfig has no field {name!r}; values without effect are kept in `extra`")
+        follows = {"num_labels": None} if name == "id2label" and value else {}  # their number is that of the labels
+        new = replace(self, **{name: value}, **follows)
+        changes = {n: getattr(new, n) for n in names if getattr(new, n) != getattr(self, n)}
+        if self._bound:
+            check_changes(self, changes)
+        vars(self).update(changes)
+
+    def bind(self, **facts: Any) -> None:
+        """Note that a model is made of it, which fixes sizes; `facts` are fields that work on its modules has changed.
+
+        A copy, `dataclasses.replace` and `from_dict` give a config that is free again.
+        """
+        vars(self).update(vars(replace(self, **facts)), _bound=True)
+
+    def __getstate__(self) -> dict[str, Any]:  # of a copy
+        return vars(self) | {"_bound": False}
 
     @property
     def label2id(self) -> dict[str, int]:
         """The class that each label's name stands for."""
-        return {label: index for index, label in self.id2label.items()}
+        return ReadOnly({label: index for index, label in self.id2label.items()})
 
     @classmethod
     def mixtral_8x7b(cls, **changes) -> "MixtralConfig":
@@ -168,7 +196,7 @@ class MixtralConfig:
         model_type = values.get("model_type", "mixtral")
         if model_type != "mixtral":
             raise ValueError(f"model_type={shown(model_type)}: only 'mixtral' can be read")
-        known = {f.name for f in fields(cls)} - set(_RUNTIME_FIELDS)
+        known = {f.name for f in fields(cls)} - NOT_SAVED
         arguments = {name: value for name, value in values.items() if name in known}
         if "dtype" not in arguments and "torch_dtype" in values:  # the name before transformers 4.56
             arguments["dtype"] = values["torch_dtype"]
@@ -187,13 +215,13 @@ class MixtralConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Return what a `config.json` holds; transformers v4 reads `rope_theta` from it, v5 `rope_parameters`."""
-        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in _RUNTIME_FIELDS}
+        sound = replace(self)  # checked again: somebody may have changed a list or dictionary in place
+        values = {f.name: getattr(sound, f.name) for f in fields(self) if f.name not in NOT_SAVED}
         del values["num_labels"]  # the length of id2label
         if self.quantization_config is None:
             del values["quantization_config"]  # transformers takes its presence for a quantized checkpoint
-        values["label2id"] = self.label2id
-        rope_parameters = {"rope_type": "default", "rope_theta": self.rope_theta}
-        return values | {"model_type": "mixtral", "rope_parameters": rope_parameters} | self.extra
+        values |= {"label2id": dict(self.label2id), "rope_parameters": dict(self.rope_parameters)}
+        return values | {"model_type": "mixtral"} | self.extra
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> "MixtralConfig":
@@ -247,6 +275,20 @@ def settings_file(folder: str | Path) -> Path:
     """Return which file a checkpoint's settings are in: `params.json` where only that is there, else `config.json`."""
     path, params = Path(folder) / "config.json", Path(folder) / PARAMS_FILE
     return params if params.is_file() and not path.is_file() else path
+
+
+def _rope_parameters(self: MixtralConfig) -> dict[str, Any]:
+    """`rope_theta` as transformers v5 spells it; assigning such a dictionary sets `rope_theta`."""
+    return ReadOnly(rope_type="default", rope_theta=self.rope_theta)
+
+
+def _set_rope_parameters(self: MixtralConfig, rope: dict) -> None:
+    self.rope_theta = _theta_of(rope, default=self.rope_theta)
+
+
+# Here, as in the class the name is an argument of the constructor. What `dataclasses.replace` copies is `rope_theta`.
+MixtralConfig.rope_parameters = property(_rope_parameters, _set_rope_parameters)
+del MixtralConfig.__dataclass_fields__["rope_parameters"]
 
 
 def _plain_labels(count: int) -> dict[int, str]:

@@ -2,12 +2,21 @@
 
 import math
 from collections.abc import Iterator, Mapping
+from dataclasses import fields
 from typing import Any
 
 COUNTS = (
     "vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads "
     "num_experts_per_tok num_local_experts max_position_embeddings"
 ).split()
+# What the tensors and modules of a built model have taken up for good.
+FIXED = (
+    "vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads head_dim "
+    "num_local_experts rms_norm_eps num_labels dtype quantization_config"
+).split()
+NOT_SAVED = {"attn_implementation", "experts_implementation", "extra"}  # chosen when a model is loaded
+ATTENTION = ("eager", "flash_attention_2", "sdpa")
+EXPERTS = ("grouped", "reference", "sorted")
 DTYPES = (None, "float64", "float32", "float16", "bfloat16")
 SWITCHES = "use_cache output_router_logits output_hidden_states output_attentions".split()
 MOST = 2**63 - 1  # what torch can count
@@ -22,6 +31,34 @@ def check(config: Any) -> None:
     for name, is_fine, wanted in _rules(config):
         if not is_fine:
             raise ValueError(f"{name}={shown(getattr(config, name))}: it must be {wanted}")
+
+
+def check_changes(config: Any, changes: dict[str, Any]) -> None:
+    """Raise a ValueError for a change that a model which was built from `config` could not follow."""
+    for name in FIXED:
+        if name in changes:
+            raise ValueError(
+                f"{name}={changes[name]!r}: a model was built from this config with {name}={getattr(config, name)!r}, "
+                f"which it cannot change; build another from dataclasses.replace(config, {name}={changes[name]!r})"
+                + _INSTEAD.get(name, "")
+            )
+
+
+_INSTEAD = {
+    "dtype": ", or convert the model with model.to(...)",
+    "quantization_config": ", or quantize the model with mixtral_edu.quantization.quantize_model",
+}
+
+
+class ReadOnly(dict):
+    """A dictionary that a property makes at each look: what is written into it would be lost, and is refused."""
+
+    def __setitem__(self, key: Any, value: Any):
+        if self.get(key) != value:
+            raise TypeError(f"[{key!r}] = {value!r}: this is a copy to read; assign the config's field as a whole")
+
+    def __reduce__(self):  # a copy is an ordinary one
+        return dict, (dict(self),)
 
 
 def _rules(config: Any) -> Iterator[tuple[str, bool, str]]:
@@ -46,7 +83,7 @@ def _rules(config: Any) -> Iterator[tuple[str, bool, str]]:
     yield "hidden_act", config.hidden_act == "silu", "'silu', the gate of Mixtral's experts"
     yield "tie_word_embeddings", config.tie_word_embeddings in (False, None), "False: lm_head has weights of its own"
     for name in SWITCHES:
-        yield name, getattr(config, name) in (True, False), "True or False"
+        yield name, getattr(config, name) in (None, True, False), "True or False"
     for name in ("rope_theta", "rms_norm_eps", "initializer_range"):
         value = getattr(config, name)
         yield name, _is_number(value) and _SMALLEST <= value <= _LARGEST, "a positive number that float32 holds"
@@ -62,6 +99,11 @@ def _rules(config: Any) -> Iterator[tuple[str, bool, str]]:
     yield "num_labels", labels is None or is_count(labels) and labels <= MOST_LABELS, f"from 1 to {MOST_LABELS:,}"
     named = config.id2label is None or _names_labels(config.id2label)
     yield "id2label", named, 'an object from the numbers 0, 1, 2 … to names, such as {"0": "bad", "1": "good"}'
+    yield "attn_implementation", config.attn_implementation in ATTENTION, f"one of {ATTENTION}"
+    yield "experts_implementation", config.experts_implementation in EXPERTS, f"one of {EXPERTS}"
+    saved = {f.name for f in fields(config)} - NOT_SAVED | {"label2id", "model_type", "rope_parameters"}
+    apart = isinstance(config.extra, dict) and not saved & config.extra.keys()
+    yield "extra", apart, "a dictionary without the names of fields, which are saved from their own values"
     yield "dtype", config.dtype in DTYPES, f"one of {DTYPES}"
     yield "problem_type", config.problem_type in PROBLEM_TYPES, f"one of {PROBLEM_TYPES}"
     form = config.quantization_config

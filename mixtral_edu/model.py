@@ -99,6 +99,8 @@ class MixtralModel(PreTrained):
         check_backend(config, self.device, dtype, output_attentions)
         check_inputs(config, dtype, input_ids, inputs_embeds, attention_mask, position_ids, past_key_values)
 
+        if self.embed_tokens.padding_idx != config.pad_token_id:  # the row that learns nothing
+            self.embed_tokens.padding_idx = config.pad_token_id
         x = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds  # (B, T, D)
         B, T = x.shape[:2]
         real = None if attention_mask is None else attention_mask[:, -T:].to(x.device) != 0  # (B, T)

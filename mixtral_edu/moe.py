@@ -21,7 +21,12 @@ class Router(nn.Linear):
 
     def __init__(self, config: MixtralConfig):
         super().__init__(config.hidden_size, config.num_local_experts, bias=False)
-        self.top_k = config.num_experts_per_tok
+        self.config = config
+
+    @property
+    def top_k(self) -> int:
+        """K, which the config may change at any time."""
+        return self.config.num_experts_per_tok
 
     def forward(self, x: Tensor) -> RouterOutput:
         """Score and choose experts for x (N, D).
@@ -35,18 +40,10 @@ class Router(nn.Linear):
 
 
 class SparseMoE(nn.Module):
-    """Router and experts of one layer, in place of a Transformer's single feed-forward network.
-
-    Raises:
-        ValueError: `config.experts_implementation` names no form of dispatch.
-    """
+    """Router and experts of one layer, in place of a Transformer's single feed-forward network."""
 
     def __init__(self, config: MixtralConfig):
         super().__init__()
-        if config.experts_implementation not in EXPERT_DISPATCH:
-            raise ValueError(
-                f"experts_implementation={config.experts_implementation!r}: one of {sorted(EXPERT_DISPATCH)} is wanted"
-            )
         self.config = config
         self.gate = Router(config)
         self.experts = Experts(Expert(config) for _ in range(config.num_local_experts))

@@ -76,8 +76,14 @@ class PreTrained(nn.Module):
 
     def __init__(self, config: MixtralConfig):
         super().__init__()
-        self.config = config
+        self._config = config
+        config.bind()
         self._drop_step()
+
+    @property
+    def config(self) -> MixtralConfig:
+        """Sizes and settings. To change a setting, assign its field: all layers read this one config."""
+        return self._config
 
     @property
     def device(self) -> torch.device:
@@ -138,6 +144,10 @@ class PreTrained(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:  # of a copy
         return self.__dict__ | {"compiled_step": None, "_step_form": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:  # a copy, whose config belongs to it
+        super().__setstate__(state)
+        self._config.bind()
 
     def _apply(self, fn, recurse=True):  # moves to a device, changes the dtype
         self._drop_step()

@@ -161,7 +161,7 @@ def quantize_model(model: nn.Module, quantization: str | QuantizationConfig) -> 
     for name, layer in layers.items():
         weight = model.get_submodule(name).weight.detach()
         install(model, {name: layer.quantize_(weight, weight.dtype).train(model.training)})
-    model.config.quantization_config = quantization.to_dict()
+    model.config.bind(quantization_config=quantization.to_dict())
 
 
 def install(model: nn.Module, layers: Mapping[str, nn.Module]) -> None:

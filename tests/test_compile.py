@@ -149,3 +149,15 @@ def test_a_compiled_step_on_a_gpu_equals_the_plain_one(wide_model):
         found = step(token, past_key_values=caches[0], use_cache=True).logits
         wanted = twin(token, past_key_values=caches[1], use_cache=True).logits
         assert (found - wanted).abs().max() <= 0.05 * wanted.abs().max() > 0
+
+
+def test_a_compiled_model_follows_its_config(make_config):
+    config = make_config(initializer_range=0.2, num_hidden_layers=1, experts_implementation="grouped")
+    model = MixtralForCausalLM(config).eval()
+    compiled = torch.compile(model, backend="eager")
+    ids = torch.arange(18).view(2, 9)
+    with torch.no_grad():
+        before = compiled(ids).logits
+        config.num_experts_per_tok, config.rope_theta = 1, 50.0
+        torch.testing.assert_close(compiled(ids).logits, model(ids).logits, rtol=0, atol=3e-5)
+        assert not torch.allclose(before, model(ids).logits, rtol=0, atol=3e-2)

@@ -49,7 +49,7 @@ def one_head(
     left, taken = np.where(mask, scores, np.nan), np.where(mask, weights, np.nan)
     with use_style():
         figure = new_figure(11, 4.1, figure)
-        figure.text(0.012, 0.94, title, size=13, weight="bold", va="center", parse_math=False)
+        figure.text(0.012, 0.94, title, size=13, weight="bold", va="center")
         high = max(1e-9, float(np.abs(scores).max()))
         panels = {
             "1. scores q·k / √Dh": (scores, scores / high, "{:.1f}"),
@@ -128,7 +128,7 @@ def sharing(
         axes = figure.add_axes((0, 0, 1, 1))
         axes.set(xlim=(0, 110), ylim=(30, 0))
         axes.set_axis_off()
-        axes.text(1.3, 2.2, title, size=13, weight="bold", va="center", parse_math=False)
+        axes.text(1.3, 2.2, title, size=13, weight="bold", va="center")
         axes.text(8.2, 12, "query\nheads", size=10.5, color=MUTED, ha="right", va="center")
         axes.text(8.2, 24, "key-value\nheads", size=10.5, color=MUTED, ha="right", va="center")
         panel = 100 / len(num_kv_heads)
@@ -161,7 +161,7 @@ def folding(group: int, tokens: int, keys: int, title: str | None = None, figure
         axes = figure.add_axes((0, 0, 1, 1))
         axes.set(xlim=(0, 110), ylim=(41, 0))
         axes.set_axis_off()
-        axes.text(1.3, 2.2, title, size=13, weight="bold", va="center", parse_math=False)
+        axes.text(1.3, 2.2, title, size=13, weight="bold", va="center")
         block = 33 / group  # of one head, with the gap below it
         tall = block - 1.6
         for head in range(group):
@@ -263,4 +263,4 @@ def _box(axes: Axes, left: float, top: float, width: float, height: float, colou
 
 
 def _write(axes: Axes, x: float, y: float, text: str, size: float, color: str = INK, **look) -> None:
-    axes.text(x, y, text, size=size, color=color, ha="center", va="center", parse_math=False, **look)
+    axes.text(x, y, text, size=size, color=color, ha="center", va="center", **look)

@@ -54,7 +54,7 @@ def ratios_and_floors(results: Sequence[Result], title: str | None = None, figur
             ratios.text(-0.03, y, words, transform=beside, va="center", ha="right", size=10.5, color=MUTED)
             if result.ratio is not None:
                 ratios.text(1.015, y, f"{result.ratio.median:.2f}", transform=beside, va="center", size=10)
-        place = {"size": 13, "weight": "bold", "va": "center", "parse_math": False}
+        place = {"size": 13, "weight": "bold", "va": "center"}
         figure.text(0.012, 1 - 0.3 / height, _title(results) if title is None else title, **place)
     return figure
 
@@ -103,7 +103,7 @@ def attention_by_length(
                 times.plot(floors.keys(), floors.values(), linestyle=line, color=MUTED, label=name)
         figure.legend(*times.get_legend_handles_labels(), loc="center right", bbox_to_anchor=(0.995, 0.5))
         words = _attention_title(rows, dtype) if title is None else title
-        figure.text(0.012, 0.945, words, size=13, weight="bold", va="center", parse_math=False)
+        figure.text(0.012, 0.945, words, size=13, weight="bold", va="center")
     return figure
 
 

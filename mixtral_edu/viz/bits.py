@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
 from mixtral_edu.viz.lens import depth_names
-from mixtral_edu.viz.style import ACCENT, INK, MONO, MUTED, new_figure, printable, use_style
+from mixtral_edu.viz.style import ACCENT, INK, MONO, MUTED, new_figure, printable, quoted, use_style
 
 MARKERS = "osD^vP*X"  # of lines that differ in what they are about, not in rank
 
@@ -68,8 +68,8 @@ def token_costs(
         raise ValueError(f"{len(pieces)} pieces and {len(values)} bits: equally many, not 0, are wanted")
     mean = sum(values) / len(values)
     if title is None:
-        dearest = printable(pieces[values.index(max(values))])
-        title = f"{dearest!r} costs {max(values):.1f} bits, a token on average {mean:.1f}"
+        dearest = quoted(pieces[values.index(max(values))])
+        title = f"{dearest} costs {max(values):.1f} bits, a token on average {mean:.1f}"
     with use_style():
         figure = new_figure(11, 3.4, figure)
         axes = figure.add_axes((0.055, 0.29, 0.935, 0.58))
@@ -78,9 +78,9 @@ def token_costs(
         axes.text(len(values) - 0.45, mean + 0.02 * max(values), "mean", ha="right", va="bottom", size=10)
         axes.set(xlim=(-0.6, len(values) - 0.4), xticks=range(len(values)), ylabel="bits")
         turned = {"rotation": 60, "ha": "right", "rotation_mode": "anchor"}
-        axes.set_xticklabels([printable(piece) for piece in pieces], family=MONO, parse_math=False, **turned)
+        axes.set_xticklabels([printable(piece) for piece in pieces], family=MONO, **turned)
         axes.tick_params(axis="x", length=0, pad=1)
-        axes.set_title(title, parse_math=False)
+        axes.set_title(title)
     return figure
 
 

@@ -186,7 +186,7 @@ def canvas(width: float, height: float, figure: Figure | None, title: str) -> tu
     axes = figure.add_axes((0, 0, 1, 1))
     axes.set(xlim=(0, 72 * width), ylim=(72 * height, 0))
     axes.set_axis_off()
-    axes.text(12, 18, title, size=13, weight="bold", va="center", parse_math=False)
+    axes.text(12, 18, title, size=13, weight="bold", va="center")
     return figure, axes
 
 
@@ -197,7 +197,7 @@ def age_colour(position: int, newest: int, window: int) -> str:
 
 def write(axes: Axes, x: float, y: float, text: str, size: float, colour: str = INK, **options) -> None:
     """Text centred at a point of an axis from `canvas`."""
-    options = {"ha": "center", "va": "center_baseline", "parse_math": False} | options
+    options = {"ha": "center", "va": "center_baseline"} | options
     axes.text(x, y, text, size=size, color=colour, **options)
 
 

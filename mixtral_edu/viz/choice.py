@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 from numpy.typing import ArrayLike
 
-from mixtral_edu.viz.style import ACCENT, FAINT, INK, MUTED, expert_colour, new_figure, printable, use_style
+from mixtral_edu.viz.style import ACCENT, FAINT, INK, MUTED, expert_colour, new_figure, quoted, use_style
 from mixtral_edu.viz.widgets import FigureView
 
 
@@ -89,7 +89,7 @@ def router_choice(scores: ArrayLike, top_k: int, name: str = "", figure: Figure 
             right.text(expert, weight + 0.02, f"{weight:.2f}", ha="center", size=10)
         right.set(xlabel="expert", ylabel="weight", xticks=range(len(scores)), ylim=(0, 1.12))
         right.set_title(f"weights: softmax over the best {top_k} (dashed: over all)", size=11, weight="normal")
-        figure.text(0.012, 0.92, title, size=13, weight="bold", parse_math=False)
+        figure.text(0.012, 0.92, title, size=13, weight="bold")
     return figure
 
 
@@ -134,7 +134,7 @@ class ChoiceView(FigureView):
         return {"token": self.token.value, "layer": self.layer.value, "top_k": self.top_k.value}
 
     def draw(self, figure: Figure, token: int, layer: int, top_k: int) -> None:
-        router_choice(self.scores[layer, token], top_k, f"{printable(self.pieces[token])!r}, layer {layer}", figure)
+        router_choice(self.scores[layer, token], top_k, f"{quoted(self.pieces[token])}, layer {layer}", figure)
 
     def telling_states(self) -> list[dict[str, Any]]:
         num_experts = self.scores.shape[-1]

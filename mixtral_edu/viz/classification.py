@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
-from mixtral_edu.viz.style import ACCENT, INK, MUTED, new_figure, use_style
+from mixtral_edu.viz.style import ACCENT, INK, MUTED, as_label, new_figure, use_style
 
 LINES = ((ACCENT, "o"), (INK, "s"), ("#B7791F", "^"), (MUTED, "D"))
 
@@ -36,7 +36,7 @@ def accuracy_curves(
         figure = new_figure(9.5, 3.6, figure)
         axes = figure.add_axes((0.08, 0.16, 0.89, 0.7))
         for (name, (places, shares)), (colour, marker) in zip(curves.items(), LINES, strict=False):
-            axes.plot(places, shares, color=colour, marker=marker, markersize=5, label=name)
+            axes.plot(places, shares, color=colour, marker=marker, markersize=5, label=as_label(name))
         if chance is not None:
             axes.axhline(chance, color=MUTED, linewidth=1, linestyle="--", label=f"guessing: {chance:.0%}")
         axes.set(ylim=(0, 1.03), xlabel=xlabel, ylabel="share of right answers")

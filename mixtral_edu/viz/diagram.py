@@ -74,7 +74,7 @@ def parameter_bars(
     height = head + panel * len(counts)
     with use_style():
         figure = new_figure(11.5, height, figure)
-        figure.text(0.012, 1 - 0.28 / height, title, size=13, weight="bold", va="center", parse_math=False)
+        figure.text(0.012, 1 - 0.28 / height, title, size=13, weight="bold", va="center")
         for row, (name, count) in enumerate(counts.items()):
             bottom = (height - head - panel * (row + 1) + 0.45) / height
             axes = figure.add_axes((0.145, bottom, 0.745, (panel - 0.5) / height))
@@ -242,7 +242,7 @@ def _arrow(axes: Axes, start: tuple[float, float], end: tuple[float, float], lab
 
 
 def _write(axes: Axes, x: float, y: float, text: str, size: float = 10, color: str = INK, ha="center", **look) -> None:
-    axes.text(x, y, text, size=size, color=color, ha=ha, va="center", parse_math=False, **look)
+    axes.text(x, y, text, size=size, color=color, ha=ha, va="center", **look)
 
 
 def _stacked_bar(axes: Axes, position: int, per_part: Mapping[str, int]) -> None:

@@ -11,7 +11,7 @@ from matplotlib.patches import Rectangle
 from numpy.typing import ArrayLike
 
 from mixtral_edu.config import MixtralConfig
-from mixtral_edu.viz.style import ACCENT, INK, MUTED, expert_colour, new_figure, text_colour, use_style
+from mixtral_edu.viz.style import ACCENT, INK, MUTED, as_label, expert_colour, new_figure, text_colour, use_style
 
 MOST_CHOICES = 48  # that dispatch_order can number legibly
 MARKERS = ("o", "s", "^", "D")
@@ -207,7 +207,7 @@ def experts_touched(
         even = expected_touched(curve, num_experts, top_k)
         axes.plot(curve, even, color=ACCENT, linewidth=2, label=r"even and random: $E\,(1-(1-K/E)^B)$")
         for marker, (name, values) in zip(MARKERS, measured.items(), strict=False):
-            axes.plot(batch_sizes, values, marker, color=INK, markerfacecolor="white", label=name)
+            axes.plot(batch_sizes, values, marker, color=INK, markerfacecolor="white", label=as_label(name))
         axes.set(xscale="log", xlim=(0.93, 1.07 * max(batch_sizes)), ylim=(0, 1.06 * num_experts))
         axes.set_xticks(batch_sizes, [str(size) for size in batch_sizes])
         axes.minorticks_off()
@@ -218,6 +218,6 @@ def experts_touched(
         )
         right.set_ylabel(f"billion parameters read, of {counts.total / 1e9:.1f}")
         axes.grid(True)
-        axes.legend(loc="lower right")
+        axes.legend(loc="lower right").get_texts()[0].set_parse_math(True)  # the formula above
         axes.set_title(title)
     return figure

@@ -100,5 +100,5 @@ def byte_bars(
         bars = [Rectangle((0, 0), 1, 1, color=BYTE_COLOURS[part]) for part in parts]
         place = (0.235, 1 - 0.56 / height)
         figure.legend(bars, parts, ncols=len(parts), loc="center left", bbox_to_anchor=place)
-        figure.text(0.012, 1 - 0.24 / height, title, size=13, weight="bold", va="center", parse_math=False)
+        figure.text(0.012, 1 - 0.24 / height, title, size=13, weight="bold", va="center")
     return figure

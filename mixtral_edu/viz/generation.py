@@ -8,7 +8,19 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from numpy.typing import ArrayLike
 
-from mixtral_edu.viz.style import ACCENT, FAINT, INK, MONO, MUTED, PAPER, new_figure, printable, use_style
+from mixtral_edu.viz.style import (
+    ACCENT,
+    FAINT,
+    INK,
+    MONO,
+    MUTED,
+    PAPER,
+    as_label,
+    new_figure,
+    printable,
+    quoted,
+    use_style,
+)
 
 
 def surprise_along_text(
@@ -38,7 +50,7 @@ def surprise_along_text(
     entropies, surprises = np.asarray(entropies, dtype=float), np.asarray(surprises, dtype=float)
     if title is None:
         worst = int(surprises.argmax())
-        title = f"{printable(pieces[worst])!r} is the greatest surprise, {surprises[worst]:.1f} bits"
+        title = f"{quoted(pieces[worst])} is the greatest surprise, {surprises[worst]:.1f} bits"
     with use_style():
         figure = new_figure(10.5, 3.7, figure)
         axes = figure.add_axes((0.055, 0.3, 0.935, 0.55))
@@ -178,7 +190,8 @@ def distance_by_pads(
         axes = figure.add_axes((0.075, 0.16, 0.6, 0.68))
         for (name, values), (colour, look) in zip(distances.items(), ((ACCENT, "o-"), (INK, "s--"), (MUTED, "^:")),
                                                   strict=False):  # fmt: skip
-            axes.plot(num_pads, values, look, color=colour, linewidth=2, markersize=5, label=name, clip_on=False)
+            style = {"color": colour, "linewidth": 2, "markersize": 5, "clip_on": False}
+            axes.plot(num_pads, values, look, label=as_label(name), **style)
         axes.set(xlabel="pads in front of the text", ylabel="distance (0: equal)", ylim=(0, 1), xlim=(0, num_pads[-1]))
         axes.legend(loc="center left", bbox_to_anchor=(1.02, 0.5))
         axes.set_title(title or "What padding does to the next token's distribution")

@@ -90,7 +90,7 @@ def head_scores(shares: Mapping[str, ArrayLike], title: str | None = None, figur
     height = 0.55 + -(-len(shares) // 2) * panel
     with use_style():
         figure = new_figure(11, height, figure)
-        figure.text(0.012, 1 - 0.25 / height, title, size=13, weight="bold", va="center", parse_math=False)
+        figure.text(0.012, 1 - 0.25 / height, title, size=13, weight="bold", va="center")
         for number, (kind, values) in enumerate(shares.items()):
             row, column = divmod(number, 2)
             bottom = height - 0.91 - row * panel - grid
@@ -99,7 +99,7 @@ def head_scores(shares: Mapping[str, ArrayLike], title: str | None = None, figur
             for (layer, head), share in np.ndenumerate(values):
                 ink = text_colour(to_hex(SHADES(float(share))))
                 axes.text(head, layer, f"{100 * share:.0f}", ha="center", va="center", color=ink, size=10)
-            axes.set_title(kind, size=11, pad=6, parse_math=False)
+            axes.set_title(kind, size=11, pad=6)
             axes.set(xticks=range(num_heads), yticks=range(num_layers), xlabel="head", ylabel="layer")
             axes.tick_params(length=0)
             axes.spines[:].set_visible(False)
@@ -133,7 +133,7 @@ def looking(
         title = f"“{tokens[query]}” ({query}) gives {best:.0%} of its weight to “{tokens[keys[0]]}” ({keys[0]})"
     with use_style():
         figure = new_figure(10, 5.1, figure)
-        figure.text(0.012, 0.95, title, size=13, weight="bold", va="center", parse_math=False)
+        figure.text(0.012, 0.95, title, size=13, weight="bold", va="center")
         axes = figure.add_axes((0.15, 0.11, 0.405, 0.405 * 10 / 5.1))
         _map(axes, weights)
         axes.add_patch(Rectangle((-0.5, query - 0.5), query + 1, 1, fill=False, edgecolor="#8D2B0B", linewidth=1.5))

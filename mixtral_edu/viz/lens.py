@@ -13,7 +13,19 @@ from matplotlib.patches import Rectangle
 from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
-from mixtral_edu.viz.style import ACCENT, FAINT, INK, MONO, MUTED, PAPER, new_figure, printable, text_colour, use_style
+from mixtral_edu.viz.style import (
+    ACCENT,
+    FAINT,
+    INK,
+    MONO,
+    MUTED,
+    PAPER,
+    new_figure,
+    printable,
+    quoted,
+    text_colour,
+    use_style,
+)
 
 SHADES = LinearSegmentedColormap.from_list("shades", (PAPER, "#A9C4E4", ACCENT))  # of probabilities
 HIT = "#B7410E"  # frame of a guess that came true
@@ -78,19 +90,19 @@ def lens_table(
         columns = len(guesses)
         axes.set(xlim=(0, columns), ylim=(T, 0), xticks=[c + 0.5 for c in range(columns)])
         axes.set(xticklabels=depth_names(columns), yticks=[t + 0.5 for t in range(T)])
-        axes.set_yticklabels([printable(piece) for piece in pieces], family=MONO, color=INK, parse_math=False)
+        axes.set_yticklabels([printable(piece) for piece in pieces], family=MONO, color=INK)
         axes.tick_params(length=0, top=False, labeltop=True, labelbottom=False, labelsize=10)
         axes.spines[:].set_visible(False)
         shade = axes.pcolormesh(shares.T, cmap=SHADES, vmin=0, vmax=1, edgecolors="white", linewidth=1.5).cmap
         for column in range(columns):
             for t in range(T):
                 ink = text_colour(to_hex(shade(shares[column, t])))
-                look = {"ha": "center", "va": "center", "size": 9.5, "family": MONO, "color": ink, "parse_math": False}
+                look = {"ha": "center", "va": "center", "size": 9.5, "family": MONO, "color": ink}
                 axes.text(column + 0.5, t + 0.53, printable(guesses[column][t]), **look)
                 if t + 1 < T and hits[column][t]:
                     frame = Rectangle((column + 0.02, t + 0.08), 0.96, 0.84, fill=False, edgecolor=HIT, linewidth=1.8)
                     axes.add_patch(frame)
-        figure.text(0.15 / width, 1 - 0.25 / height, title, size=13, weight="bold", va="center", parse_math=False)
+        figure.text(0.15 / width, 1 - 0.25 / height, title, size=13, weight="bold", va="center")
         note = {"size": 10, "ha": "right", "va": "center", "color": MUTED}
         figure.text((left - 0.1) / width, 1 - 0.7 / height, "after reading", **note)
     return figure
@@ -129,20 +141,20 @@ def guesses_by_depth(
         others = [depth for depth, leader in enumerate(leaders) if leader != leaders[-1]]
         since = others[-1] + 1 if others else 0
         place = "only in the last layer" if since == len(names) - 1 else f"from {names[since]} on"
-        title = f"{printable(leaders[-1])!r} leads {place}" if since else f"{printable(leaders[-1])!r} leads all along"
+        title = f"{quoted(leaders[-1])} leads {place}" if since else f"{quoted(leaders[-1])} leads all along"
     with use_style():
         figure = new_figure(12, 2.5, figure)
-        figure.text(0.01, 0.93, title, size=13, weight="bold", va="center", parse_math=False)
+        figure.text(0.01, 0.93, title, size=13, weight="bold", va="center")
         shown = "".join(before[-14:]).replace("▁", " ").replace("<0x0A>", "↵")
         text = ("…" if len(before) > 14 else "") + printable(shown) + " ⟶ ?"
-        figure.text(0.01, 0.81, text, size=10.5, va="center", color=MUTED, family=MONO, parse_math=False)
+        figure.text(0.01, 0.81, text, size=10.5, va="center", color=MUTED, family=MONO)
         step = 0.99 / len(names)
         for column, (name, row, values) in enumerate(zip(names, guesses, shares, strict=True)):
             axes = figure.add_axes((0.01 + column * step, 0.03, step - 0.012, 0.6))
             colours = [ACCENT if guess == following else FAINT for guess in row]
             axes.barh(range(len(row)), values, color=colours, height=0.8)
             for place, (guess, value) in enumerate(zip(row, values, strict=True)):
-                look = {"va": "center", "size": 9.5, "parse_math": False}
+                look = {"va": "center", "size": 9.5}
                 axes.text(-0.04, place, printable(guess), ha="right", family=MONO, **look)
                 axes.text(value + 0.04, place, f"{value:.0%}", color=MUTED, **look)
             axes.set(xlim=(-1.0, 1.36), ylim=(len(row) - 0.5, -0.5), xticks=[], yticks=[])

@@ -91,7 +91,7 @@ def merge_steps(
                 colour = ACCENT if step and (start, end) not in before else PAPER
                 width = lefts[end - 1] + cell - lefts[start] - 2
                 box(axes, lefts[start], top, width, 24, printable(piece), colour, size=12)
-            axes.text(lefts[-1] + cell + 14, top + 12, notes[step], size=10.5, va="center_baseline", parse_math=False)
+            axes.text(lefts[-1] + cell + 14, top + 12, notes[step], size=10.5, va="center_baseline")
             before = set(spans)
     return figure
 

@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
-from mixtral_edu.viz.style import ACCENT, FAINT, INK, MUTED, new_figure, use_style
+from mixtral_edu.viz.style import ACCENT, FAINT, INK, MUTED, as_label, new_figure, use_style
 
 MARKERS = ("o", "s", "^", "D", "v")
 GREYS = (ACCENT, MUTED, INK, "#9FB3C8", "#B7791F")  # lines that are no expert
@@ -125,7 +125,7 @@ def bits_curve(
         axes = figure.add_axes((0.09, 0.16, 0.88, 0.7))
         axes.axhline(baseline, color=INK, linewidth=1, linestyle="--", label="16 bits")
         for (name, points), marker, colour in zip(costs.items(), MARKERS, GREYS, strict=False):
-            axes.plot(points.keys(), points.values(), marker=marker, color=colour, label=name, markersize=6)
+            axes.plot(points.keys(), points.values(), marker=marker, color=colour, label=as_label(name), markersize=6)
         bits = sorted({number for points in costs.values() for number in points})
         axes.set(xticks=bits, xlabel="bits a weight", ylabel="bits per byte of text")
         axes.grid(axis="y")

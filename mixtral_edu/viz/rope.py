@@ -9,7 +9,7 @@ from numpy.typing import ArrayLike
 from mixtral_edu.rope import rotary_frequencies
 from mixtral_edu.viz.diagram import short_count
 from mixtral_edu.viz.plane import draw_arrow, draw_plane
-from mixtral_edu.viz.style import ACCENT, FAINT, INK, MUTED, new_figure, use_style
+from mixtral_edu.viz.style import ACCENT, FAINT, INK, MUTED, as_label, new_figure, use_style
 
 # Curves and lines are told apart by colour and by dashes.
 LOOKS = ((ACCENT, "-"), (INK, "--"), (MUTED, ":"), ("#9FB3C8", "-."))
@@ -163,7 +163,7 @@ def scores_by_distance(
         axes = figure.add_axes((0.09, 0.17, 0.88, 0.67))
         axes.axhline(0, color=FAINT, linewidth=1)
         for (name, scores), (colour, line) in zip(curves.items(), LOOKS, strict=False):
-            axes.plot(distances, scores, color=colour, linestyle=line, linewidth=1.8, label=name)
+            axes.plot(distances, scores, color=colour, linestyle=line, linewidth=1.8, label=as_label(name))
         axes.set(xlim=(distances[0], distances[-1]), xlabel="distance i − j", ylabel=ylabel)
         if log:
             axes.set_xscale("log", base=2)

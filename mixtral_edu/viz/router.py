@@ -95,7 +95,7 @@ def coloured_tokens(
         axes = figure.add_axes((0, 0, 1, 1))
         axes.set(xlim=(0, WIDTH), ylim=(height, 0))
         axes.set_axis_off()
-        axes.text(MARGIN, 15, title, size=13, weight="bold", va="center", parse_math=False)
+        axes.text(MARGIN, 15, title, size=13, weight="bold", va="center")
         _legend(axes, shares, experts.shape[1])
         patches = []
         for box in boxes:
@@ -227,7 +227,6 @@ def _letters(axes: Axes, x: float, y: float, text: str, size: float, background:
         ha="center",
         va="center_baseline",
         transform=axes.transData,
-        parse_math=False,
     )
 
 

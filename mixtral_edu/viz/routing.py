@@ -207,4 +207,4 @@ def _cells(axes: Axes, values: np.ndarray, texts: Sequence[Sequence[str]], colou
 
 
 def _headline(figure: Figure, title: str) -> None:
-    figure.text(0.012, 1 - 0.3 / figure.get_figheight(), title, size=13, weight="bold", parse_math=False)
+    figure.text(0.012, 1 - 0.3 / figure.get_figheight(), title, size=13, weight="bold")

@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
-from mixtral_edu.viz.style import ACCENT, FAINT, INK, MONO, MUTED, new_figure, printable, use_style
+from mixtral_edu.viz.style import ACCENT, FAINT, INK, MONO, MUTED, as_label, new_figure, printable, quoted, use_style
 
 
 def next_tokens(
@@ -30,7 +30,7 @@ def next_tokens(
         )
     values = [float(p) for p in probabilities]
     if title is None:
-        title = f"{printable(pieces[0])!r} comes next with probability {values[0]:.0%}"
+        title = f"{quoted(pieces[0])} comes next with probability {values[0]:.0%}"
     with use_style():
         figure = new_figure(8.5, 0.9 + 0.32 * len(values), figure)
         axes = figure.add_axes((0.17, 0.2, 0.78, 0.64))
@@ -133,7 +133,7 @@ def tokens_left(
         for column, (name, curves) in enumerate(counts.items()):
             axes = figure.add_axes((0.07 + column * width, 0.14, width - 0.04, 0.58))
             for (label, curve), (colour, line) in zip(curves.items(), looks, strict=False):
-                axes.semilogy(temperatures, curve, color=colour, linestyle=line, linewidth=2.2, label=label)
+                axes.semilogy(temperatures, curve, color=colour, linestyle=line, linewidth=2.2, label=as_label(label))
             axes.axvline(1, color=FAINT, linewidth=1, zorder=0)
             axes.set(xlabel="temperature", ylim=(0.8, 1.5 * highest), xlim=(temperatures[0], temperatures[-1]))
             axes.yaxis.set_major_formatter("{x:,.0f}")

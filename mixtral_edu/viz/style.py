@@ -1,14 +1,20 @@
 """One look for all figures: fonts, greys, and one fixed colour for each expert."""
 
+import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import cache
 
 import matplotlib as mpl
 from matplotlib import pyplot as plt
+from matplotlib.artist import Artist
+from matplotlib.axis import Axis
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties, findfont, get_font
+from matplotlib.text import Text
+from matplotlib.ticker import FuncFormatter, LogFormatter
 
 # Near the Okabe-Ito set, moved so that every pair stays apart for normal, protan, deutan and tritan sight.
 EXPERT_COLOURS = ("#E5A100", "#6AC0FF", "#07A37A", "#F0E442", "#006EAF", "#D55E00", "#9B87CA", "#5B2A6B")
@@ -30,6 +36,7 @@ STYLE = {
     "font.family": "DejaVu Sans",
     "font.size": 11,
     "text.color": INK,
+    "text.parse_math": False,  # what is drawn is data: a formula says parse_math=True
     "axes.edgecolor": MUTED,
     "axes.labelcolor": INK,
     "axes.titlesize": 13,
@@ -50,20 +57,37 @@ STYLE = {
 }
 
 
+_UNSEEN = "\N{WORD JOINER}"  # in front of a legend's underscore, and gone before it is drawn
+_figures: ContextVar[list[Figure]] = ContextVar("figures of the innermost use_style")
+
+
 @contextmanager
 def use_style() -> Iterator[None]:
-    """Apply the style inside a `with` block, and leave the caller's settings as they were."""
-    with mpl.rc_context(STYLE):
-        yield
+    """Apply the style inside a `with` block, and leave the caller's settings as they were.
+
+    Text is drawn as it is, without mathematics in it. At the end of the block, characters that the fonts of its figures
+    cannot draw are replaced by their codes, as by `printable`; only a line break stays one.
+    """
+    figures: list[Figure] = []
+    outer = _figures.set(figures)
+    try:
+        with mpl.rc_context(STYLE):
+            yield
+            for figure in figures:
+                _replace_undrawable(figure)
+    finally:
+        _figures.reset(outer)
 
 
 def new_figure(width: float, height: float, figure: Figure | None = None) -> Figure:
     """A figure of `width` x `height` inches: a new pyplot one, or `figure` cleared and resized, as widgets do."""
     if figure is None:
-        return plt.figure(figsize=(width, height), dpi=DPI)
-    figure.clear()
-    figure.set_dpi(DPI)
-    figure.set_size_inches(width, height)
+        figure = plt.figure(figsize=(width, height), dpi=DPI)
+    else:
+        figure.clear()
+        figure.set_dpi(DPI)
+        figure.set_size_inches(width, height)
+    _figures.get([]).append(figure)
     return figure
 
 
@@ -85,7 +109,46 @@ def text_colour(background: str) -> str:
 
 def printable(text: str) -> str:
     """`text` with every character that the figures' monospaced font cannot draw replaced by its code, as `U+4E2D`."""
-    return "".join(char if _has_glyph(char) else f"U+{ord(char):04X}" for char in text)
+    return "".join(char if char.isprintable() else _code(char) for char in _drawable(text, FontProperties(family=MONO)))
+
+
+def quoted(text: str) -> str:
+    """`text` as `printable` returns it, in the quotes that Python would choose, but with single backslashes."""
+    shown = printable(text)
+    mark = '"' if "'" in shown and '"' not in shown else "'"
+    return f"{mark}{shown}{mark}"
+
+
+def as_label(name: str) -> str:
+    """`name` as a label that a legend shows; matplotlib leaves those out that begin with an underscore."""
+    return _UNSEEN + name if name.startswith("_") else name
+
+
+def _replace_undrawable(artist: Artist) -> None:
+    """Replace the characters that cannot be drawn, in all texts that an artist consists of and at its ticks."""
+    for child in artist.get_children():
+        if isinstance(child, Text):
+            child.set_text(_drawable(child.get_text(), child.get_fontproperties()))
+        elif isinstance(child, Axis):
+            child.label.set_text(_drawable(child.label.get_text(), child.label.get_fontproperties()))
+            written = child.get_major_formatter()
+            if isinstance(written, FuncFormatter) and child.majorTicks:  # names, which matplotlib keeps in a function
+                font = child.majorTicks[0].label1.get_fontproperties()
+                written.func = lambda *at, name=written.func, font=font: _drawable(str(name(*at)), font)
+            if isinstance(written, LogFormatter):  # powers of ten, which matplotlib writes as formulas
+                for tick in (*child.majorTicks, *child.minorTicks):
+                    tick.label1.set_parse_math(True)
+        else:
+            _replace_undrawable(child)
+
+
+def _drawable(text: str, font: FontProperties) -> str:
+    text = text.removeprefix(_UNSEEN)
+    return "".join(char if char == "\n" or _has_glyph(char, findfont(font)) else _code(char) for char in text)
+
+
+def _code(char: str) -> str:
+    return f"U+{ord(char):04X}"
 
 
 def _luminance(colour: str) -> float:
@@ -94,5 +157,6 @@ def _luminance(colour: str) -> float:
 
 
 @cache
-def _has_glyph(char: str) -> bool:
-    return char.isprintable() and get_font(findfont(FontProperties(family=MONO))).get_char_index(ord(char)) != 0
+def _has_glyph(char: str, font_file: str) -> bool:
+    is_sign = not unicodedata.category(char).startswith("C")  # C: controls, lone surrogates, unassigned
+    return is_sign and get_font(font_file).get_char_index(ord(char)) != 0

@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from numpy.typing import ArrayLike
 
-from mixtral_edu.viz.style import ACCENT, FAINT, INK, MUTED, PAPER, new_figure, use_style
+from mixtral_edu.viz.style import ACCENT, FAINT, INK, MUTED, PAPER, as_label, new_figure, use_style
 
 LINES = ((INK, "-", "o"), (ACCENT, "-", "s"), (MUTED, "--", "^"))
 TIMES = ((INK, "-", "o"), (MUTED, "-", "D"), (ACCENT, "-", "s"), (MUTED, "--", "^"))
@@ -88,7 +88,7 @@ def seconds_by_length(
         figure = new_figure(9.5, 4.0, figure)
         axes = figure.add_axes((0.1, 0.16, 0.52, 0.72))
         for (name, values), (colour, line, marker) in zip(series.items(), TIMES, strict=False):
-            axes.plot(lengths, values, color=colour, linestyle=line, marker=marker, markersize=5, label=name)
+            axes.plot(lengths, values, color=colour, linestyle=line, marker=marker, markersize=5, label=as_label(name))
             if name in floors:
                 axes.plot(lengths, floors[name], color=colour, linestyle=":", label="floor of its products")
         axes.set_xscale("log", base=2)
@@ -169,7 +169,7 @@ def tile_map(
         axes.set_xticklabels([f"{block * tick}" for tick in range(0, columns + 1, 2)])
         axes.set_yticklabels([f"{block * tick}" for tick in range(0, rows + 1, 2)])
         axes.set(xlabel="key position j", ylabel="query position i")
-        handles = [Patch(facecolor=shade, edgecolor=FAINT, label=f"{name}: {(kinds == kind).sum()}")
+        handles = [Patch(facecolor=shade, edgecolor=FAINT, label=as_label(f"{name}: {(kinds == kind).sum()}"))
                    for kind, (name, shade) in enumerate(zip(names, shades, strict=False))]  # fmt: skip
         axes.legend(handles=handles, loc="center left", bbox_to_anchor=(1.04, 0.5))
         axes.set_title(title)

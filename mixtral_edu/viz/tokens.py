@@ -16,6 +16,7 @@ from mixtral_edu.viz.style import (
     MONO_ADVANCE,
     MUTED,
     PAPER,
+    as_label,
     new_figure,
     printable,
     text_colour,
@@ -175,7 +176,8 @@ def bytes_per_token(
         for row, ((name, of_domain), colour) in enumerate(zip(values.items(), (ACCENT, FAINT, INK), strict=False)):
             places = [place + (row - (len(values) - 1) / 2) * thickness for place in range(len(domains))]
             lengths = [of_domain[domain] for domain in domains]
-            axes.barh(places, lengths, height=thickness, color=colour, edgecolor=MUTED, linewidth=0.5, label=name)
+            edge = {"edgecolor": MUTED, "linewidth": 0.5}
+            axes.barh(places, lengths, height=thickness, color=colour, label=as_label(name), **edge)
             for place, length in zip(places, lengths, strict=True):
                 axes.text(length + 0.03, place, f"{length:.1f}", va="center_baseline", size=10)
         longest = max(max(of_domain.values()) for of_domain in values.values())
@@ -198,7 +200,7 @@ def canvas(height: float, title: str, figure: Figure | None) -> tuple[Figure, Ax
     axes = figure.add_axes((0, 0, 1, 1))
     axes.set(xlim=(0, WIDTH), ylim=(height, 0))
     axes.set_axis_off()
-    axes.text(MARGIN, 15, title, size=13, weight="bold", va="center", parse_math=False)
+    axes.text(MARGIN, 15, title, size=13, weight="bold", va="center")
     return figure, axes
 
 
@@ -214,5 +216,5 @@ def _fitting(size: float, text: str, width: float) -> float:
 
 
 def _letters(axes: Axes, x: float, y: float, text: str, size: float, colour: str) -> None:
-    look = {"ha": "center", "va": "center_baseline", "parse_math": False}
+    look = {"ha": "center", "va": "center_baseline"}
     axes.text(x, y, text, size=size, family=MONO, color=colour, **look)

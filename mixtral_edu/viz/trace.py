@@ -115,7 +115,7 @@ def layer_shapes(
         axes = figure.add_axes((0, 0, 1, 1))
         axes.set(xlim=(0, 12), ylim=(height, 0))
         axes.set_axis_off()
-        axes.text(SHAPES_LEFT, 0.3, title, size=13, weight="bold", va="center", parse_math=False)
+        axes.text(SHAPES_LEFT, 0.3, title, size=13, weight="bold", va="center")
         axes.text(BARS_LEFT, 0.68, "numbers for each token", size=10, color=MUTED, va="center")
         for row, (label, shape, colour) in enumerate(rows):
             _row(axes, 0.95 + ROW_HEIGHT * row, label, shape, colour, widest)

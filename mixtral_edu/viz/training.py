@@ -7,7 +7,7 @@ from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
-from mixtral_edu.viz.style import ACCENT, INK, MUTED, new_figure, use_style
+from mixtral_edu.viz.style import ACCENT, INK, MUTED, as_label, new_figure, use_style
 
 RUN_COLOURS = (ACCENT, INK, "#B7791F")
 PLAIN_BYTES = 8  # bits of a byte that nothing is known about
@@ -71,7 +71,7 @@ def learning_curves(
         axes = figure.add_axes((0.08, 0.155, 0.89, 0.715))
         for (name, (steps, losses)), colour in zip(curves.items(), RUN_COLOURS, strict=False):
             axes.plot(steps, losses, color=colour, linewidth=1, alpha=0.3)
-            axes.plot(steps, trailing_mean(losses, span), color=colour, linewidth=2, label=name)
+            axes.plot(steps, trailing_mean(losses, span), color=colour, linewidth=2, label=as_label(name))
         if uniform is not None:
             axes.axhline(uniform, color=MUTED, linewidth=1, linestyle="--", label=f"ln V = {uniform:.2f}")
         top = 1.08 * max([uniform or 0, *(max(losses) for _, losses in curves.values())])
@@ -124,7 +124,7 @@ def bits_by_domain(
         axes = figure.add_axes((0.12, 0.56 / height, 0.85, 1 - 1.02 / height))
         for place, ((name, values), colour) in enumerate(zip(bits.items(), RUN_COLOURS, strict=False)):
             rows = np.arange(len(domains)) + (place - (len(bits) - 1) / 2) * thickness
-            bars = axes.barh(rows, values, height=0.88 * thickness, color=colour, label=name)
+            bars = axes.barh(rows, values, height=0.88 * thickness, color=colour, label=as_label(name))
             numbers = axes.bar_label(bars, fmt="%.2f", padding=3, size=9.5, color=INK)
             plt.setp(numbers, bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5})  # over the dashed line
         right = 1.12 * max(max(values) for values in bits.values())

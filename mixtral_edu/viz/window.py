@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
-from mixtral_edu.viz.style import ACCENT, FAINT, INK, MUTED, PAPER, new_figure, use_style
+from mixtral_edu.viz.style import ACCENT, FAINT, INK, MUTED, PAPER, as_label, new_figure, use_style
 
 
 def pair_counts(window: int, longest: int, title: str | None = None, figure: Figure | None = None) -> Figure:
@@ -192,7 +192,7 @@ def disagreement(
         axes = figure.add_axes((0.1, 0.17, 0.87, 0.66))
         looks = ((ACCENT, "o", "full", 3.5), (INK, "s", "none", 7), (MUTED, "^", "none", 11))  # each fits into the next
         for (name, values), (colour, marker, fill, size) in zip(differences.items(), looks, strict=False):
-            look = {"color": colour, "fillstyle": fill, "markersize": size, "label": name}
+            look = {"color": colour, "fillstyle": fill, "markersize": size, "label": as_label(name)}
             axes.semilogy(positions, np.maximum(values, 1e-8), marker, **look)
         axes.axvline(window - 0.5, color=INK, linewidth=1, linestyle=":")
         axes.text(window - 0.5, 0.5, f"  W = {window}", size=10.5, transform=axes.get_xaxis_transform())
