@@ -19,14 +19,20 @@ from torch import Tensor, nn
 from torch.nn.utils import parameters_to_vector, prune, vector_to_parameters
 from torch.nn.utils.parametrizations import weight_norm
 
-from mixtral_edu import MixtralForCausalLM
+from mixtral_edu import MixtralForCausalLM, fast_weights
 from mixtral_edu.experts import Expert
 from mixtral_edu.fast_weights import FastWeights
 from mixtral_edu.linear import Linear
 from mixtral_edu.quantization import QuantizationConfig, quantize_model
 
 IDS = torch.arange(3, 33).view(2, 15)
-NEW = 20  # enough steps for copies of the weights to be worth their time
+NEW = 20
+
+
+@pytest.fixture(autouse=True)
+def copies_at_once(monkeypatch):
+    """Let so few steps have copies of the weights, which otherwise are not worth the time."""
+    monkeypatch.setattr(fast_weights, "_MANY_STEPS", 2)
 
 
 @pytest.fixture
