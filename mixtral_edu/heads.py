@@ -4,7 +4,8 @@ Each is one linear layer on the decoder's last hidden states, under the name tha
 causal checkpoint such as "tiny" has none: `from_pretrained` then makes a new one, warns once, and it is to be trained.
 
 No head adds the load-balancing loss to its own, as none does in transformers; `load_balancing_loss` computes it from
-the router logits of `output_router_logits=True`.
+the router logits of `output_router_logits=True`. Where no label of a batch counts, a loss is 0 (see
+`mixtral_edu.model.mean_cross_entropy`).
 """
 
 import torch
@@ -13,14 +14,8 @@ from torch import Tensor, nn
 
 from mixtral_edu.cache import RollingKVCache
 from mixtral_edu.config import MixtralConfig
-from mixtral_edu.input_checks import (
-    IGNORED_LABEL,
-    check_answer,
-    check_labels,
-    check_sequence_labels,
-    check_tokens,
-)
-from mixtral_edu.model import MixtralModel
+from mixtral_edu.input_checks import check_answer, check_labels, check_sequence_labels, check_tokens
+from mixtral_edu.model import MixtralModel, mean_cross_entropy
 from mixtral_edu.pretrained import MixtralOutput, MixtralQuestionAnsweringOutput, PreTrained
 
 
@@ -125,13 +120,13 @@ def sequence_loss(logits: Tensor, labels: Tensor, problem_type: str) -> Tensor:
     """Mean loss of logits (B, num_labels); a float32 scalar. The labels are as `problem_type` wants them.
 
     Squared error for "regression", cross entropy in nats over the labels for "single_label_classification", and over
-    yes and no for each label of "multi_label_classification".
+    yes and no for each label of "multi_label_classification". 0 where all classes are -100.
     """
     logits = logits.float()
     if problem_type == "regression":
         return F.mse_loss(logits, labels.float().view_as(logits))
     if problem_type == "single_label_classification":
-        return F.cross_entropy(logits, labels.long(), ignore_index=IGNORED_LABEL)
+        return mean_cross_entropy(logits, labels)
     return F.binary_cross_entropy_with_logits(logits, labels.float())
 
 
@@ -179,7 +174,7 @@ class MixtralForTokenClassification(PreTrained):
         logits = self.score(self.dropout(out.last_hidden_state))  # (B, T, num_labels)
         loss = None
         if labels is not None:
-            loss = F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten().long(), ignore_index=IGNORED_LABEL)
+            loss = mean_cross_entropy(logits.flatten(0, 1), labels.flatten())
         return MixtralOutput(
             loss, None, logits, out.past_key_values, out.router_logits, out.hidden_states, out.attentions
         )
@@ -234,7 +229,7 @@ class MixtralForQuestionAnswering(PreTrained):
 def position_loss(logits: Tensor, positions: Tensor) -> Tensor:
     """Mean cross entropy in nats over the T columns of logits (B, T), padding included; a float32 scalar.
 
-    `positions` (B,) of T or more are not counted, negative ones are taken as 0.
+    `positions` (B,) of T or more are not counted, negative ones are taken as 0; where none counts, the loss is 0.
     """
     T = logits.shape[1]
-    return F.cross_entropy(logits.float(), positions.long().clamp(0, T), ignore_index=T)
+    return mean_cross_entropy(logits, positions.clamp(0, T), ignored=T)

@@ -143,13 +143,23 @@ def _visibility_of_new(x: Tensor, real: Tensor | None, window: int | None) -> Vi
     return Visibility(positions, positions, window, padded=real is not None)
 
 
+def mean_cross_entropy(logits: Tensor, labels: Tensor, ignored: int = IGNORED_LABEL) -> Tensor:
+    """Mean cross entropy in nats of logits (N, C) over those labels (N,) that are not `ignored`; a float32 scalar.
+
+    Where no label counts it is 0, as its gradient is: such a batch adds nothing. transformers' loss is nan there, with
+    the same gradient, and one nan is enough to spoil an average over batches.
+    """
+    total = F.cross_entropy(logits.float(), labels.long(), ignore_index=ignored, reduction="sum")
+    return total / (labels != ignored).sum().clamp(min=1)
+
+
 def next_token_loss(logits: Tensor, labels: Tensor) -> Tensor:
     """Mean cross entropy in nats of logits (B, T, V) that predict labels (B, T) one step ahead; a float32 scalar.
 
-    Labels of -100 are not counted.
+    Labels of -100 are not counted. Where none is left, as for a text of a single token, the loss is 0.
     """
-    wanted = F.pad(labels[:, 1:].long(), (0, 1), value=IGNORED_LABEL)  # to cut the last logits off copies the others
-    return F.cross_entropy(logits.flatten(0, 1).float(), wanted.flatten(), ignore_index=IGNORED_LABEL)
+    wanted = F.pad(labels[:, 1:], (0, 1), value=IGNORED_LABEL)  # to cut the last logits off copies the others
+    return mean_cross_entropy(logits.flatten(0, 1), wanted.flatten())
 
 
 class MixtralForCausalLM(PreTrained):
@@ -181,7 +191,8 @@ class MixtralForCausalLM(PreTrained):
 
         Args (beyond those of `MixtralModel.forward`):
             labels: (B, T), the input ids again; each is predicted from the tokens before it, and -100 is not counted.
-                Give -100 to padding, and after padding also to the first real token: nothing stands before it.
+                Give -100 to padding, and after padding also to the first real token: nothing stands before it. Where no
+                label counts, the cross entropy is 0.
             logits_to_keep: compute scores for the last so many tokens only, or for those at the given indices; 0: all.
         """
         if output_router_logits is None:

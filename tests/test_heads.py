@@ -168,6 +168,40 @@ def test_question_answering_of_padded_texts(make_config, transformers_twin, padd
     assert_close(out.loss, ForQuestionAnsweringLoss(out.start_logits, out.end_logits, start, end))
 
 
+NOTHING_COUNTS = {
+    MixtralForCausalLM: {"labels": torch.full((B, T), -100)},
+    MixtralForSequenceClassification: {"labels": torch.full((B,), -100)},
+    MixtralForTokenClassification: {"labels": torch.full((B, T), -100)},
+    MixtralForQuestionAnswering: {"start_positions": torch.full((B,), T), "end_positions": torch.full((B,), 99)},
+}
+
+
+@pytest.mark.parametrize("cls", NOTHING_COUNTS)
+@pytest.mark.parametrize("dtype", [torch.long, torch.int32])
+def test_a_loss_of_no_label_is_zero_where_that_of_transformers_is_nan(make_config, transformers_twin, cls, dtype):
+    """One such batch must not spoil the average of many; its gradient is 0 in both."""
+    ours = random_model(make_config, cls)
+    theirs = transformers_twin(ours)
+    ids, mask = batch("right")
+    labels = NOTHING_COUNTS[cls]
+    loss = ours(ids, mask, **{name: tensor.to(dtype) for name, tensor in labels.items()}).loss
+    expected = theirs(ids, attention_mask=mask, **labels).loss
+    assert loss == 0 and loss.dtype == torch.float32 and expected.isnan()
+    loss.backward()
+    expected.backward()
+    for model in (ours, theirs):
+        gradients = [p.grad for p in model.parameters() if p.grad is not None]
+        assert gradients and not any(gradient.any() for gradient in gradients)
+
+
+def test_an_answer_of_which_only_one_end_counts_costs_half_of_that_end(make_config):
+    ours = random_model(make_config, MixtralForQuestionAnswering)
+    ids, _ = batch("none")
+    start, beyond = torch.tensor([0, 5, 12]), torch.full((B,), T)
+    out = ours(ids, start_positions=start, end_positions=beyond)
+    assert_close(out.loss, F.cross_entropy(out.start_logits, start) / 2)
+
+
 def logits_of(out) -> Tensor:
     """The head's logits with the two of a question's answer in one tensor."""
     return out.logits if hasattr(out, "logits") else torch.stack((out.start_logits, out.end_logits))
