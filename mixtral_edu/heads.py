@@ -51,6 +51,7 @@ class MixtralForSequenceClassification(PreTrained):
         inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
         use_cache: bool | None = None,
+        cache: RollingKVCache | None = None,
         **outputs: bool | None,
     ) -> MixtralOutput:
         """Score the labels of B texts; the logits are (B, num_labels).
@@ -78,7 +79,9 @@ class MixtralForSequenceClassification(PreTrained):
         if labels is not None:
             problem_type = problem_type_of(config, labels)
             check_sequence_labels(labels, problem_type, B, config.num_labels)
-        out = self.model(input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, use_cache, **outputs)
+        out = self.model(
+            input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, use_cache, cache=cache, **outputs
+        )
         x = out.last_hidden_state  # (B, T, D)
         if attention_mask is not None:
             real = attention_mask[:, -T:].to(x.device) != 0
@@ -160,6 +163,7 @@ class MixtralForTokenClassification(PreTrained):
         inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
         use_cache: bool | None = None,
+        cache: RollingKVCache | None = None,
         **outputs: bool | None,
     ) -> MixtralOutput:
         """Score the labels of each of T new tokens of B texts; the logits are (B, T, num_labels).
@@ -170,7 +174,9 @@ class MixtralForTokenClassification(PreTrained):
         if labels is not None:
             tokens = check_tokens(self.config, input_ids, inputs_embeds)
             check_labels(labels, tokens.shape[:2], self.config.num_labels, "num_labels")
-        out = self.model(input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, use_cache, **outputs)
+        out = self.model(
+            input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, use_cache, cache=cache, **outputs
+        )
         logits = self.score(self.dropout(out.last_hidden_state))  # (B, T, num_labels)
         loss = None
         if labels is not None:
@@ -205,6 +211,7 @@ class MixtralForQuestionAnswering(PreTrained):
         start_positions: Tensor | None = None,
         end_positions: Tensor | None = None,
         use_cache: bool | None = None,
+        cache: RollingKVCache | None = None,
         **outputs: bool | None,
     ) -> MixtralQuestionAnsweringOutput:
         """Score each of T new tokens of B texts as the first and as the last one of the answer.
@@ -216,7 +223,9 @@ class MixtralForQuestionAnswering(PreTrained):
         if start_positions is not None or end_positions is not None:
             tokens = check_tokens(self.config, input_ids, inputs_embeds)
             check_answer(start_positions, end_positions, len(tokens))
-        out = self.model(input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, use_cache, **outputs)
+        out = self.model(
+            input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, use_cache, cache=cache, **outputs
+        )
         start_logits, end_logits = self.qa_outputs(out.last_hidden_state).movedim(2, 0).contiguous()  # (B, T) each
         loss = None
         if start_positions is not None:

@@ -9,7 +9,7 @@ from mixtral_edu.attention import GroupedQueryAttention, check_backend
 from mixtral_edu.cache import CacheStep, RollingKVCache
 from mixtral_edu.config import MixtralConfig
 from mixtral_edu.dispatch import RouterOutput
-from mixtral_edu.input_checks import IGNORED_LABEL, can_look_at, check_inputs, check_labels, check_tokens
+from mixtral_edu.input_checks import IGNORED_LABEL, can_look_at, check_inputs, check_labels, check_tokens, given_cache
 from mixtral_edu.linear import Linear
 from mixtral_edu.masks import NO_POSITION, Visibility, row_positions
 from mixtral_edu.moe import SparseMoE, load_balancing_loss
@@ -70,6 +70,7 @@ class MixtralModel(PreTrained):
         output_router_logits: bool | None = None,
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
+        cache: RollingKVCache | None = None,
     ) -> MixtralModelOutput:
         """Run the decoder on T new tokens of B texts.
 
@@ -83,12 +84,14 @@ class MixtralModel(PreTrained):
             inputs_embeds: (B, T, D), in place of `input_ids`.
             use_cache, output_router_logits, output_hidden_states, output_attentions: what to return; None means the
                 config's value.
+            cache: another name of `past_key_values`, the only one in newer releases of transformers. What is returned
+                has both names too.
 
         Raises:
             TypeError: an argument that should be a tensor, or a cache, is something else.
             ValueError: neither or both of ids and embeddings, an id outside the vocabulary, shapes that do not fit, a
-                cache made for something else, `output_attentions` with a backend that has no weights to show, or a
-                backend that cannot run on the model's device or dtype.
+                cache made for something else, or given by both names, `output_attentions` with a backend that has no
+                weights to show, or a backend that cannot run on the model's device or dtype.
             RuntimeError: the cache was left half-written by a pass that failed.
         """
         config = self.config
@@ -96,6 +99,7 @@ class MixtralModel(PreTrained):
         output_hidden_states = config.output_hidden_states if output_hidden_states is None else output_hidden_states
         output_attentions = config.output_attentions if output_attentions is None else output_attentions
         dtype = getattr(inputs_embeds, "dtype", self.dtype)
+        past_key_values = given_cache(past_key_values, cache)
         check_backend(config, self.device, dtype, output_attentions)
         check_inputs(config, dtype, input_ids, inputs_embeds, attention_mask, position_ids, past_key_values)
 
@@ -186,6 +190,7 @@ class MixtralForCausalLM(PreTrained):
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
         logits_to_keep: int | Tensor = 0,
+        cache: RollingKVCache | None = None,
     ) -> MixtralOutput:
         """Score the next token after each of T new tokens of B texts.
 
@@ -216,6 +221,7 @@ class MixtralForCausalLM(PreTrained):
             output_router_logits=output_router_logits,
             output_hidden_states=output_hidden_states,
             output_attentions=output_attentions,
+            cache=cache,
         )
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep  # -0 is 0: all
         logits = self.lm_head(out.last_hidden_state[:, kept])  # (B, T or kept, V)

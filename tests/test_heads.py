@@ -272,6 +272,26 @@ def test_a_text_in_two_parts_is_the_text_in_one(make_config, cls, whole_mask):
         assert_close(torch.cat(parts, 2)[:, real], whole[:, real], **FORWARD)
 
 
+@pytest.mark.parametrize("cls", [MixtralModel, MixtralForCausalLM, *HEADS])
+def test_a_cache_goes_in_and_comes_out_by_either_name(make_config, cls):
+    ours = random_model(make_config, cls)
+    ids, _ = batch("none")
+    caches = {}
+    for name in ("cache", "past_key_values"):
+        out = ours(ids[:, :10], use_cache=True)
+        assert out.cache is out.past_key_values is not None
+        caches[name] = out.cache
+        again = ours(ids[:, 10:], **{name: out.cache})
+        assert again.cache is again.past_key_values is out.cache and out.cache.get_seq_length() == T
+        again.cache = None
+        assert again.past_key_values is None
+    assert_close(caches["cache"].keys, caches["past_key_values"].keys, rtol=0, atol=0)
+    with pytest.raises(ValueError, match="cache and past_key_values"):
+        ours(ids, **caches)
+    assert all(cache.get_seq_length() == T for cache in caches.values()), "and neither was touched"
+    assert ours(ids[:, :1], cache=None, past_key_values=caches["cache"]).cache is caches["cache"]
+
+
 def scores_at(model, columns: list[int], ids: Tensor, mask: Tensor | None = None) -> Tensor:
     """What the head of a model, ours or transformers', says at the given column of each row."""
     hidden = model.model(ids, attention_mask=mask).last_hidden_state

@@ -371,7 +371,7 @@ OTHER_CACHES = {
 def test_a_cache_that_was_made_for_something_else_is_refused(make_config, name):
     changes, arguments, message = OTHER_CACHES[name]
     ours = random_model(make_config)
-    with pytest.raises(ValueError, match=f"past_key_values has {message}"):
+    with pytest.raises(ValueError, match=rf"past_key_values \(cache\) has {message}"):
         ours(IDS, past_key_values=RollingKVCache(make_config(**changes), **{"batch_size": 2} | arguments))
 
 
