@@ -44,8 +44,8 @@ def eager_attention(
     """
     B, Hq, T, Dh = q.shape
     Hkv, S = k.shape[1:3]
-    q = q.reshape(B, Hkv, -1, Dh)  # (B, Hkv, G*T, Dh)
-    scores = (q @ k.transpose(2, 3) * Dh**-0.5).view(B, Hq, T, S)
+    q = q.reshape(B, Hkv, -1, Dh) * Dh**-0.5  # (B, Hkv, G*T, Dh); scaled scores would be rounded twice in bfloat16
+    scores = (q @ k.transpose(2, 3)).view(B, Hq, T, S)
     if mask is not None:
         scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)  # not -inf: a row without keys stays finite
     weights = scores.softmax(dim=-1, dtype=torch.float32).to(q.dtype)

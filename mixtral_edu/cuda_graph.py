@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from mixtral_edu.cache import RollingKVCache
+from mixtral_edu.input_checks import given_cache
 
 _WARM_UPS = 3  # kernels choose their form, and libraries make room, in the first calls; neither may be recorded
 _WAIT = "called a synchronizing CUDA operation"  # in what PyTorch raises where one was forbidden
@@ -52,6 +53,7 @@ class GraphedStep:
         *,
         attention_mask: Tensor | None = None,
         past_key_values: RollingKVCache | None = None,
+        cache: RollingKVCache | None = None,
         **options: Any,
     ) -> Any:
         """Run one step; arguments and result are those of the model.
@@ -59,7 +61,7 @@ class GraphedStep:
         Raises:
             NotRecordable: the step cannot be recorded; `train()` makes the model forget that it was to be.
         """
-        cache = past_key_values
+        cache = given_cache(past_key_values, cache)
         is_step = isinstance(cache, RollingKVCache) and input_ids is not None and input_ids.shape[1:] == (1,)
         if not is_step or attention_mask is not None or cache.half_written or _holds_tensor(options):
             return self.forward(input_ids, attention_mask=attention_mask, past_key_values=cache, **options)

@@ -86,7 +86,11 @@ def behaviour(model: MixtralForCausalLM, tokenizer: MixtralTokenizer, seed: int 
 
 @torch.no_grad()
 def expert_load(model: MixtralForCausalLM, tokenizer: MixtralTokenizer, documents: Iterable[Document]) -> Tensor:
-    """Return which share of all choices each expert gets in each layer: (L, E), each row of sum 1; balance is 1/E."""
+    """Return which share of all choices each expert gets in each layer: (L, E), each row of sum 1; balance is 1/E.
+
+    Raises:
+        ValueError: there are no documents.
+    """
     config = model.config
     counts = torch.zeros(config.num_hidden_layers, config.num_local_experts, dtype=torch.float32, device="cpu")
     for document in documents:
@@ -95,6 +99,8 @@ def expert_load(model: MixtralForCausalLM, tokenizer: MixtralTokenizer, document
         for layer, logits in enumerate(out.router_logits):
             chosen = logits.topk(config.num_experts_per_tok, dim=-1).indices
             counts[layer] += chosen.flatten().bincount(minlength=config.num_local_experts).cpu()
+    if not counts.any():
+        raise ValueError("documents is empty: it must hold at least one text, whose tokens are counted")
     return counts / counts.sum(dim=1, keepdim=True)
 
 

@@ -79,7 +79,8 @@ def generate(
         max_new_tokens: at most so many new ids a row; has to be given, or `max_length`.
         max_length: an older way to say it: at most so many ids in all, the T of the prompt included.
         do_sample: draw from the distribution; otherwise take the most likely id, and ignore the next four.
-        temperature, top_k, top_p, min_p: shape the distribution, in this order; None leaves it as it is.
+        temperature, top_k, top_p, min_p: shape the distribution, in this order; None leaves it as it is. A temperature
+            near 0 comes to `do_sample=False`.
         repetition_penalty: before them, for all ids of the row so far, pads left out.
         eos_token_id: the id or ids that stop a row; None: nothing stops it.
         pad_token_id: fills up rows that have stopped; None: the first stop id.

@@ -4,7 +4,8 @@ Each is one linear layer on the decoder's last hidden states, under the name tha
 causal checkpoint such as "tiny" has none: `from_pretrained` then makes a new one, warns once, and it is to be trained.
 
 No head adds the load-balancing loss to its own, as none does in transformers; `load_balancing_loss` computes it from
-the router logits of `output_router_logits=True`.
+the router logits of `output_router_logits=True`. Where no label of a batch counts, a loss is 0 (see
+`mixtral_edu.model.mean_cross_entropy`).
 """
 
 import torch
@@ -13,14 +14,8 @@ from torch import Tensor, nn
 
 from mixtral_edu.cache import RollingKVCache
 from mixtral_edu.config import MixtralConfig
-from mixtral_edu.input_checks import (
-    IGNORED_LABEL,
-    check_answer,
-    check_labels,
-    check_sequence_labels,
-    check_tokens,
-)
-from mixtral_edu.model import MixtralModel
+from mixtral_edu.input_checks import check_answer, check_labels, check_sequence_labels, check_tokens
+from mixtral_edu.model import MixtralModel, mean_cross_entropy
 from mixtral_edu.pretrained import MixtralOutput, MixtralQuestionAnsweringOutput, PreTrained
 
 
@@ -56,6 +51,7 @@ class MixtralForSequenceClassification(PreTrained):
         inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
         use_cache: bool | None = None,
+        cache: RollingKVCache | None = None,
         **outputs: bool | None,
     ) -> MixtralOutput:
         """Score the labels of B texts; the logits are (B, num_labels).
@@ -83,7 +79,9 @@ class MixtralForSequenceClassification(PreTrained):
         if labels is not None:
             problem_type = problem_type_of(config, labels)
             check_sequence_labels(labels, problem_type, B, config.num_labels)
-        out = self.model(input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, use_cache, **outputs)
+        out = self.model(
+            input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, use_cache, cache=cache, **outputs
+        )
         x = out.last_hidden_state  # (B, T, D)
         if attention_mask is not None:
             real = attention_mask[:, -T:].to(x.device) != 0
@@ -125,13 +123,13 @@ def sequence_loss(logits: Tensor, labels: Tensor, problem_type: str) -> Tensor:
     """Mean loss of logits (B, num_labels); a float32 scalar. The labels are as `problem_type` wants them.
 
     Squared error for "regression", cross entropy in nats over the labels for "single_label_classification", and over
-    yes and no for each label of "multi_label_classification".
+    yes and no for each label of "multi_label_classification". 0 where all classes are -100.
     """
     logits = logits.float()
     if problem_type == "regression":
         return F.mse_loss(logits, labels.float().view_as(logits))
     if problem_type == "single_label_classification":
-        return F.cross_entropy(logits, labels.long(), ignore_index=IGNORED_LABEL)
+        return mean_cross_entropy(logits, labels)
     return F.binary_cross_entropy_with_logits(logits, labels.float())
 
 
@@ -165,6 +163,7 @@ class MixtralForTokenClassification(PreTrained):
         inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
         use_cache: bool | None = None,
+        cache: RollingKVCache | None = None,
         **outputs: bool | None,
     ) -> MixtralOutput:
         """Score the labels of each of T new tokens of B texts; the logits are (B, T, num_labels).
@@ -175,11 +174,13 @@ class MixtralForTokenClassification(PreTrained):
         if labels is not None:
             tokens = check_tokens(self.config, input_ids, inputs_embeds)
             check_labels(labels, tokens.shape[:2], self.config.num_labels, "num_labels")
-        out = self.model(input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, use_cache, **outputs)
+        out = self.model(
+            input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, use_cache, cache=cache, **outputs
+        )
         logits = self.score(self.dropout(out.last_hidden_state))  # (B, T, num_labels)
         loss = None
         if labels is not None:
-            loss = F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten().long(), ignore_index=IGNORED_LABEL)
+            loss = mean_cross_entropy(logits.flatten(0, 1), labels.flatten())
         return MixtralOutput(
             loss, None, logits, out.past_key_values, out.router_logits, out.hidden_states, out.attentions
         )
@@ -210,6 +211,7 @@ class MixtralForQuestionAnswering(PreTrained):
         start_positions: Tensor | None = None,
         end_positions: Tensor | None = None,
         use_cache: bool | None = None,
+        cache: RollingKVCache | None = None,
         **outputs: bool | None,
     ) -> MixtralQuestionAnsweringOutput:
         """Score each of T new tokens of B texts as the first and as the last one of the answer.
@@ -221,7 +223,9 @@ class MixtralForQuestionAnswering(PreTrained):
         if start_positions is not None or end_positions is not None:
             tokens = check_tokens(self.config, input_ids, inputs_embeds)
             check_answer(start_positions, end_positions, len(tokens))
-        out = self.model(input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, use_cache, **outputs)
+        out = self.model(
+            input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, use_cache, cache=cache, **outputs
+        )
         start_logits, end_logits = self.qa_outputs(out.last_hidden_state).movedim(2, 0).contiguous()  # (B, T) each
         loss = None
         if start_positions is not None:
@@ -234,7 +238,7 @@ class MixtralForQuestionAnswering(PreTrained):
 def position_loss(logits: Tensor, positions: Tensor) -> Tensor:
     """Mean cross entropy in nats over the T columns of logits (B, T), padding included; a float32 scalar.
 
-    `positions` (B,) of T or more are not counted, negative ones are taken as 0.
+    `positions` (B,) of T or more are not counted, negative ones are taken as 0; where none counts, the loss is 0.
     """
     T = logits.shape[1]
-    return F.cross_entropy(logits.float(), positions.long().clamp(0, T), ignore_index=T)
+    return mean_cross_entropy(logits, positions.clamp(0, T), ignored=T)

@@ -56,6 +56,13 @@ def check_tokens(config: MixtralConfig, input_ids: Tensor | None, inputs_embeds:
     return inputs_embeds
 
 
+def given_cache(past_key_values: RollingKVCache | None, cache: RollingKVCache | None) -> RollingKVCache | None:
+    """Return the cache by whichever of its two names it is given; raise a ValueError if by both."""
+    if past_key_values is not None and cache is not None:
+        raise ValueError("cache and past_key_values are both given; they are names of one argument: give one of them")
+    return past_key_values if cache is None else cache
+
+
 def check_ids(
     name: str, ids: Tensor, count: int, look: bool = True, wanted: str = "ids from 0 to vocab_size - 1"
 ) -> None:
@@ -117,7 +124,7 @@ def _check_cache(
     cache: RollingKVCache, config: MixtralConfig, B: int, dtype: torch.dtype, device: torch.device
 ) -> None:
     if not isinstance(cache, RollingKVCache):
-        raise TypeError(f"past_key_values is a {type(cache).__name__}: a RollingKVCache is wanted")
+        raise TypeError(f"past_key_values (cache) is a {type(cache).__name__}: it must be a RollingKVCache")
     rows, heads, _, head_dim = cache.keys[0].shape
     for what, found, wanted in (
         ("rows", rows, B),
@@ -129,7 +136,7 @@ def _check_cache(
         ("device", cache.keys[0].device, device),
     ):
         if found != wanted:
-            raise ValueError(f"past_key_values has {what} {found}, but this call needs {wanted}")
+            raise ValueError(f"past_key_values (cache) has {what} {found}, but this call needs {wanted}")
 
 
 def _require_tensor(name: str, value: object) -> None:

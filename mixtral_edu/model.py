@@ -9,7 +9,7 @@ from mixtral_edu.attention import GroupedQueryAttention, check_backend
 from mixtral_edu.cache import CacheStep, RollingKVCache
 from mixtral_edu.config import MixtralConfig
 from mixtral_edu.dispatch import RouterOutput
-from mixtral_edu.input_checks import IGNORED_LABEL, can_look_at, check_inputs, check_labels, check_tokens
+from mixtral_edu.input_checks import IGNORED_LABEL, can_look_at, check_inputs, check_labels, check_tokens, given_cache
 from mixtral_edu.linear import Linear
 from mixtral_edu.masks import NO_POSITION, Visibility, row_positions
 from mixtral_edu.moe import SparseMoE, load_balancing_loss
@@ -70,6 +70,7 @@ class MixtralModel(PreTrained):
         output_router_logits: bool | None = None,
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
+        cache: RollingKVCache | None = None,
     ) -> MixtralModelOutput:
         """Run the decoder on T new tokens of B texts.
 
@@ -83,12 +84,14 @@ class MixtralModel(PreTrained):
             inputs_embeds: (B, T, D), in place of `input_ids`.
             use_cache, output_router_logits, output_hidden_states, output_attentions: what to return; None means the
                 config's value.
+            cache: another name of `past_key_values`, the only one in newer releases of transformers. What is returned
+                has both names too.
 
         Raises:
             TypeError: an argument that should be a tensor, or a cache, is something else.
             ValueError: neither or both of ids and embeddings, an id outside the vocabulary, shapes that do not fit, a
-                cache made for something else, `output_attentions` with a backend that has no weights to show, or a
-                backend that cannot run on the model's device or dtype.
+                cache made for something else, or given by both names, `output_attentions` with a backend that has no
+                weights to show, or a backend that cannot run on the model's device or dtype.
             RuntimeError: the cache was left half-written by a pass that failed.
         """
         config = self.config
@@ -96,6 +99,7 @@ class MixtralModel(PreTrained):
         output_hidden_states = config.output_hidden_states if output_hidden_states is None else output_hidden_states
         output_attentions = config.output_attentions if output_attentions is None else output_attentions
         dtype = getattr(inputs_embeds, "dtype", self.dtype)
+        past_key_values = given_cache(past_key_values, cache)
         check_backend(config, self.device, dtype, output_attentions)
         check_inputs(config, dtype, input_ids, inputs_embeds, attention_mask, position_ids, past_key_values)
 
@@ -145,13 +149,23 @@ def _visibility_of_new(x: Tensor, real: Tensor | None, window: int | None) -> Vi
     return Visibility(positions, positions, window, padded=real is not None)
 
 
+def mean_cross_entropy(logits: Tensor, labels: Tensor, ignored: int = IGNORED_LABEL) -> Tensor:
+    """Mean cross entropy in nats of logits (N, C) over those labels (N,) that are not `ignored`; a float32 scalar.
+
+    Where no label counts it is 0, as its gradient is: such a batch adds nothing. transformers' loss is nan there, with
+    the same gradient, and one nan is enough to spoil an average over batches.
+    """
+    total = F.cross_entropy(logits.float(), labels.long(), ignore_index=ignored, reduction="sum")
+    return total / (labels != ignored).sum().clamp(min=1)
+
+
 def next_token_loss(logits: Tensor, labels: Tensor) -> Tensor:
     """Mean cross entropy in nats of logits (B, T, V) that predict labels (B, T) one step ahead; a float32 scalar.
 
-    Labels of -100 are not counted.
+    Labels of -100 are not counted. Where none is left, as for a text of a single token, the loss is 0.
     """
-    wanted = F.pad(labels[:, 1:].long(), (0, 1), value=IGNORED_LABEL)  # to cut the last logits off copies the others
-    return F.cross_entropy(logits.flatten(0, 1).float(), wanted.flatten(), ignore_index=IGNORED_LABEL)
+    wanted = F.pad(labels[:, 1:], (0, 1), value=IGNORED_LABEL)  # to cut the last logits off copies the others
+    return mean_cross_entropy(logits.flatten(0, 1), wanted.flatten())
 
 
 class MixtralForCausalLM(PreTrained):
@@ -178,12 +192,14 @@ class MixtralForCausalLM(PreTrained):
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
         logits_to_keep: int | Tensor = 0,
+        cache: RollingKVCache | None = None,
     ) -> MixtralOutput:
         """Score the next token after each of T new tokens of B texts.
 
         Args (beyond those of `MixtralModel.forward`):
             labels: (B, T), the input ids again; each is predicted from the tokens before it, and -100 is not counted.
-                Give -100 to padding, and after padding also to the first real token: nothing stands before it.
+                Give -100 to padding, and after padding also to the first real token: nothing stands before it. Where no
+                label counts, the cross entropy is 0.
             logits_to_keep: compute scores for the last so many tokens only, or for those at the given indices; 0: all.
         """
         if output_router_logits is None:
@@ -207,6 +223,7 @@ class MixtralForCausalLM(PreTrained):
             output_router_logits=output_router_logits,
             output_hidden_states=output_hidden_states,
             output_attentions=output_attentions,
+            cache=cache,
         )
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep  # -0 is 0: all
         logits = self.lm_head(out.last_hidden_state[:, kept])  # (B, T or kept, V)

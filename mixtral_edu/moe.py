@@ -88,7 +88,8 @@ def load_balancing_loss(
         router_logits: one (N, E) tensor a layer.
         num_experts: E.
         top_k: K.
-        attention_mask: (B, T) with B*T = N; tokens where it is 0 do not count.
+        attention_mask: (B, T) with B*T = N; tokens where it is 0 do not count. Where none does, the loss is 0 (that of
+            transformers is nan).
         per_layer: average each layer's own loss. Otherwise f and P are taken over all layers together, as transformers
             does, where opposite imbalances of two layers cancel. Perfect balance gives K in both.
 

@@ -14,13 +14,28 @@ from mixtral_edu.cuda_graph import GraphedStep
 from mixtral_edu.norm import RMSNorm
 
 
+class _CacheByTwoNames:
+    """For an output: `cache`, as transformers calls it since 5.24, is another name of the field `past_key_values`."""
+
+    past_key_values: RollingKVCache | None
+
+    @property
+    def cache(self) -> RollingKVCache | None:
+        """The cache, ready for the next tokens."""
+        return self.past_key_values
+
+    @cache.setter
+    def cache(self, value: RollingKVCache | None) -> None:
+        self.past_key_values = value
+
+
 @dataclass
-class MixtralModelOutput:
+class MixtralModelOutput(_CacheByTwoNames):
     """What `MixtralModel` returns; what was not asked for is None.
 
-    `last_hidden_state` (B, T, D), normalised. `past_key_values`: the cache, ready for the next tokens. `router_logits`:
-    one (B*T, E) tensor a layer. `hidden_states`: L + 1 tensors (B, T, D), the embedding first, the normalised last one
-    at the end. `attentions`: one (B, Hq, T, S) tensor a layer.
+    `last_hidden_state` (B, T, D), normalised. `past_key_values`, also named `cache`: the cache, ready for the next
+    tokens. `router_logits`: one (B*T, E) tensor a layer. `hidden_states`: L + 1 tensors (B, T, D), the embedding first,
+    the normalised last one at the end. `attentions`: one (B, Hq, T, S) tensor a layer.
     """
 
     last_hidden_state: Tensor
@@ -31,7 +46,7 @@ class MixtralModelOutput:
 
 
 @dataclass
-class MixtralOutput:
+class MixtralOutput(_CacheByTwoNames):
     """What a model with a head returns: the fields of `MixtralModelOutput`, and those of the head.
 
     `logits` (B, T, V) for a causal model, (B, num_labels) for sequence classification and (B, T, num_labels) for token
@@ -49,7 +64,7 @@ class MixtralOutput:
 
 
 @dataclass
-class MixtralQuestionAnsweringOutput:
+class MixtralQuestionAnsweringOutput(_CacheByTwoNames):
     """What the head for question answering returns: the fields of `MixtralModelOutput`, and those of the head.
 
     `start_logits`, `end_logits` (B, T). `loss`: a scalar, if positions were given.

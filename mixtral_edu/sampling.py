@@ -14,6 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mixtral_edu.input_checks import can_look_at
+
+# Float32 can multiply and divide by all between these, also on devices that divide by multiplying with the reciprocal.
+_LEAST_FACTOR = torch.finfo(torch.float32).tiny
+_MOST_FACTOR = 1 / _LEAST_FACTOR
+
 
 def apply_repetition_penalty(logits: Tensor, ids: Tensor, penalty: float, mask: Tensor | None = None) -> Tensor:
     """Make tokens that occurred less likely (penalty > 1) or more likely (penalty < 1).
@@ -23,21 +29,27 @@ def apply_repetition_penalty(logits: Tensor, ids: Tensor, penalty: float, mask: 
     Args:
         logits: (B, V) scores.
         ids: (B, S) prompt and generated ids.
-        penalty: above 0; 1 changes nothing.
+        penalty: above 0; 1 changes nothing. Scores that grow beyond all numbers leave the best of them alone.
         mask: (B, S), 0 for padding, whose ids did not occur; None: all did.
 
     Source: CTRL, arXiv 1909.05858, section 4.1.
     """
     B, V = logits.shape
+    penalty = _factor(penalty)
     if mask is not None:
         ids = ids.masked_fill(mask == 0, V)  # one more column takes what does not count
     occurred = torch.zeros(B, V + 1, dtype=torch.bool, device=logits.device).scatter(1, ids, True)[:, :V]
-    return torch.where(occurred, torch.where(logits < 0, logits * penalty, logits / penalty), logits)
+    penalised = torch.where(occurred, torch.where(logits < 0, logits * penalty, logits / penalty), logits)
+    return _best_where_infinite(penalised, logits)
 
 
 def apply_temperature(logits: Tensor, temperature: float) -> Tensor:
-    """Sharpen (below 1) or flatten (above 1) the distribution: softmax(logits / temperature)."""
-    return logits / temperature
+    """Sharpen (below 1) or flatten (above 1) the distribution: softmax(logits / temperature).
+
+    A temperature near 0 leaves the best token alone (several, if they tie); a huge one makes all that can be drawn
+    equally likely.
+    """
+    return _best_where_infinite(logits / _factor(temperature), logits)
 
 
 def keep_top_k(logits: Tensor, k: int) -> Tensor:
@@ -52,8 +64,8 @@ def keep_top_p(logits: Tensor, p: float) -> Tensor:
     Source: The Curious Case of Neural Text Degeneration, arXiv 1904.09751, section 3.1.
     """
     rising, order = logits.sort()  # both (B, V)
-    tail = rising.softmax(-1).cumsum(-1)  # the probability of a token and of all less likely ones
-    drop = tail <= 1 - p
+    tail = _probabilities(rising).cumsum(-1)  # the probability of a token and of all less likely ones
+    drop = tail <= 1 - float(p)
     drop[:, -1] = False
     return logits.masked_fill(drop.scatter(1, order, drop), -torch.inf)
 
@@ -63,15 +75,50 @@ def keep_min_p(logits: Tensor, p: float) -> Tensor:
 
     Source: Turning Up the Heat, arXiv 2407.01082, section 3.
     """
-    probabilities = logits.softmax(-1)
-    return logits.masked_fill(probabilities < p * probabilities.amax(-1, keepdim=True), -torch.inf)
+    probabilities = _probabilities(logits)
+    return logits.masked_fill(probabilities < float(p) * probabilities.amax(-1, keepdim=True), -torch.inf)
 
 
 def next_token(logits: Tensor, do_sample: bool, generator: torch.Generator | None = None) -> Tensor:
-    """Return one id a row, (B,): drawn from softmax(logits), or the most likely one."""
-    if do_sample:
-        return torch.multinomial(logits.softmax(-1), 1, generator=generator)[:, 0]
-    return logits.argmax(-1)
+    """Return one id a row, (B,): drawn from softmax(logits), or the most likely one.
+
+    Raises:
+        ValueError: there is nothing to draw from, as logits hold nan or inf; told on a CPU only.
+    """
+    if not do_sample:
+        return logits.argmax(-1)
+    probabilities = _probabilities(logits)
+    if can_look_at(probabilities) and probabilities.isnan().any():
+        raise ValueError(
+            "logits hold nan or inf, or a row of nothing but -inf: they must be finite where a token may be drawn; "
+            "look for nan and inf in the model's weights"
+        )
+    return torch.multinomial(probabilities, 1, generator=generator)[:, 0]
+
+
+def _probabilities(logits: Tensor) -> Tensor:
+    """softmax(logits), in float32 at least: sums of half-precision numbers would lose the unlikely ones."""
+    return logits.softmax(-1, dtype=torch.promote_types(logits.dtype, torch.float32))
+
+
+def _factor(number: Real) -> float:
+    """The number itself, or the nearest to it that float32 can multiply and divide by."""
+    return float(min(max(number, _LEAST_FACTOR), _MOST_FACTOR))
+
+
+def _best_where_infinite(scaled: Tensor, logits: Tensor) -> Tensor:
+    """Return `scaled` (B, V), and for a row whose highest score overflowed its limit: only the best tokens are left.
+
+    Scores that leave a number's range differ by more than any softmax can show, unless they were equal. The best are
+    those with the highest of the `logits` before, among the ones that overflowed.
+    """
+    highest = scaled.amax(-1, keepdim=True)  # (B, 1)
+    if can_look_at(highest) and not highest.isinf().any():
+        return scaled  # the usual case, for the price of one look
+    candidates = logits.masked_fill(scaled != highest, -torch.inf)
+    best = candidates == candidates.amax(-1, keepdim=True)
+    limit = torch.zeros_like(logits).masked_fill(~best, -torch.inf)
+    return torch.where(highest.isinf(), limit, scaled)
 
 
 class _FromConfig:
@@ -89,7 +136,7 @@ class GenerationOptions:
     """How the next token is chosen and when to stop; `generate` tells what each field means.
 
     Raises:
-        TypeError, ValueError: a field is not what is wanted; the message names it.
+        TypeError, ValueError: a field is not what it must be; the message names it.
     """
 
     max_new_tokens: int | None = None
@@ -106,7 +153,7 @@ class GenerationOptions:
 
     def __post_init__(self):
         if self.max_new_tokens is None and self.max_length is None:
-            raise TypeError("max_new_tokens=None: an int of at least 1 is wanted")
+            raise TypeError("max_new_tokens=None: it must be an int of at least 1")
         if self.max_new_tokens is not None and self.max_length is not None:
             raise ValueError(
                 f"max_new_tokens={self.max_new_tokens} and max_length={self.max_length}: give one of them, better the "
@@ -115,12 +162,15 @@ class GenerationOptions:
         for name in ("max_new_tokens", "max_length"):
             _check(name, getattr(self, name), Integral, lambda n: n >= 1, "an int of at least 1")
         _check("temperature", self.temperature, Real, lambda t: 0 < t < math.inf,
-               "a number above 0 (do_sample=False takes the most likely token)")  # fmt: skip
-        _check("top_k", self.top_k, Integral, lambda k: k >= 1, "an int of at least 1, or None,")
-        _check("top_p", self.top_p, Real, lambda p: 0 < p <= 1, "a number above 0 and up to 1, or None,")
-        _check("min_p", self.min_p, Real, lambda p: 0 <= p <= 1, "a number from 0 to 1, or None,")
-        _check("repetition_penalty", self.repetition_penalty, Real, lambda r: 0 < r < math.inf, "a number above 0")
-        _check("seed", self.seed, Integral, lambda s: True, "an int or None")
+               "a finite number above 0 (do_sample=False takes the most likely token)")  # fmt: skip
+        _check("top_k", self.top_k, Integral, lambda k: k >= 1, "an int of at least 1, or None")
+        _check("top_p", self.top_p, Real, lambda p: 0 < p <= 1, "a number above 0 and up to 1, or None")
+        _check("min_p", self.min_p, Real, lambda p: 0 <= p <= 1, "a number from 0 to 1, or None")
+        _check("repetition_penalty", self.repetition_penalty, Real, lambda r: 0 < r < math.inf,
+               "a finite number above 0, or None")  # fmt: skip
+        _check("seed", self.seed, Integral, lambda s: -(2**63) <= s < 2**64, "an int from -2**63 to 2**64 - 1, or None")
+        if self.seed is not None:
+            object.__setattr__(self, "seed", int(self.seed))  # a torch.Generator takes no integer of numpy
         defaults = {"temperature": (None, 1.0), "top_k": (None,), "top_p": (None,), "min_p": (None,)}
         unused = [name for name, values in defaults.items() if getattr(self, name) not in values]
         if unused and not self.do_sample:
@@ -178,14 +228,17 @@ class GenerationOptions:
         for name, ids in (("eos_token_id", stop_ids), ("pad_token_id", [] if pad is None else [pad])):
             for i in ids:
                 wanted = f"an id from 0 to vocab_size - 1 = {config.vocab_size - 1}"
-                _check(name, i, Integral, lambda i: 0 <= i < config.vocab_size, wanted)
+                _require(name, i, Integral, lambda i: 0 <= i < config.vocab_size, wanted)
         return stop_ids, pad if pad is not None else next(iter(stop_ids), 0)
 
 
 def _check(name: str, value: Any, kind: type, is_fine: Callable[[Any], bool], wanted: str) -> None:
-    if value is None:
-        return
+    if value is not None:
+        _require(name, value, kind, is_fine, wanted)
+
+
+def _require(name: str, value: Any, kind: type, is_fine: Callable[[Any], bool], wanted: str) -> None:
     if not isinstance(value, kind) or isinstance(value, bool):
-        raise TypeError(f"{name}={value!r}: {wanted} is wanted")
+        raise TypeError(f"{name}={value!r}: it must be {wanted}")
     if not is_fine(value):
-        raise ValueError(f"{name}={value!r}: {wanted} is wanted")
+        raise ValueError(f"{name}={value!r}: it must be {wanted}")

@@ -29,7 +29,10 @@ class Batches(Protocol):
     """Training data that can be read at any step, so that a resumed run sees what the first one would have seen."""
 
     def __call__(self, step: int) -> tuple[Tensor, Tensor]:
-        """Return `input_ids` and `labels` of one step, both (B, T); labels are ids, or -100."""
+        """Return `input_ids` and `labels` of one step, both (B, T); labels are ids, or -100.
+
+        A step whose labels are all -100 has a loss of 0, and learns from the auxiliary loss alone.
+        """
 
 
 @dataclass(frozen=True)

@@ -155,12 +155,30 @@ def test_convention_documented_shapes():
 
 def test_convention_precision_softmax_is_in_float32():
     q, k, v = random_qkv(3, 300, dtype=torch.bfloat16)
-    scores = (q @ k.repeat_interleave(2, dim=1).mT * DH**-0.5).float()
+    scores = (q * DH**-0.5 @ k.repeat_interleave(2, dim=1).mT).float()
     with Watch() as made:
         weights = eager_attention(q, k, v, None)[1]
     assert made.softmax_dtypes == {torch.float32}
     assert weights.dtype == torch.bfloat16
     assert_close(weights, scores.softmax(-1).bfloat16(), rtol=0.01, atol=0)
+
+
+def test_eager_scales_queries_not_scores_which_half_precision_would_round_twice_or_lose():
+    """Against float64. In float16 a product of 76,800 would be inf, and its score of 9,600 is a number."""
+    squares, of_scaled_scores = [], []
+    for _ in range(20):
+        q, k, v = (torch.randn(1, heads, 64, 128).bfloat16() for heads in (4, 2, 2))
+        exact = F.scaled_dot_product_attention(q.double(), k.double(), v.double(), enable_gqa=True)
+        scores = q @ k.repeat_interleave(2, dim=1).mT * 128**-0.5
+        scaled_late = scores.softmax(-1, dtype=torch.float32).bfloat16() @ v.repeat_interleave(2, dim=1)
+        squares.append((eager_attention(q, k, v, None)[0] - exact).square().mean())
+        of_scaled_scores.append((scaled_late - exact).square().mean())
+    assert sum(squares) < sum(of_scaled_scores)
+
+    q = torch.full((1, 1, 1, 64), 40.0, dtype=torch.float16)
+    k = torch.tensor([30.0, 29.0, -30.0], dtype=torch.float16)[None, None, :, None].expand(1, 1, 3, 64)
+    out, weights = eager_attention(q, k, torch.eye(3, 64, dtype=torch.float16)[None, None], None)
+    assert weights.tolist() == [[[[1, 0, 0]]]] and out.flatten()[:3].tolist() == [1, 0, 0]
 
 
 @pytest.mark.parametrize("attend", ON_CPU.values(), ids=ON_CPU)

@@ -136,6 +136,29 @@ def test_chunks_and_decoding_equal_transformers_with_its_own_cache(model_with, t
 
 
 @torch.no_grad()
+@pytest.mark.filterwarnings("ignore:`past_key_values` is deprecated:FutureWarning")
+@pytest.mark.parametrize("name", ["cache", "past_key_values"])
+def test_one_decoding_loop_runs_on_both_libraries_by_either_name(model_with, transformers_twin, name):
+    """transformers takes the newer name since 5.24, and the older one until 5.40."""
+    model = model_with(5)
+    twin = transformers_twin(model)
+    names_there = inspect.signature(twin.forward).parameters.keys() | {"past_key_values"}
+    if name not in names_there:
+        pytest.skip("this transformers knows the older name alone")
+    prompts = random_ids(2, 9)
+    texts = []
+    for each in (model, twin):
+        ids, latest, past = prompts, prompts, None
+        for _ in range(12):
+            out = each(latest, use_cache=True, **{name: past})
+            past = getattr(out, name)
+            latest = out.logits[:, -1:].argmax(-1)
+            ids = torch.cat((ids, latest), dim=1)
+        texts.append(ids)
+    assert torch.equal(*texts)
+
+
+@torch.no_grad()
 @pytest.mark.parametrize("window", [None, 4])
 def test_a_ring_that_never_wraps_a_full_cache_and_max_length_agree(model_with, window):
     model = model_with(window)

@@ -104,8 +104,8 @@ def test_a_graph_belongs_to_a_cache_and_to_options(make_pair, recordings):
     model, _ = make_pair()
     step, ids = GraphedStep(model.forward), torch.randint(101, (2, 4))
     first, second = (model(ids, use_cache=True).past_key_values for _ in range(2))
-    for cache in (first, first, second, second):
-        step(ids[:, :1], past_key_values=cache, use_cache=True)
+    for cache, name in ((first, "past_key_values"), (first, "cache"), (second, "cache"), (second, "past_key_values")):
+        step(ids[:, :1], **{name: cache}, use_cache=True)
     assert len(recordings) == 2
     assert step(ids[:, :1], past_key_values=second, use_cache=True, output_router_logits=True).router_logits is not None
     assert len(recordings) == 3

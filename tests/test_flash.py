@@ -316,9 +316,11 @@ def test_a_model_in_bfloat16_hands_the_kernel_bfloat16(stand_in, make_config):
         logits = in_chunks(flash_model, ids, mask, [12, *[1] * 8])
         rounded = eager(ids, attention_mask=mask).logits
         expected = eager.float()(ids, attention_mask=mask).logits
-    difference, usual = ((x - expected)[mask.bool()].abs().max() for x in (logits, rounded))
+    real = mask.bool()
+    difference, usual = ((x - expected)[real].norm() for x in (logits, rounded))
     assert {call.q.dtype for call in stand_in.calls} == {torch.bfloat16}
-    assert difference < 2 * usual and usual < 0.1 * expected.std()
+    roundings = 3 * 20  # layers, and results of each on a number's way, all of which might err in the same direction
+    assert difference < 2 * usual and usual < roundings * 2**-9 * expected[real].norm()
 
 
 GPU, CPU = torch.device("cuda"), torch.device("cpu")

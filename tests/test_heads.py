@@ -168,6 +168,40 @@ def test_question_answering_of_padded_texts(make_config, transformers_twin, padd
     assert_close(out.loss, ForQuestionAnsweringLoss(out.start_logits, out.end_logits, start, end))
 
 
+NOTHING_COUNTS = {
+    MixtralForCausalLM: {"labels": torch.full((B, T), -100)},
+    MixtralForSequenceClassification: {"labels": torch.full((B,), -100)},
+    MixtralForTokenClassification: {"labels": torch.full((B, T), -100)},
+    MixtralForQuestionAnswering: {"start_positions": torch.full((B,), T), "end_positions": torch.full((B,), 99)},
+}
+
+
+@pytest.mark.parametrize("cls", NOTHING_COUNTS)
+@pytest.mark.parametrize("dtype", [torch.long, torch.int32])
+def test_a_loss_of_no_label_is_zero_where_that_of_transformers_is_nan(make_config, transformers_twin, cls, dtype):
+    """One such batch must not spoil the average of many; its gradient is 0 in both."""
+    ours = random_model(make_config, cls)
+    theirs = transformers_twin(ours)
+    ids, mask = batch("right")
+    labels = NOTHING_COUNTS[cls]
+    loss = ours(ids, mask, **{name: tensor.to(dtype) for name, tensor in labels.items()}).loss
+    expected = theirs(ids, attention_mask=mask, **labels).loss
+    assert loss == 0 and loss.dtype == torch.float32 and expected.isnan()
+    loss.backward()
+    expected.backward()
+    for model in (ours, theirs):
+        gradients = [p.grad for p in model.parameters() if p.grad is not None]
+        assert gradients and not any(gradient.any() for gradient in gradients)
+
+
+def test_an_answer_of_which_only_one_end_counts_costs_half_of_that_end(make_config):
+    ours = random_model(make_config, MixtralForQuestionAnswering)
+    ids, _ = batch("none")
+    start, beyond = torch.tensor([0, 5, 12]), torch.full((B,), T)
+    out = ours(ids, start_positions=start, end_positions=beyond)
+    assert_close(out.loss, F.cross_entropy(out.start_logits, start) / 2)
+
+
 def logits_of(out) -> Tensor:
     """The head's logits with the two of a question's answer in one tensor."""
     return out.logits if hasattr(out, "logits") else torch.stack((out.start_logits, out.end_logits))
@@ -236,6 +270,26 @@ def test_a_text_in_two_parts_is_the_text_in_one(make_config, cls, whole_mask):
         assert_close(torch.cat(parts, 1)[real], whole[real], **FORWARD)
     else:
         assert_close(torch.cat(parts, 2)[:, real], whole[:, real], **FORWARD)
+
+
+@pytest.mark.parametrize("cls", [MixtralModel, MixtralForCausalLM, *HEADS])
+def test_a_cache_goes_in_and_comes_out_by_either_name(make_config, cls):
+    ours = random_model(make_config, cls)
+    ids, _ = batch("none")
+    caches = {}
+    for name in ("cache", "past_key_values"):
+        out = ours(ids[:, :10], use_cache=True)
+        assert out.cache is out.past_key_values is not None
+        caches[name] = out.cache
+        again = ours(ids[:, 10:], **{name: out.cache})
+        assert again.cache is again.past_key_values is out.cache and out.cache.get_seq_length() == T
+        again.cache = None
+        assert again.past_key_values is None
+    assert_close(caches["cache"].keys, caches["past_key_values"].keys, rtol=0, atol=0)
+    with pytest.raises(ValueError, match="cache and past_key_values"):
+        ours(ids, **caches)
+    assert all(cache.get_seq_length() == T for cache in caches.values()), "and neither was touched"
+    assert ours(ids[:, :1], cache=None, past_key_values=caches["cache"]).cache is caches["cache"]
 
 
 def scores_at(model, columns: list[int], ids: Tensor, mask: Tensor | None = None) -> Tensor:

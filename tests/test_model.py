@@ -247,6 +247,26 @@ def test_the_loss_is_cross_entropy_of_the_next_token_plus_weighted_aux_loss(make
     assert_close(out.aux_loss, load_balancing_loss(out.router_logits, 5, 2))
 
 
+def test_a_text_of_one_token_has_no_next_one_and_costs_nothing(make_config):
+    ours = random_model(make_config)
+    ids = torch.randint(0, 101, (B, 1))
+    loss = ours(ids, labels=ids).loss
+    assert loss == 0
+    loss.backward()
+    assert not any(p.grad.any() for p in ours.parameters() if p.grad is not None)
+    out = ours(ids, labels=ids, output_router_logits=True)
+    assert_close(out.loss, 0.5 * out.aux_loss)
+
+
+def test_a_batch_of_nothing_but_padding_adds_nothing_to_the_loss(make_config):
+    ours = random_model(make_config)
+    ids = torch.randint(0, 101, (B, T))
+    out = ours(ids, torch.zeros_like(ids), labels=torch.full_like(ids, -100), output_router_logits=True)
+    assert out.loss == 0 and out.aux_loss == 0
+    out.loss.backward()
+    assert not any(p.grad.any() for p in ours.parameters() if p.grad is not None)
+
+
 @pytest.mark.parametrize("T", [1, 2, 9])
 def test_gradients_do_not_depend_on_the_cache(make_config, T):
     gradients = []
@@ -351,7 +371,7 @@ OTHER_CACHES = {
 def test_a_cache_that_was_made_for_something_else_is_refused(make_config, name):
     changes, arguments, message = OTHER_CACHES[name]
     ours = random_model(make_config)
-    with pytest.raises(ValueError, match=f"past_key_values has {message}"):
+    with pytest.raises(ValueError, match=rf"past_key_values \(cache\) has {message}"):
         ours(IDS, past_key_values=RollingKVCache(make_config(**changes), **{"batch_size": 2} | arguments))
 
 

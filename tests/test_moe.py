@@ -154,3 +154,13 @@ def test_aux_loss_leaves_padding_out_per_layer_too():
     for per_layer in (False, True):
         loss = load_balancing_loss(layers, 5, 2, mask, per_layer)
         assert_close(loss, load_balancing_loss(kept, 5, 2, None, per_layer))
+
+
+@pytest.mark.parametrize("per_layer", [False, True])
+def test_aux_loss_of_padding_alone_is_zero_where_that_of_transformers_is_nan(per_layer):
+    from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
+
+    layers = tuple(torch.randn(6, 5, requires_grad=True) for _ in range(2))
+    loss = load_balancing_loss(layers, 5, 2, torch.zeros(2, 3), per_layer)
+    assert loss == 0 and load_balancing_loss_func(layers, 5, 2, torch.zeros(2, 3)).isnan()
+    assert not any(gradient.any() for gradient in torch.autograd.grad(loss, layers))

@@ -1,7 +1,15 @@
 """The functions over logits, against transformers' processors."""
 
+import math
+from fractions import Fraction
+
+import hypothesis
+import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.testing import assert_close
 from transformers.generation import logits_process
 
 from mixtral_edu.sampling import (
@@ -86,3 +94,110 @@ def test_options_apply_in_their_order():
         chosen = options.choose(logits, seen, mask, torch.Generator().manual_seed(seed))
         theirs = torch.multinomial(probabilities, 1, generator=torch.Generator().manual_seed(seed))[:, 0]
         assert torch.equal(chosen, theirs)
+
+
+FINITE = st.floats(-(2.0**127), 2.0**127, width=32) | st.floats(-30, 30, width=32) | st.sampled_from((0.0, 1e-45))
+EXTREME = st.sampled_from((1e-38, 1e-40, 5e-324, 1e38, 1e308, 10**400))
+POSITIVE = st.floats(5e-324, 1.7e308) | st.floats(0.1, 3) | EXTREME
+SHARES = st.floats(0, 1) | st.sampled_from((0.0, 5e-324, 1e-30, 1.0))
+OPTIONS = st.fixed_dictionaries(
+    {"do_sample": st.just(True)},
+    optional={
+        "temperature": POSITIVE,
+        "top_k": st.integers(1, 8) | st.just(10**30),
+        "top_p": SHARES.filter(bool),
+        "min_p": SHARES,
+        "repetition_penalty": POSITIVE,
+    },
+)
+
+
+@given(
+    logits=st.lists(st.lists(FINITE | st.just(-math.inf), min_size=7, max_size=7), min_size=1, max_size=3),
+    dtype=st.sampled_from((torch.float32, torch.float64, torch.bfloat16, torch.float16)),
+    settings=OPTIONS,
+    seen=st.lists(st.integers(0, 6), min_size=1, max_size=7),
+    seed=st.integers(-(2**63), 2**64 - 1),
+)
+@hypothesis.settings(max_examples=200)
+def test_finite_logits_and_valid_options_give_a_distribution_whatever_their_size(logits, dtype, settings, seen, seed):
+    logits = torch.tensor(logits, dtype=torch.float64)
+    top = torch.finfo(dtype).max
+    logits = torch.where(logits.isinf(), logits, logits.clamp(-top, top)).to(dtype)
+    logits[:, 3] = logits[:, 3].nan_to_num()  # not a whole row of -inf
+    seen = torch.tensor([seen] * len(logits))
+    options = GenerationOptions(max_new_tokens=1, seed=seed, **settings)
+    shaped = options.shape(logits, seen, torch.ones_like(seen))
+    probabilities = shaped.double().softmax(-1)
+    assert not probabilities.isnan().any()
+    kept = shaped > -math.inf
+    assert kept.any(dim=1).all()
+    assert not (kept & logits.isinf()).any(), "what the model rules out stays ruled out"
+    generator = torch.Generator().manual_seed(options.seed)
+    for _ in range(5):
+        chosen = options.choose(logits, seen, torch.ones_like(seen), generator)
+        assert kept.gather(1, chosen[:, None]).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("scale", [1, -1, 1e-3, 1e4])
+def test_a_temperature_goes_to_its_limits(dtype, scale):
+    logits = torch.tensor([[3.0, 1, 3, -2, -math.inf], [-5, -1, -2, -2, -4]]) * abs(scale)
+    logits = logits.to(dtype) if scale > 0 else (logits - logits.amax() - 1).to(dtype)  # with no positive score
+    for least in (1e-37, 1e-40, 5e-324, 0.0):
+        probabilities = apply_temperature(logits, least).softmax(-1)
+        assert probabilities.tolist() == [[0.5, 0, 0.5, 0, 0], [0, 1, 0, 0, 0]]
+    for most in (1e38, 1e300, 10**400):
+        probabilities = apply_temperature(logits, most).softmax(-1)
+        assert_close(probabilities, torch.tensor([[0.25] * 4 + [0], [0.2] * 5]).to(dtype))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_a_repetition_penalty_goes_to_its_limits(dtype):
+    logits = torch.tensor([[3.0, 1, -2, 0], [-5, -1, -2, -2]], dtype=dtype)
+    some, all_ids = torch.tensor([[0, 1], [0, 1]]), torch.arange(4).repeat(2, 1)
+    for most in (1e38, 1e300, 10**400):
+        first, second = apply_repetition_penalty(logits, some, most)
+        assert_close(first, torch.tensor([0, 0, -2, 0]).to(dtype), rtol=0, atol=1e-36)
+        assert second.softmax(-1).tolist() == [0, 0, 0.5, 0.5]
+        assert apply_repetition_penalty(logits, all_ids, most).softmax(-1)[1].tolist() == [0, 1, 0, 0]
+    for least in (1e-38, 1e-40, 5e-324):
+        probabilities = apply_repetition_penalty(logits, all_ids, least).softmax(-1)
+        assert probabilities[0].tolist() == [1, 0, 0, 0]
+        assert_close(probabilities[1], torch.full((4,), 0.25).to(dtype), rtol=0, atol=0)
+
+
+def test_a_row_that_overflows_leaves_the_other_rows_alone():
+    logits = torch.cat((LOGITS[:3], torch.tensor([[1e30] + [0.0] * 52])))
+    shaped = apply_temperature(logits, 1e-9)
+    assert torch.equal(shaped[:3], LOGITS[:3] / 1e-9) and shaped[3].softmax(-1)[0] == 1
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_filters_of_half_precision_logits_are_those_of_the_same_numbers_in_float32(dtype):
+    """Sums of many small probabilities would be lost in half precision: of 5,000 equal ones top-p 0.5 keeps 2,500."""
+    logits = torch.cat((torch.zeros(1, 5000), torch.randn(1, 5000))).to(dtype)
+    for keep, value in ((keep_top_p, 0.5), (keep_top_p, 0.9), (keep_min_p, 0.1)):
+        assert torch.equal(keep(logits, value), keep(logits.float(), value).to(dtype))
+    assert keep_top_p(logits, 0.5)[0].isfinite().sum() == pytest.approx(2500, abs=2)
+
+
+@pytest.mark.parametrize("row", [[1.0, math.nan], [1.0, math.inf], [-math.inf, -math.inf]])
+def test_nothing_is_drawn_from_what_is_no_distribution(row):
+    logits = torch.tensor([[0.0, 0.0], row])
+    with pytest.raises(ValueError, match="logits"):
+        next_token(logits, do_sample=True)
+
+
+@pytest.mark.parametrize("number", [Fraction(1, 2), np.float32(0.5), np.float64(0.5)])
+def test_numbers_of_any_kind_are_taken(number):
+    ones = torch.ones_like(IDS)
+    for name in ("temperature", "top_p", "min_p", "repetition_penalty"):
+        shaped, expected = (
+            GenerationOptions(max_new_tokens=1, do_sample=True, **{name: value}).shape(LOGITS, IDS, ones)
+            for value in (number, 0.5)
+        )
+        assert torch.equal(shaped, expected)
+    seeds = [GenerationOptions(max_new_tokens=np.int64(1), seed=seed).seed for seed in (np.int64(3), 3)]
+    first, second = (torch.Generator().manual_seed(seed).initial_seed() for seed in seeds)
+    assert first == second

@@ -115,6 +115,21 @@ def test_training_learns_a_repeated_batch(small_recipe, tokenizer):
     assert history[-1]["loss"] < 0.7 * history[0]["loss"]
 
 
+def test_a_step_without_a_label_costs_nothing_and_moves_as_the_balancing_loss_says(small_recipe, tokenizer):
+    """An average over steps stays a number; without the balancing loss no weight moves."""
+    ids, labels = Mixture(tokenizer, small_recipe)(0)
+    for coefficient, moves in ((0.0, False), (0.02, True)):
+        training = TrainingConfig(steps=1, warmup_steps=1, weight_decay=0.0, aux_loss_coef=coefficient)
+        torch.manual_seed(0)
+        model = MixtralForCausalLM(small_recipe.config)
+        before = [p.detach().clone() for p in model.parameters()]
+        history = Trainer(model, lambda step: (ids, torch.full_like(labels, IGNORED_LABEL)), training).train(
+            progress=False
+        )
+        assert history[0]["loss"] == 0 and math.isfinite(history[0]["aux_loss"])
+        assert any(not torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True)) == moves
+
+
 def test_the_balancing_loss_spreads_the_load(small_recipe, tokenizer):
     """Without it a router that starts lopsided stays so; with it the auxiliary loss falls towards its minimum K = 2."""
     last = {}
@@ -256,6 +271,8 @@ def test_unusable_options_end_in_a_sentence(tmp_path, arguments, sentence, capsy
 def test_nothing_to_measure_is_an_error(small_recipe, tokenizer):
     with pytest.raises(ValueError, match="documents"):
         bits_per_byte(MixtralForCausalLM(small_recipe.config), tokenizer, [])
+    with pytest.raises(ValueError, match="documents"):
+        evaluation.expert_load(MixtralForCausalLM(small_recipe.config), tokenizer, [])
 
 
 def test_an_unknown_recipe_is_refused_and_nothing_is_written(tmp_path):
