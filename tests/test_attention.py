@@ -19,6 +19,8 @@ from mixtral_edu.attention import (
 from mixtral_edu.masks import NO_POSITION, Visibility
 from mixtral_edu.rope import rotary_tables
 
+pytestmark = pytest.mark.numerics
+
 B, DH = 2, 14
 HEADS = [(4, 4), (4, 2), (4, 1), (6, 2)]
 ON_CPU = {"eager": attend_eager, "sdpa": attend_sdpa}  # the third, "flash_attention_2", has a test module of its own

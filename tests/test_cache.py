@@ -14,6 +14,8 @@ from torch.testing import assert_close
 from mixtral_edu import MixtralForCausalLM, RollingKVCache
 from mixtral_edu.cache import CacheView
 
+pytestmark = pytest.mark.numerics
+
 V = 53
 WINDOWS = st.sampled_from([None, 1, 2, 3, 5, 8, 64])
 CHUNKS = st.lists(st.integers(1, 9) | st.just(1), min_size=1, max_size=8)

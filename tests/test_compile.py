@@ -11,6 +11,8 @@ import torch
 
 from mixtral_edu import MixtralForCausalLM
 
+pytestmark = pytest.mark.numerics
+
 
 @pytest.fixture(autouse=True)
 def fresh_dynamo():

@@ -6,6 +6,8 @@ import torch
 from mixtral_edu.dispatch import EXPERT_DISPATCH, RouterOutput, dense_dispatch, reference_dispatch, sorted_dispatch
 from mixtral_edu.moe import SparseMoE
 
+pytestmark = pytest.mark.numerics
+
 D = 44
 ALL_FORMS = EXPERT_DISPATCH | {"dense": dense_dispatch}
 

@@ -20,6 +20,8 @@ from mixtral_edu.checkpoint import StoredTensor
 from mixtral_edu.flash import FlashKernel, attend_by_torch, check_flash, flash_kernel, package_kernel, torch_kernel
 from mixtral_edu.masks import NO_POSITION, Visibility
 
+pytestmark = pytest.mark.numerics
+
 B, DH = 3, 16
 HALVES = (torch.float16, torch.bfloat16)
 HEADS = [(4, 4), (4, 2), (4, 1), (6, 2)]

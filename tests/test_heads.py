@@ -19,6 +19,8 @@ from mixtral_edu import (
     RollingKVCache,
 )
 
+pytestmark = pytest.mark.numerics
+
 HEADS = (MixtralForSequenceClassification, MixtralForTokenClassification, MixtralForQuestionAnswering)
 FORWARD = {"rtol": 0, "atol": 3e-5}  # in float32 both models round at the order of 1e-6
 B, T, PAD = 3, 13, 3

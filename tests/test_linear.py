@@ -12,6 +12,8 @@ from mixtral_edu import MixtralForCausalLM, MixtralForSequenceClassification
 from mixtral_edu.linear import Linear, laid_out, multiply, multiply_all, pack_together
 from mixtral_edu.quantization import QuantizationConfig, quantize_model
 
+pytestmark = pytest.mark.numerics
+
 
 @pytest.fixture
 def model(make_config):

@@ -12,6 +12,8 @@ from torch.testing import assert_close
 from mixtral_edu import MixtralForCausalLM, MixtralModel, RollingKVCache
 from mixtral_edu.moe import load_balancing_loss
 
+pytestmark = pytest.mark.numerics
+
 # In float32 both models round at the order of 1e-6.
 FORWARD = {"rtol": 0, "atol": 3e-5}
 

@@ -24,6 +24,8 @@ from mixtral_edu.quantization import QuantizationConfig, checkpoint_bytes, quant
 from mixtral_edu.quantized_linear import Int4Linear, Int8Linear
 from mixtral_edu.training import bits_per_byte
 
+pytestmark = pytest.mark.numerics
+
 FORMS = ["int8", "int4", QuantizationConfig(4, group_size=32)]
 SIZES = {"vocab_size": 97, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
          "num_attention_heads": 4, "num_key_value_heads": 2, "num_local_experts": 3, "sliding_window": 5}  # fmt: skip

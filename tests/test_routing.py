@@ -26,6 +26,8 @@ from mixtral_edu.routing import (
     top_one,
 )
 
+pytestmark = pytest.mark.numerics
+
 
 def random_choices(N: int, E: int, K: int) -> torch.Tensor:
     skewed = torch.rand(N, E) * torch.arange(1, E + 1)

@@ -14,6 +14,8 @@ from mixtral_edu.sampling import (
     next_token,
 )
 
+pytestmark = pytest.mark.numerics
+
 LOGITS = torch.randn(64, 53, generator=torch.Generator().manual_seed(0)) * 3
 LOGITS[0] = 1.0  # ties everywhere
 LOGITS[1, :20] = LOGITS[1].max()

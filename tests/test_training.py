@@ -16,6 +16,8 @@ from mixtral_edu.recipes import RECIPES, Mixture, train_recipe
 from mixtral_edu.tokenizer import train_tokenizer
 from mixtral_edu.training import Trainer, TrainingConfig, bits_per_byte, token_bits
 
+pytestmark = pytest.mark.numerics
+
 OFFLINE = {"chat": 0.7, "stories": 0.3}  # domains that need no download
 
 
