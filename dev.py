@@ -120,13 +120,9 @@ def processor_settings(capability: str) -> list[dict[str, str]]:
 
     Levels above its own would end in illegal instructions, so they are left out.
     """
-    levels = {
-        "DEFAULT": {"ATEN_CPU_CAPABILITY": "default"},
-        "AVX2": {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2"},  # as where there is no AVX-512 at all
-        "AVX512": {"ATEN_CPU_CAPABILITY": "avx512"},
-    }
-    own = list(levels).index(capability) if capability in levels else 0  # elsewhere levels have other names
-    return [*list(levels.values())[: own + 1], {"ONEDNN_MAX_CPU_ISA": "AVX2"}]
+    levels = ["default", "avx2", "avx512"]
+    own = levels.index(capability.lower()) if capability.lower() in levels else 0  # elsewhere levels have other names
+    return [{"ATEN_CPU_CAPABILITY": level} for level in levels[: own + 1]] + [{"ONEDNN_MAX_CPU_ISA": "AVX2"}]
 
 
 def run(command: list[str | Path], settings: dict[str, str] | None = None) -> int:

@@ -19,6 +19,7 @@ from mixtral_edu.attention import GroupedQueryAttention, attend_flash, attend_sd
 from mixtral_edu.checkpoint import StoredTensor
 from mixtral_edu.flash import FlashKernel, attend_by_torch, check_flash, flash_kernel, package_kernel, torch_kernel
 from mixtral_edu.masks import NO_POSITION, Visibility
+from tolerances import FORWARD, unit
 
 pytestmark = pytest.mark.numerics
 
@@ -173,7 +174,7 @@ def test_half_precision_stays_what_it_is(stand_in, dtype, padding):
     out = attend_flash(q, k, v, visibility)
     expected, _ = eager_attention(q.float(), k.float(), v.float(), visibility.mask)
     assert out.dtype == dtype
-    assert_close(out.float(), expected, rtol=0, atol=0.02)
+    assert_close(out.float(), expected, rtol=unit(dtype), atol=2e-6)  # the stand-in rounds once
 
 
 @pytest.mark.parametrize(("T", "S"), [(9, 9), (4, 13), (1, 13)])
@@ -271,11 +272,10 @@ def test_a_model_in_chunks_and_on_the_ring_equals_eager(stand_in, make_config, w
     real = torch.ones_like(ids).bool() if mask is None else mask.bool()
     with torch.no_grad():
         expected = eager(ids, attention_mask=mask, use_cache=False).logits
-        assert_close(flash_model(ids, attention_mask=mask, use_cache=False).logits[real], expected[real],
-                     rtol=0, atol=3e-5)  # fmt: skip
+        assert_close(flash_model(ids, attention_mask=mask, use_cache=False).logits[real], expected[real], **FORWARD)
     with nullcontext() if gradients else torch.no_grad():
         logits = in_chunks(flash_model, ids, mask, chunks)
-    assert_close(logits[real], expected[real], rtol=0, atol=3e-5)
+    assert_close(logits[real], expected[real], **FORWARD)
     assert logits.isfinite().all()
     assert all(call.k.shape[-2] == 2 for call in stand_in.calls)
     if padding == "none":
@@ -491,7 +491,7 @@ def test_each_kernel_is_called_as_its_signature_says(no_package, monkeypatch, wh
     assert whose in flash_kernel().name
     assert [call.dropout for call in stand_in.calls] == [0.0, 0.125]
     expected, _ = eager_attention(q.float(), k.float(), v.float(), visibility.mask)
-    assert_close(out.float(), expected, rtol=0, atol=0.03)
+    assert_close(out.float(), expected, rtol=unit(torch.bfloat16), atol=2e-6)  # the stand-in rounds once
 
 
 @pytest.mark.parametrize("packed", [False, True])

@@ -22,10 +22,15 @@ def chain_error(roundings: int, dtype: torch.dtype = torch.float32) -> float:
     return _SURE * unit(dtype) * roundings**0.5
 
 
+def frequency_error(draws: int) -> float:
+    """How far the frequency of an event among so many independent draws may be from its probability."""
+    return _SURE / 2 / draws**0.5  # a draw is 0 or 1, so at most 1/2 away from the middle
+
+
 def product_error(x: Tensor, weight: Tensor, roundings: int, dtype: torch.dtype) -> Tensor:
     """How far a product x wᵀ in `dtype` may be from the one in float64: (..., F).
 
-    Each of its D terms may have been rounded to `dtype` before (w where it is dequantized, x where it comes from a wider
+    Each of its D terms may have been rounded to `dtype` before (w where it is dequantized, x where it was in a wider
     type). Kernels add in float32, which is D roundings more, and round the sum to `dtype` at the end.
 
     Args:
