@@ -47,9 +47,6 @@ from mixtral_edu.quantized_linear import Int4Linear
 from mixtral_edu.timing import paired_rounds, product_rate, read_bandwidth
 from mixtral_edu.viz.benchmark import attention_by_length, ratios_and_floors
 from test_viz import assert_no_texts_overlap, assert_nothing_cut_off, texts_of
-
-pytestmark = pytest.mark.numerics
-
 matplotlib.use("Agg")
 
 CPU = torch.device("cpu")
@@ -468,6 +465,7 @@ def small_rates(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mixtral_edu.benchmark_run.product_rate", lambda *kind: product_rate(*kind, size=64))
 
 
+@pytest.mark.numerics
 @pytest.mark.parametrize("way", ["eager", "sdpa"])
 @pytest.mark.parametrize("name", ["attention-200-200", "attention-200-37", "attention-9-64"])
 def test_attention_alone_is_exact(config, way, name):

@@ -20,9 +20,6 @@ from mixtral_edu.__main__ import main
 from mixtral_edu.data import bundled_folder
 from mixtral_edu.quantization import QuantizationConfig
 from raw_checkpoints import LAYOUTS, params_of, published, raw_logits, raw_tensors, write_checkpoint
-
-pytestmark = pytest.mark.numerics
-
 IDS = torch.arange(24).reshape(2, 12) * 4
 WQ = "layers.1.attention.wq.weight"
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -76,6 +73,7 @@ def test_every_layout_arrives_bit_by_bit(source, make_config, layout, dtype, to)
         ["config.json", "model.safetensors"] if to == "hf" else ["consolidated.safetensors", "params.json"])
 
 
+@pytest.mark.numerics
 @pytest.mark.parametrize("layout", ["raw", "stacked"])
 @pytest.mark.parametrize(
     "sizes", [{}, {"sliding_window": None, "rope_theta": 100.0}, {"hidden_size": 40, "head_dim": 10}])

@@ -220,7 +220,7 @@ def test_modules_that_compare_numbers_run_under_each_setting(repository: Path):
     for path in sorted(repository.glob("tests/test_*.py")):
         text = path.read_text(encoding="utf-8")
         if "assert_close" in text and not path.name.startswith(("test_viz", "test_dev")):
-            assert "pytestmark = pytest.mark.numerics" in text, path.name
+            assert "pytest.mark.numerics" in text, path.name
 
 
 def test_jupyterlab_serves_the_repository_and_opens_the_first_notebook(monkeypatch: pytest.MonkeyPatch):

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from mixtral_edu import MixtralForCausalLM, MixtralForSequenceClassification
 from mixtral_edu.linear import Linear, laid_out, multiply, multiply_all, pack_together
 from mixtral_edu.quantization import QuantizationConfig, quantize_model
-from tolerances import assert_product
+from tolerances import assert_product, chain_error
 
 pytestmark = pytest.mark.numerics
 
@@ -42,8 +42,10 @@ def test_every_combination_equals_the_plain_model(make_config, experts, attentio
     plain = model(ids).logits
     model.config.experts_implementation, model.config.attn_implementation = experts, attention
     packed = model.prepare_for_inference()(ids).logits
-    # rounding to bfloat16 may let a token's router choose another expert, where two are near: few tokens, not most
-    tolerance = {torch.float64: 1e-6, torch.float32: 2e-6, torch.bfloat16: 0.02}[dtype]
+    # In bfloat16 the forms round at other places: scores, weights and a sum of two experts in each of three layers. That
+    # may let a token's router choose another expert, where two are near: few tokens, not most. Norms, softmax and
+    # rotary tables are in float32, in a model in float64 too.
+    tolerance = chain_error(12, dtype) if dtype == torch.bfloat16 else chain_error(1000)
     off = (packed - plain).abs().amax(-1) > tolerance * plain.abs().max()
     assert off.float().mean() <= (0.1 if dtype == torch.bfloat16 else 0)
 
