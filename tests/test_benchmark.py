@@ -47,6 +47,7 @@ from mixtral_edu.quantized_linear import Int4Linear
 from mixtral_edu.timing import paired_rounds, product_rate, read_bandwidth
 from mixtral_edu.viz.benchmark import attention_by_length, ratios_and_floors
 from test_viz import assert_no_texts_overlap, assert_nothing_cut_off, texts_of
+
 matplotlib.use("Agg")
 
 CPU = torch.device("cpu")

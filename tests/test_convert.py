@@ -20,6 +20,7 @@ from mixtral_edu.__main__ import main
 from mixtral_edu.data import bundled_folder
 from mixtral_edu.quantization import QuantizationConfig
 from raw_checkpoints import LAYOUTS, params_of, published, raw_logits, raw_tensors, write_checkpoint
+
 IDS = torch.arange(24).reshape(2, 12) * 4
 WQ = "layers.1.attention.wq.weight"
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}

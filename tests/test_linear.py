@@ -42,9 +42,9 @@ def test_every_combination_equals_the_plain_model(make_config, experts, attentio
     plain = model(ids).logits
     model.config.experts_implementation, model.config.attn_implementation = experts, attention
     packed = model.prepare_for_inference()(ids).logits
-    # In bfloat16 the forms round at other places: scores, weights and a sum of two experts in each of three layers. That
-    # may let a token's router choose another expert, where two are near: few tokens, not most. Norms, softmax and
-    # rotary tables are in float32, in a model in float64 too.
+    # In bfloat16 the forms round at other places: scores, weights and a sum of two experts in each of three layers.
+    # That may let a token's router choose another expert, where two are near: few tokens, not most. In float64 too,
+    # norms, softmax and rotary tables are in float32.
     tolerance = chain_error(12, dtype) if dtype == torch.bfloat16 else chain_error(1000)
     off = (packed - plain).abs().amax(-1) > tolerance * plain.abs().max()
     assert off.float().mean() <= (0.1 if dtype == torch.bfloat16 else 0)
