@@ -206,13 +206,17 @@ def test_numerical_tests_run_once_for_each_setting(monkeypatch, capsys, statuses
 
 
 def test_a_command_gets_its_settings_and_the_next_one_can_be_interrupted(monkeypatch, capfd):
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a background process is started without one
     handlers = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)]
     show = "import os, signal as s; print(os.environ.get('A'), s.getsignal(s.SIGINT) is s.default_int_handler)"
     monkeypatch.delenv("A", raising=False)
-    for settings in ({"A": "1"}, {}):
-        assert dev.run([sys.executable, "-c", show], settings) == 0
+    try:
+        for settings in ({"A": "1"}, {}):
+            assert dev.run([sys.executable, "-c", show], settings) == 0
+        assert [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)] == handlers
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert capfd.readouterr().out.splitlines() == ["1 True", "None True"]
-    assert [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)] == handlers
 
 
 def test_modules_that_compare_numbers_run_under_each_setting(repository: Path):
