@@ -8,6 +8,7 @@ Source: Higham and Mary 2019, "A new approach to probabilistic rounding error an
 
 import torch
 from torch import Tensor
+from torch.testing import assert_close
 
 _SURE = 6
 
@@ -51,6 +52,12 @@ def assert_product(y: Tensor, x: Tensor, weight: Tensor, roundings: int) -> None
     error = (y.detach().double() - x.double() @ weight.double().T).abs()
     allowed = product_error(x, weight, roundings, y.dtype)
     assert (error <= allowed).all(), f"up to {(error / allowed).max():.2g} times the rounding error that there can be"
+
+
+def assert_attention(out: Tensor, expected: Tensor, keys: int) -> None:
+    """Check what attention over so many keys gives, in float32: scores are sums of Dh numbers, results of one a key."""
+    allowed = chain_error(out.shape[-1] + keys) * expected.abs().max().item()
+    assert_close(out, expected, rtol=0, atol=allowed)
 
 
 # Results of the tests' small models in float32: the path of a number leads through three layers of some 300 additions
