@@ -116,13 +116,15 @@ def run_as_each_processor(command: list[str | Path]) -> int:
 
 
 def processor_settings(capability: str) -> list[dict[str, str]]:
-    """The environments that limit the kernels of PyTorch and oneDNN, on a processor with `capability` for PyTorch.
+    """The environments that limit PyTorch, Intel's MKL and oneDNN, on a processor with `capability` for PyTorch.
 
-    Levels above its own would end in illegal instructions, so they are left out.
+    Levels above its own would end in illegal instructions, so they are left out. (conftest.py adds oneDNN's to them.)
     """
-    levels = ["default", "avx2", "avx512"]
-    own = levels.index(capability.lower()) if capability.lower() in levels else 0  # elsewhere levels have other names
-    return [{"ATEN_CPU_CAPABILITY": level} for level in levels[: own + 1]] + [{"ONEDNN_MAX_CPU_ISA": "AVX2"}]
+    mkl = {"default": "SSE4_2", "avx2": "AVX2", "avx512": "AVX512"}
+    own = list(mkl).index(capability.lower()) if capability.lower() in mkl else 0  # elsewhere levels have other names
+    levels = list(mkl)[: own + 1]
+    settings = [{"ATEN_CPU_CAPABILITY": level, "MKL_ENABLE_INSTRUCTIONS": mkl[level]} for level in levels]
+    return [*settings, {"ONEDNN_MAX_CPU_ISA": "AVX2"}]
 
 
 def run(command: list[str | Path], settings: dict[str, str] | None = None) -> int:
