@@ -9,6 +9,12 @@ import pytest
 # other most of the time, and on a busy machine nearly always.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+# Where PyTorch's own kernels are limited to those of an older processor, oneDNN's are too, as they would be on one.
+# Else PyTorch's attention in bfloat16 takes instructions from both and ends in an error ("pack_vnni2 …").
+_ONEDNN_OF = {"default": "SSE41", "avx2": "AVX2"}
+if (_level := os.environ.get("ATEN_CPU_CAPABILITY")) in _ONEDNN_OF:
+    os.environ.setdefault("ONEDNN_MAX_CPU_ISA", _ONEDNN_OF[_level])
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(

@@ -3,8 +3,9 @@
 
     python3 dev.py lab     open the first notebook in JupyterLab
     python3 dev.py test    run every test and every notebook; further arguments go to pytest
+    python3 dev.py test --processors    run the tests of numbers once for each kind of processor this one can act as
 
-Both work in the folder .venv beside this file. The first call makes it and installs into it, which takes some minutes;
+They work in the folder .venv beside this file. The first call makes it and installs into it, which takes some minutes;
 later calls find it ready and start at once, until pyproject.toml changes.
 """
 
@@ -57,7 +58,10 @@ def main(argv: list[str]) -> int:
         return 130
     if options.command == "lab":
         return run(lab_command(rest, browser=not options.no_browser))
-    return run([PYTHON, "-m", "pytest", "-n", "auto", *rest])  # conftest.py decides how many workers that makes
+    test = [PYTHON, "-m", "pytest", "-n", "auto"]  # conftest.py decides how many workers that makes
+    if options.processors:
+        return run_as_each_processor([*test, "-m", "numerics and not slow", *rest])
+    return run([*test, *rest])
 
 
 def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
@@ -71,6 +75,9 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
                                epilog="Further arguments go to pytest: dev.py test -x tests/test_moe.py. Several "
                                       "files are shared among processes, one for each core and at most four; "
                                       "with -n 0 there is one.")
+    test.add_argument("--processors", action="store_true", help=(
+        "run only the tests marked as numerics, once for each kind of processor that this one can act as: PyTorch and "
+        "oneDNN limited to fewer instructions"))
     for command in (lab, test):
         command.add_argument("--torch-index", metavar="URL", help=(
             "package index for torch alone; 'default' is the one that pip is configured with. Remembered. "
@@ -92,16 +99,47 @@ def lab_command(arguments: list[str], browser: bool) -> list[str | Path]:
     return command + arguments
 
 
-def run(command: list[str | Path]) -> int:
-    """Run `command` in the repository until it ends, and return its exit status.
+def run_as_each_processor(command: list[str | Path]) -> int:
+    """Run pytest's `command` under each of `processor_settings`; return 0 if all tests passed in all of them."""
+    capability = output("-c", "import torch; print(torch.backends.cpu.get_cpu_capability())").strip()
+    failed = []
+    for settings in processor_settings(capability):
+        title = " ".join(f"{name}={value}" for name, value in settings.items())
+        print(f"\n{title}", flush=True)
+        status = run(command, settings)
+        if status not in (0, 1):  # pytest was interrupted, or could not begin
+            return status
+        if status == 1:  # tests failed
+            failed.append(title)
+    print("\nFailed under " + ", ".join(failed) if failed else "\nPassed under each of these settings", flush=True)
+    return int(bool(failed))
+
+
+def processor_settings(capability: str) -> list[dict[str, str]]:
+    """The environments that limit PyTorch, Intel's MKL and oneDNN, on a processor with `capability` for PyTorch.
+
+    Levels above its own would end in illegal instructions, so they are left out. (conftest.py adds oneDNN's to them.)
+    """
+    mkl = {"default": "SSE4_2", "avx2": "AVX2", "avx512": "AVX512"}
+    own = list(mkl).index(capability.lower()) if capability.lower() in mkl else 0  # elsewhere levels have other names
+    levels = list(mkl)[: own + 1]
+    settings = [{"ATEN_CPU_CAPABILITY": level, "MKL_ENABLE_INSTRUCTIONS": mkl[level]} for level in levels]
+    return [*settings, {"ONEDNN_MAX_CPU_ISA": "AVX2"}]
+
+
+def run(command: list[str | Path], settings: dict[str, str] | None = None) -> int:
+    """Run `command` in the repository until it ends, with `settings` in its environment; return its exit status.
 
     Ctrl-C reaches the command from the terminal, and it decides what that means (JupyterLab asks, pytest reports);
     a request to terminate, as a container gets it, is handed on.
     """
-    process = subprocess.Popen(command, cwd=ROOT)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda *_: process.terminate())
-    return process.wait()
+    process = subprocess.Popen(command, cwd=ROOT, env=os.environ | (settings or {}))
+    interrupt = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    terminate = signal.signal(signal.SIGTERM, lambda *_: process.terminate())
+    status = process.wait()
+    signal.signal(signal.SIGINT, interrupt)  # a next command would inherit that it is ignored
+    signal.signal(signal.SIGTERM, terminate)
+    return status
 
 
 def set_up(torch_index: str | None) -> None:

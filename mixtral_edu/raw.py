@@ -3,6 +3,7 @@
 import math
 import pickle
 import re
+import warnings
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -108,7 +109,9 @@ def _load(file: Path) -> Any:
     if not mapped:
         require_memory(file.stat().st_size, torch.device("cpu"), str(file))
     try:
-        return torch.load(file, map_location="cpu", weights_only=True, mmap=mapped)
+        with warnings.catch_warnings():  # where a program makes them errors, they would look like damage
+            warnings.simplefilter("ignore")
+            return torch.load(file, map_location="cpu", weights_only=True, mmap=mapped)
     except pickle.UnpicklingError as error:
         if forbidden := re.search(r"GLOBAL ([\w.]+)", str(error)):
             raise ValueError(

@@ -466,6 +466,7 @@ def small_rates(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mixtral_edu.benchmark_run.product_rate", lambda *kind: product_rate(*kind, size=64))
 
 
+@pytest.mark.numerics
 @pytest.mark.parametrize("way", ["eager", "sdpa"])
 @pytest.mark.parametrize("name", ["attention-200-200", "attention-200-37", "attention-9-64"])
 def test_attention_alone_is_exact(config, way, name):

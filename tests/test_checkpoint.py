@@ -15,6 +15,8 @@ from mixtral_edu import MixtralForTokenClassification as Classifier  # a model w
 from mixtral_edu.model import PreTrained
 from mixtral_edu.safetensors_file import write_safetensors
 
+pytestmark = pytest.mark.numerics
+
 NORM = "model.layers.1.input_layernorm.weight"
 IDS = torch.arange(14).reshape(2, 7)
 

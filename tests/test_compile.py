@@ -47,6 +47,7 @@ def test_decoding_one_row_is_one_graph(model, dtype, copies):
         torch.testing.assert_close(found, wanted, atol=1e-5 if dtype == torch.float32 else 0.02, rtol=0)
 
 
+@pytest.mark.numerics
 @torch.no_grad()
 def test_a_padded_batch_is_one_graph(model):
     ids, mask = torch.randint(101, (3, 12)), torch.ones(3, 12, dtype=torch.long)
@@ -56,6 +57,7 @@ def test_a_padded_batch_is_one_graph(model):
     torch.testing.assert_close(found[mask == 1], wanted[mask == 1], atol=1e-5, rtol=0)
 
 
+@pytest.mark.numerics
 def test_training_in_bfloat16_is_one_graph(model):
     model = model.to(torch.bfloat16).train()
     twin = copy.deepcopy(model)

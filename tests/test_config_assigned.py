@@ -22,6 +22,8 @@ from mixtral_edu.dispatch import EXPERT_DISPATCH
 from mixtral_edu.quantization import quantize_model
 from test_config import INVALID
 
+pytestmark = pytest.mark.numerics
+
 T = 9
 
 

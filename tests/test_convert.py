@@ -74,6 +74,7 @@ def test_every_layout_arrives_bit_by_bit(source, make_config, layout, dtype, to)
         ["config.json", "model.safetensors"] if to == "hf" else ["consolidated.safetensors", "params.json"])
 
 
+@pytest.mark.numerics
 @pytest.mark.parametrize("layout", ["raw", "stacked"])
 @pytest.mark.parametrize(
     "sizes", [{}, {"sliding_window": None, "rope_theta": 100.0}, {"hidden_size": 40, "head_dim": 10}])

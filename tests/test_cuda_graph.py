@@ -22,6 +22,8 @@ from mixtral_edu.cuda_graph import GraphedStep, NotRecordable
 from mixtral_edu.fast_weights import keep_fast_weights
 from mixtral_edu.quantization import QuantizationConfig, install, quantize_model, quantized_layers
 
+pytestmark = pytest.mark.numerics
+
 
 class Recorder(TorchDispatchMode):
     def __init__(self):

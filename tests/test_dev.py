@@ -3,6 +3,7 @@
 import ast
 import importlib.util
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -146,6 +147,7 @@ def test_find_links_may_be_lists_urls_and_missing_folders(tmp_path: Path):
         ("test -x -k router tests/test_moe.py", None, ["-x", "-k", "router", "tests/test_moe.py"]),
         ("test --torch-index default --lf", "default", ["--lf"]),
         ("test --tor", None, ["--tor"]),
+        ("test --processors -x", None, ["-x"]),
         ("lab -- --port=9000", None, ["--port=9000"]),
         ("lab --no-browser --ip=0.0.0.0", None, ["--ip=0.0.0.0"]),
     ],
@@ -171,6 +173,61 @@ def test_what_n_auto_means(monkeypatch, request, named: list[str], capture: str,
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: range(cores), raising=False)
     config = SimpleNamespace(args=named, option=SimpleNamespace(capture=capture))
     assert request.config.hook.pytest_xdist_auto_num_workers(config=config) == workers
+
+
+@pytest.mark.parametrize(
+    ("capability", "levels"),
+    [("DEFAULT", 1), ("AVX2", 2), ("AVX512", 3), ("SVE256", 1), ("", 1)],  # the last two: other processors, no torch
+)
+def test_only_levels_that_this_processor_has_are_tried(capability: str, levels: int):
+    *settings, last = dev.processor_settings(capability)
+    assert [each["ATEN_CPU_CAPABILITY"] for each in settings] == ["default", "avx2", "avx512"][:levels]
+    assert last == {"ONEDNN_MAX_CPU_ISA": "AVX2"}
+
+
+@pytest.mark.parametrize(
+    ("statuses", "status", "named"),
+    [
+        ([0, 0, 0], 0, []),
+        ([1, 0, 1], 1, ["ATEN_CPU_CAPABILITY=default", "ONEDNN_MAX_CPU_ISA=AVX2"]),
+        ([0, 2], 2, ["ATEN_CPU_CAPABILITY=avx2"]),  # interrupted: the rest is left out
+        ([-15], -15, ["ATEN_CPU_CAPABILITY=default"]),
+    ],
+)
+def test_numerical_tests_run_once_for_each_setting(monkeypatch, capsys, statuses, status, named):
+    runs, left = [], list(statuses)
+    monkeypatch.setattr(dev, "set_up", lambda torch_index: None)
+    monkeypatch.setattr(dev, "output", lambda *arguments: "AVX2\n")
+    monkeypatch.setattr(dev, "run", lambda command, settings: runs.append((command, settings)) or left.pop(0))
+    assert dev.main(["test", "--processors", "-x"]) == status and not left
+    assert [settings for _, settings in runs] == dev.processor_settings("AVX2")[: len(statuses)]
+    assert {tuple(command[1:]) for command, _ in runs} == {
+        ("-m", "pytest", "-n", "auto", "-m", "numerics and not slow", "-x")
+    }
+    *_, last_line = capsys.readouterr().out.splitlines()
+    assert re.findall(r"(?:ATEN|ONEDNN)\w+=\w+", last_line) == named
+
+
+def test_a_command_gets_its_settings_and_the_next_one_can_be_interrupted(monkeypatch, capfd):
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a background process is started without one
+    handlers = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)]
+    show = "import os, signal as s; print(os.environ.get('A'), s.getsignal(s.SIGINT) is s.default_int_handler)"
+    monkeypatch.delenv("A", raising=False)
+    try:
+        for settings in ({"A": "1"}, {}):
+            assert dev.run([sys.executable, "-c", show], settings) == 0
+        assert [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)] == handlers
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert capfd.readouterr().out.splitlines() == ["1 True", "None True"]
+
+
+def test_modules_that_compare_numbers_run_under_each_setting(repository: Path):
+    """A new module that compares floating-point results must say that it does; figures show numbers, rounded."""
+    for path in sorted(repository.glob("tests/test_*.py")):
+        text = path.read_text(encoding="utf-8")
+        if "assert_close" in text and not path.name.startswith(("test_viz", "test_dev")):
+            assert "pytest.mark.numerics" in text, path.name
 
 
 def test_jupyterlab_serves_the_repository_and_opens_the_first_notebook(monkeypatch: pytest.MonkeyPatch):

@@ -1,9 +1,12 @@
 """One expert against its formula, written out."""
 
+import pytest
 import torch
 from torch.testing import assert_close
 
 from mixtral_edu.experts import Expert
+
+pytestmark = pytest.mark.numerics
 
 
 def test_convention_expert_w1_gates_w3_goes_up_w2_comes_down(make_config):

@@ -19,6 +19,9 @@ from mixtral_edu.attention import GroupedQueryAttention, attend_flash, attend_sd
 from mixtral_edu.checkpoint import StoredTensor
 from mixtral_edu.flash import FlashKernel, attend_by_torch, check_flash, flash_kernel, package_kernel, torch_kernel
 from mixtral_edu.masks import NO_POSITION, Visibility
+from tolerances import FORWARD, assert_attention, unit
+
+pytestmark = pytest.mark.numerics
 
 B, DH = 3, 16
 HALVES = (torch.float16, torch.bfloat16)
@@ -144,7 +147,7 @@ def test_equals_eager_forward_and_backward_and_no_pad_reaches_the_kernel(stand_i
         hidden += [x.masked_fill(~keys[:, None, :, None], torch.nan) for x in (k, v)]
         packed_only = padding != "none" or T == 1
     out = attend_flash(*(hidden if packed_only else (q, k, v)), visibility)
-    assert_close(out, expected, rtol=0, atol=2e-6)
+    assert_attention(out, expected, S)
     assert not out.transpose(1, 2)[~queries].any(), "who sees nothing gathers nothing"
 
     if padding == "only padding":
@@ -171,7 +174,7 @@ def test_half_precision_stays_what_it_is(stand_in, dtype, padding):
     out = attend_flash(q, k, v, visibility)
     expected, _ = eager_attention(q.float(), k.float(), v.float(), visibility.mask)
     assert out.dtype == dtype
-    assert_close(out.float(), expected, rtol=0, atol=0.02)
+    assert_close(out.float(), expected, rtol=unit(dtype), atol=2e-6)  # the stand-in rounds once
 
 
 @pytest.mark.parametrize(("T", "S"), [(9, 9), (4, 13), (1, 13)])
@@ -183,7 +186,7 @@ def test_convention_padding_inside_a_row_counts_for_the_window(stand_in, monkeyp
     monkeypatch.setattr("mixtral_edu.attention.attend_sdpa", lambda *given: taken.append(1) or attend_sdpa(*given))
     visibility = visibility_of(T, S, window, "holes")
     q, k, v = random_qkv(T, S)
-    assert_close(attend_flash(q, k, v, visibility), eager_attention(q, k, v, visibility.mask)[0], rtol=0, atol=2e-6)
+    assert_attention(attend_flash(q, k, v, visibility), eager_attention(q, k, v, visibility.mask)[0], S)
     assert bool(taken) == (T > 1 and window == 4) and len(taken) + len(stand_in.calls) == 1
 
 
@@ -205,7 +208,7 @@ def test_other_head_sizes_are_filled_up(stand_in, Dh, padding):
     visibility = visibility_of(5, 9, 4, padding)
     q, k, v = random_qkv(5, 9, Dh=Dh)
     out = attend_flash(q, k, v, visibility)
-    assert_close(out, eager_attention(q, k, v, visibility.mask)[0], rtol=0, atol=2e-6)
+    assert_attention(out, eager_attention(q, k, v, visibility.mask)[0], keys=9)
     assert stand_in.calls[0].q.shape[-1] == -(-Dh // 8) * 8
     assert (stand_in.calls[0].q.data_ptr() == q.data_ptr()) == (Dh % 8 == 0 and padding == "none"), "else no copy"
 
@@ -269,11 +272,10 @@ def test_a_model_in_chunks_and_on_the_ring_equals_eager(stand_in, make_config, w
     real = torch.ones_like(ids).bool() if mask is None else mask.bool()
     with torch.no_grad():
         expected = eager(ids, attention_mask=mask, use_cache=False).logits
-        assert_close(flash_model(ids, attention_mask=mask, use_cache=False).logits[real], expected[real],
-                     rtol=0, atol=3e-5)  # fmt: skip
+        assert_close(flash_model(ids, attention_mask=mask, use_cache=False).logits[real], expected[real], **FORWARD)
     with nullcontext() if gradients else torch.no_grad():
         logits = in_chunks(flash_model, ids, mask, chunks)
-    assert_close(logits[real], expected[real], rtol=0, atol=3e-5)
+    assert_close(logits[real], expected[real], **FORWARD)
     assert logits.isfinite().all()
     assert all(call.k.shape[-2] == 2 for call in stand_in.calls)
     if padding == "none":
@@ -491,7 +493,7 @@ def test_each_kernel_is_called_as_its_signature_says(no_package, monkeypatch, wh
     assert whose in flash_kernel().name
     assert [call.dropout for call in stand_in.calls] == [0.0, 0.125]
     expected, _ = eager_attention(q.float(), k.float(), v.float(), visibility.mask)
-    assert_close(out.float(), expected, rtol=0, atol=0.03)
+    assert_close(out.float(), expected, rtol=unit(torch.bfloat16), atol=2e-6)  # the stand-in rounds once
 
 
 @pytest.mark.parametrize("packed", [False, True])

@@ -12,6 +12,8 @@ from mixtral_edu.generation import TextStreamer, generate, stream
 from mixtral_edu.tokenizer import MixtralTokenizer, train_tokenizer
 from tokenizer_samples import TEXTS
 
+pytestmark = pytest.mark.numerics
+
 
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory) -> MixtralTokenizer:

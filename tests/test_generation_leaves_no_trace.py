@@ -453,6 +453,7 @@ def test_copies_that_quantized_layers_keep_are_not_in_the_way(make_pair, action)
     same(action(model.prepare_for_inference()), action(twin.prepare_for_inference()))
 
 
+@pytest.mark.numerics
 def test_losses_of_a_training_that_follows_a_generation(make_pair):
     """The right values are those of PyTorch's plain optimizer on the plain model."""
     model, twin = make_pair("sorted", torch.float32, None)

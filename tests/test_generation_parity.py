@@ -8,6 +8,8 @@ from mixtral_edu import MixtralForCausalLM
 from mixtral_edu.tokenizer import train_tokenizer
 from tokenizer_samples import TEXTS
 
+pytestmark = pytest.mark.numerics
+
 
 @pytest.fixture(scope="module")
 def make_model(make_config):

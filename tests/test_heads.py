@@ -18,9 +18,11 @@ from mixtral_edu import (
     MixtralModel,
     RollingKVCache,
 )
+from tolerances import FORWARD, chain_error
+
+pytestmark = pytest.mark.numerics
 
 HEADS = (MixtralForSequenceClassification, MixtralForTokenClassification, MixtralForQuestionAnswering)
-FORWARD = {"rtol": 0, "atol": 3e-5}  # in float32 both models round at the order of 1e-6
 B, T, PAD = 3, 13, 3
 TEXT_LENGTHS = (9, 4, 13)
 PADDINGS = ("none", "left", "right")
@@ -52,7 +54,8 @@ def assert_equal_gradients(ours, theirs, to_transformers) -> None:
     for name, gradient in expected.items():
         assert gradient.any(), name
         size = max(1.0, gradient.abs().max().item())
-        assert_close(found[name], gradient, rtol=0, atol=1e-5 * size, msg=lambda text, name=name: f"{name}: {text}")
+        allowed = chain_error(2000) * size  # back as many additions as forth
+        assert_close(found[name], gradient, rtol=0, atol=allowed, msg=lambda text, name=name: f"{name}: {text}")
 
 
 SEQUENCE_LABELS = {
@@ -81,7 +84,8 @@ def test_sequence_classification_equals_transformers(
     theirs = transformers_twin(ours)
     ids, mask = batch(padding)
     call = {"input_ids": ids, "attention_mask": mask if masked else None, "labels": labels}
-    out, expected = ours(**call), theirs(**call)
+    as_there = labels.float() if num_labels == 1 else labels  # with torch 2.11 whole numbers have no gradient there
+    out, expected = ours(**call), theirs(**call | {"labels": as_there})
     assert out.logits.shape == (B, num_labels) and expected.logits.std() > 0.3
     assert_close(out.logits, expected.logits, **FORWARD)
     assert_close(out.loss, expected.loss, **FORWARD)
@@ -348,7 +352,7 @@ def test_embeddings_are_pooled_by_their_mask(make_config, transformers_twin):
         call = {"inputs_embeds": ours.model.embed_tokens(ids), "attention_mask": mask}
         assert_close(ours(**call).logits, ours(ids, mask).logits, **FORWARD)
         differences = (ours(**call).logits - theirs(**call).logits).abs().amax(1)
-        assert (differences < 3e-5).tolist() == [agrees, agrees, True]
+        assert (differences < FORWARD["atol"]).tolist() == [agrees, agrees, True]
 
 
 def test_a_single_text_without_mask_or_pad_id_ends_at_its_end(make_config, transformers_twin):

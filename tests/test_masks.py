@@ -18,6 +18,8 @@ from mixtral_edu.masks import (
     window_mask,
 )
 
+pytestmark = pytest.mark.numerics
+
 
 def allowed(i: int, j: int, window: int | None) -> bool:
     return NO_POSITION not in (i, j) and 0 <= i - j and (window is None or i - j < window)

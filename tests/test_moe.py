@@ -10,6 +10,8 @@ from torch.testing import assert_close
 from mixtral_edu.dispatch import EXPERT_DISPATCH
 from mixtral_edu.moe import Router, SparseMoE, load_balancing_loss
 
+pytestmark = pytest.mark.numerics
+
 D = 44
 
 

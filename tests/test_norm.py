@@ -1,9 +1,12 @@
 """RMSNorm against PyTorch's and transformers' own, and its precision."""
 
+import pytest
 import torch
 from torch.testing import assert_close
 
 from mixtral_edu.norm import RMSNorm
+
+pytestmark = pytest.mark.numerics
 
 
 def norm_with_random_weight(size: int, eps: float) -> RMSNorm:

@@ -23,6 +23,9 @@ from mixtral_edu.data import probe_text
 from mixtral_edu.quantization import QuantizationConfig, checkpoint_bytes, quantization_of, quantize_model
 from mixtral_edu.quantized_linear import Int4Linear, Int8Linear
 from mixtral_edu.training import bits_per_byte
+from tolerances import unit
+
+pytestmark = pytest.mark.numerics
 
 FORMS = ["int8", "int4", QuantizationConfig(4, group_size=32)]
 SIZES = {"vocab_size": 97, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
@@ -113,7 +116,8 @@ def test_a_rounded_model_computes_with_its_rounded_weights(form, dtype):
         assert_close(out[-1], expected[-1], rtol=0, atol=1e-5)
     else:  # a router's near tie may fall the other way: most tokens have none
         error = (out[-1] - expected[-1]).float().norm(dim=-1) / expected[-1].float().norm(dim=-1)
-        assert error.median() < 0.02
+        steps = 16 * model.config.num_hidden_layers  # numbers are rounded some 16 times a layer, in both models
+        assert error.median() < unit(dtype) * (2 * steps) ** 0.5
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

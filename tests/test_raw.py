@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import warnings
 from pathlib import Path
 
 import psutil
@@ -128,6 +129,19 @@ def test_pickles_of_other_things_are_named(tmp_path):
         torch.save(content, tmp_path / "consolidated.00.pth")
         with pytest.raises(ValueError, match=rf"consolidated\.00\.pth {message}"):
             raw_tensors(tmp_path)
+
+
+def test_a_warning_while_reading_is_no_damage(tmp_path, monkeypatch):
+    """Warnings are errors here, as in many test suites, and torch warns of more in each version."""
+    load = torch.load
+
+    def load_with_a_warning(*arguments, **options):
+        warnings.warn("slow for large files", stacklevel=1)
+        return load(*arguments, **options)
+
+    monkeypatch.setattr(torch, "load", load_with_a_warning)
+    torch.save(TENSORS, tmp_path / "consolidated.00.pth")
+    assert contents(tmp_path) == WANTED
 
 
 def test_damaged_safetensors_are_named(tmp_path):

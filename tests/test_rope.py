@@ -8,6 +8,8 @@ from torch.testing import assert_close
 
 from mixtral_edu.rope import apply_rotary, rotary_frequencies, rotary_tables
 
+pytestmark = pytest.mark.numerics
+
 B, H, T, DH = 2, 3, 5, 14
 THETA = 1e4
 

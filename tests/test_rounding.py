@@ -8,6 +8,8 @@ from hypothesis import strategies as st
 
 from mixtral_edu.rounding import pack_pairs, quantize_groups, quantize_rows, unpack_pairs
 
+pytestmark = pytest.mark.numerics
+
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
 

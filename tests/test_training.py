@@ -81,6 +81,7 @@ def test_weight_decay_spares_the_norms(small_recipe, tokenizer):
     assert len(decayed) + len(spared) == len(names)
 
 
+@pytest.mark.numerics
 def test_a_resumed_run_equals_an_uninterrupted_one(small_recipe, tokenizer, tmp_path):
     whole = trainer_for(small_recipe, tokenizer)
     whole.train(progress=False)
@@ -105,6 +106,7 @@ def test_resuming_under_other_settings_is_refused(small_recipe, tokenizer, tmp_p
         trainer_for(other, tokenizer).load(tmp_path / "training.pt")
 
 
+@pytest.mark.numerics
 def test_training_learns_a_repeated_batch(small_recipe, tokenizer):
     recipe = replace(small_recipe, training=TrainingConfig(steps=60, learning_rate=1e-2, warmup_steps=5))
     batch = Mixture(tokenizer, recipe)(0)
@@ -184,6 +186,7 @@ def _runs(row, learned):
             run = []
 
 
+@pytest.mark.numerics
 def test_bits_per_byte_is_the_loss_in_other_units(small_recipe, tokenizer):
     model = MixtralForCausalLM(small_recipe.config).eval()
     text = "A text of two lines,\nwith an emoji 🙂 that takes four bytes."
