@@ -1,8 +1,8 @@
 """Mixtral, readable: every component of Mixtral-8x7B in PyTorch, with a small trained model that runs anywhere."""
 
 from mixtral_edu.cache import RollingKVCache
+from mixtral_edu.checkpoints.convert import convert_checkpoint
 from mixtral_edu.config import MixtralConfig
-from mixtral_edu.convert import convert_checkpoint
 from mixtral_edu.generation import TextStreamer
 from mixtral_edu.heads import (
     MixtralForQuestionAnswering,
@@ -10,7 +10,7 @@ from mixtral_edu.heads import (
     MixtralForTokenClassification,
 )
 from mixtral_edu.model import MixtralForCausalLM, MixtralModel
-from mixtral_edu.tokenizer import MixtralTokenizer
+from mixtral_edu.text.tokenizer import MixtralTokenizer
 
 __version__ = "0.1.0"
 

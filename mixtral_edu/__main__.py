@@ -39,7 +39,7 @@ def _new_file(text: str) -> Path:
 def _train(arguments: argparse.Namespace) -> None:
     import torch
 
-    from mixtral_edu.recipes import train_recipe
+    from mixtral_edu.training.recipes import train_recipe
 
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
@@ -55,9 +55,9 @@ def _train(arguments: argparse.Namespace) -> None:
 
 def _evaluate(arguments: argparse.Namespace) -> None:
     from mixtral_edu import MixtralForCausalLM, MixtralTokenizer
-    from mixtral_edu.corpus import PROBES
-    from mixtral_edu.evaluation import evaluate
-    from mixtral_edu.recipes import RECIPES
+    from mixtral_edu.training.corpus import PROBES
+    from mixtral_edu.training.evaluation import evaluate
+    from mixtral_edu.training.recipes import RECIPES
 
     # Weights and scales as they are stored, arithmetic in float32.
     model = MixtralForCausalLM.from_pretrained(arguments.model, quantization=arguments.quantization).float()
@@ -83,7 +83,7 @@ def _convert(arguments: argparse.Namespace) -> None:
 
 
 def _benchmark(arguments: argparse.Namespace) -> None:
-    from mixtral_edu.benchmark import as_table, benchmark
+    from mixtral_edu.bench.command import as_table, benchmark
 
     if arguments.picture:
         try:

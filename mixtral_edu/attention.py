@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 from mixtral_edu.cache import CacheStep
 from mixtral_edu.config import MixtralConfig
-from mixtral_edu.fast_weights import FastWeights
-from mixtral_edu.flash import check_flash, flash_attention, packing_of
-from mixtral_edu.linear import Linear, lay_out_together, multiply_all
+from mixtral_edu.fast.flash import check_flash, flash_attention, packing_of
+from mixtral_edu.fast.linear import Linear, lay_out_together, multiply_all
+from mixtral_edu.fast.weights import FastWeights
 from mixtral_edu.masks import Visibility
 from mixtral_edu.rope import apply_rotary
 

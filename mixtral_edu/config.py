@@ -7,9 +7,9 @@ from dataclasses import InitVar, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from mixtral_edu.checkpoints.folders import read_json_object
+from mixtral_edu.checkpoints.params import PARAMS_FILE, read_params
 from mixtral_edu.config_checks import NOT_SAVED, ReadOnly, check, check_changes, shown
-from mixtral_edu.files import read_json_object
-from mixtral_edu.params import PARAMS_FILE, read_params
 
 # Written by transformers into each config.json, without a meaning for this model: neither kept nor warned about.
 _SILENT_KEYS = frozenset(

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mixtral_edu.config import MixtralConfig
-from mixtral_edu.fast_weights import FastWeights, Product, is_untouched, laid_out, may_be_bypassed
-from mixtral_edu.linear import Linear, lay_out_together, multiply_all
+from mixtral_edu.fast.linear import Linear, lay_out_together, multiply_all
+from mixtral_edu.fast.weights import FastWeights, Product, is_untouched, laid_out, may_be_bypassed
 
 
 @may_be_bypassed
@@ -37,7 +37,7 @@ class Expert(nn.Module):
 class Experts(nn.ModuleList):
     """The E experts of a layer, each with weights of its own.
 
-    `product`: see `mixtral_edu.fast_weights`; None but while a model generates with one product for all experts.
+    `product`: see `mixtral_edu.fast.weights`; None but while a model generates with one product for all experts.
     """
 
     product: Product | None = None

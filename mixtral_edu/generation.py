@@ -11,8 +11,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from mixtral_edu.cuda_graph import GraphedStep
-from mixtral_edu.fast_weights import fast_weights_for
+from mixtral_edu.fast.cuda_graph import GraphedStep
+from mixtral_edu.fast.weights import fast_weights_for
 from mixtral_edu.input_checks import check_ids
 from mixtral_edu.sampling import (
     FROM_CONFIG,
@@ -24,8 +24,8 @@ from mixtral_edu.sampling import (
     keep_top_p,
     next_token,
 )
-from mixtral_edu.streaming import IncrementalDecoder, TextStreamer
-from mixtral_edu.tokenizer import MixtralTokenizer
+from mixtral_edu.text.streaming import IncrementalDecoder, TextStreamer
+from mixtral_edu.text.tokenizer import MixtralTokenizer
 
 __all__ = [
     "IncrementalDecoder",

@@ -9,8 +9,8 @@ from mixtral_edu.attention import GroupedQueryAttention, check_backend
 from mixtral_edu.cache import CacheStep, RollingKVCache
 from mixtral_edu.config import MixtralConfig
 from mixtral_edu.dispatch import RouterOutput
+from mixtral_edu.fast.linear import Linear
 from mixtral_edu.input_checks import IGNORED_LABEL, can_look_at, check_inputs, check_labels, check_tokens, given_cache
-from mixtral_edu.linear import Linear
 from mixtral_edu.masks import NO_POSITION, Visibility, row_positions
 from mixtral_edu.moe import SparseMoE, load_balancing_loss
 from mixtral_edu.norm import RMSNorm

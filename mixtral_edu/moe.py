@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from mixtral_edu.config import MixtralConfig
 from mixtral_edu.dispatch import EXPERT_DISPATCH, RouterOutput
 from mixtral_edu.experts import Expert, Experts
-from mixtral_edu.fast_weights import FastWeights
+from mixtral_edu.fast.weights import FastWeights
 
 
 class Router(nn.Linear):

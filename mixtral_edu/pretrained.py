@@ -7,10 +7,10 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from mixtral_edu import checkpoint
 from mixtral_edu.cache import RollingKVCache
+from mixtral_edu.checkpoints import huggingface as checkpoint
 from mixtral_edu.config import MixtralConfig
-from mixtral_edu.cuda_graph import GraphedStep
+from mixtral_edu.fast.cuda_graph import GraphedStep
 from mixtral_edu.norm import RMSNorm
 
 
@@ -128,9 +128,9 @@ class PreTrained(nn.Module):
             compile: let `torch.compile` make one program of the step that continues a text by one token, as
                 `compiled_step`, which `generate` then uses. The first steps take it some ten seconds and a C++
                 compiler; with `experts_implementation="grouped"` nothing is left out of the program.
-            graph: on a CUDA device, record that step for each cache and replay it, see `mixtral_edu.cuda_graph`; with
-                `experts_implementation="grouped"` (of at most 64 rows, unless in bfloat16 on Hopper or Blackwell) and
-                another attention than FlashAttention-2.
+            graph: on a CUDA device, record that step for each cache and replay it, see `mixtral_edu.fast.cuda_graph`;
+                with `experts_implementation="grouped"` (of at most 64 rows, unless in bfloat16 on Hopper or Blackwell)
+                and another attention than FlashAttention-2.
 
         With either, hooks and other changes to the model are not seen by the step: call `train()`, which drops it, then
         this again.

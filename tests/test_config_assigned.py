@@ -19,7 +19,7 @@ from mixtral_edu import (
 from mixtral_edu.attention import ATTENTION_BACKENDS
 from mixtral_edu.config_checks import ATTENTION, EXPERTS, FIXED
 from mixtral_edu.dispatch import EXPERT_DISPATCH
-from mixtral_edu.quantization import quantize_model
+from mixtral_edu.quantization.model import quantize_model
 from test_config import INVALID
 
 pytestmark = pytest.mark.numerics

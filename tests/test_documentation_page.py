@@ -20,7 +20,7 @@ from mixtral_edu import (
     MixtralTokenizer,
     convert_checkpoint,
 )
-from mixtral_edu.quantization import QuantizationConfig, quantization_of
+from mixtral_edu.quantization.model import QuantizationConfig, quantization_of
 
 MESSAGES = [
     {"role": "user", "content": "Tell me a story about a brown goat and a kite."},

@@ -9,7 +9,7 @@ from torch import nn
 
 from history_model import ALONE, MASK, PROMPTS, HistoryModel, V, greedy_path, hash_of
 from mixtral_edu.generation import TextStreamer, generate, stream
-from mixtral_edu.tokenizer import MixtralTokenizer, train_tokenizer
+from mixtral_edu.text.tokenizer import MixtralTokenizer, train_tokenizer
 from tokenizer_samples import TEXTS
 
 pytestmark = pytest.mark.numerics

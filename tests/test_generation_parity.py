@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from mixtral_edu import MixtralForCausalLM
-from mixtral_edu.tokenizer import train_tokenizer
+from mixtral_edu.text.tokenizer import train_tokenizer
 from tokenizer_samples import TEXTS
 
 pytestmark = pytest.mark.numerics

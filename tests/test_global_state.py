@@ -15,9 +15,9 @@ from mixtral_edu import (
     convert_checkpoint,
     routing,
 )
-from mixtral_edu.evaluation import expert_load
-from mixtral_edu.quantization import quantize_model
-from mixtral_edu.training import Trainer, TrainingConfig, bits_per_byte
+from mixtral_edu.quantization.model import quantize_model
+from mixtral_edu.training.evaluation import expert_load
+from mixtral_edu.training.trainer import Trainer, TrainingConfig, bits_per_byte
 from mixtral_edu.viz.cache_ring import lost_keys
 from mixtral_edu.viz.masks import left_padded
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 pytestmark = pytest.mark.slow
-_ON_DEMAND = ("mixtral_edu.viz", "mixtral_edu.training", "mixtral_edu.timing", "mixtral_edu.benchmark")
+_ON_DEMAND = ("mixtral_edu.viz", "mixtral_edu.training", "mixtral_edu.bench")
 NO_CACHES = shutil.ignore_patterns("__pycache__", "*.pyc")
 
 

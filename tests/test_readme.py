@@ -9,9 +9,9 @@ from statistics import median
 import pytest
 
 from mixtral_edu import MixtralConfig
-from mixtral_edu.benchmark_results import amount, stored_runs
+from mixtral_edu.bench.results import amount, stored_runs
 from mixtral_edu.data import bundled_folder
-from mixtral_edu.quantization import checkpoint_bytes, quantization_of
+from mixtral_edu.quantization.model import checkpoint_bytes, quantization_of
 
 
 def order_of(repository: Path) -> list[str]:
@@ -20,28 +20,32 @@ def order_of(repository: Path) -> list[str]:
         (repository / "README.md").read_text(encoding="utf-8").partition("## Modules")[2].partition("Shape letters")[0]
     )
     rows = [line.split("|")[1] for line in table.splitlines() if line.startswith("| `")]
-    return [name for row in rows for name in re.findall(r"`(\w+)`", row)]
+    return [name for row in rows for name in re.findall(r"`([\w/]+)`", row)]
+
+
+def files_of(package: Path, name: str) -> list[Path]:
+    """A module's file, or all files of a folder."""
+    return [package / f"{name}.py"] if (package / f"{name}.py").exists() else sorted((package / name).rglob("*.py"))
 
 
 def test_the_table_of_modules_is_complete(repository: Path):
     package = repository / "mixtral_edu"
-    modules = {path.stem for path in package.glob("*.py")} | {
-        path.parent.name for path in package.glob("*/__init__.py")
-    }
-    assert sorted(order_of(repository)) == sorted(modules - {"__init__", "__main__", "data"})
+    listed = [file for name in order_of(repository) for file in files_of(package, name)]
+    apart = {file for file in package.rglob("*.py") if file.stem.startswith("__") or package / "data" in file.parents}
+    assert sorted(set(listed) - apart) == sorted(set(package.rglob("*.py")) - apart)
+    assert len(listed) == len(set(listed)), "each once"
 
 
 def test_modules_import_only_earlier_ones(repository: Path):
     order, package = order_of(repository), repository / "mixtral_edu"
-    for place, name in enumerate(order):
-        files = [package / f"{name}.py"] if (package / f"{name}.py").exists() else sorted((package / name).glob("*.py"))
-        text = "\n".join(file.read_text(encoding="utf-8") for file in files)
-        used = set()
-        for node in ast.walk(ast.parse(text)):
-            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("mixtral_edu"):
-                used |= {node.module.split(".")[1]} if "." in node.module else {alias.name for alias in node.names}
-        later = used & set(order[place + 1 :])
-        assert not later, f"{name} imports {later}, which the README lists after it"
+    listed = {file: place for place, name in enumerate(order) for file in files_of(package, name)}
+    for file, place in listed.items():
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if not isinstance(node, ast.ImportFrom) or not (node.module or "").startswith("mixtral_edu"):
+                continue
+            for module in {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}:
+                used = listed.get(repository / f"{module.replace('.', '/')}.py", -1)
+                assert used <= place, f"{file.relative_to(package)} imports {module}, which the README lists after it"
 
 
 def test_every_link_of_the_readme_leads_somewhere(repository: Path):

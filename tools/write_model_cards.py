@@ -14,10 +14,10 @@ from pathlib import Path
 from safetensors import safe_open
 
 from mixtral_edu import MixtralConfig
-from mixtral_edu.corpus import DOMAINS, PROBES, SOURCES
 from mixtral_edu.data import BUNDLED, bundled_folder
-from mixtral_edu.quantization import checkpoint_bytes
-from mixtral_edu.recipes import RECIPES
+from mixtral_edu.quantization.model import checkpoint_bytes
+from mixtral_edu.training.corpus import DOMAINS, PROBES, SOURCES
+from mixtral_edu.training.recipes import RECIPES
 
 PURPOSE = {
     "tiny": "continues plain text of several domains. It has read conversations too, but answers badly.",

@@ -5,8 +5,8 @@ import random
 
 import sentencepiece
 
-from mixtral_edu.bpe import train_bpe
 from mixtral_edu.exercises.framework import exercise
+from mixtral_edu.text.vocabulary import train_bpe
 
 
 @exercise("The next merge")

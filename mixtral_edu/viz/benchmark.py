@@ -8,8 +8,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator
 
-from mixtral_edu.benchmark_results import Result, amount
-from mixtral_edu.benchmark_tasks import Task
+from mixtral_edu.bench.results import Result, amount
+from mixtral_edu.bench.tasks import Task
 from mixtral_edu.viz.style import ACCENT, FAINT, INK, MUTED, new_figure, use_style
 
 _ROW, _ABOVE, _BELOW = 0.25, 0.75, 0.62  # inches
@@ -24,7 +24,7 @@ def ratios_and_floors(results: Sequence[Result], title: str | None = None, figur
     rows in which we are faster, or take less memory; they are filled.
 
     Args:
-        results: what `mixtral_edu.benchmark.benchmark` returns.
+        results: what `mixtral_edu.bench.command.benchmark` returns.
         title: instead of the computed one, which counts those rows.
         figure: a figure to draw into instead of a new one.
 

@@ -10,7 +10,7 @@ from matplotlib.patches import Rectangle
 from numpy.typing import ArrayLike
 
 from mixtral_edu.masks import NO_POSITION
-from mixtral_edu.tokenizer import Piece
+from mixtral_edu.text.tokenizer import Piece
 from mixtral_edu.viz.style import ACCENT, FAINT, INK, MONO, MUTED, PAPER, new_figure, printable, text_colour, use_style
 
 _AGES = LinearSegmentedColormap.from_list("ages", [ACCENT, "#DCE9F5"])  # newest to oldest

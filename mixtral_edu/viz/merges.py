@@ -8,7 +8,7 @@ from typing import Any
 from ipywidgets import Dropdown, SelectionSlider, Text
 from matplotlib.figure import Figure
 
-from mixtral_edu.tokenizer import MixtralTokenizer, Piece
+from mixtral_edu.text.tokenizer import MixtralTokenizer, Piece
 from mixtral_edu.viz.router import MARGIN, WIDTH
 from mixtral_edu.viz.style import ACCENT, INK, MUTED, PAPER, new_figure, printable, use_style
 from mixtral_edu.viz.tokens import box, canvas, token_boxes

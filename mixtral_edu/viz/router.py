@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from numpy.typing import ArrayLike
 
-from mixtral_edu.tokenizer import Piece
+from mixtral_edu.text.tokenizer import Piece
 from mixtral_edu.viz.style import (
     FAINT,
     INK,

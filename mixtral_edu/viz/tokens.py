@@ -6,7 +6,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from mixtral_edu.tokenizer import Piece
+from mixtral_edu.text.tokenizer import Piece
 from mixtral_edu.viz.router import MARGIN, TEXT_HEIGHT, TEXT_SIZE, WIDTH, place_tokens
 from mixtral_edu.viz.style import (
     ACCENT,

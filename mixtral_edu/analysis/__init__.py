@@ -1,0 +1,1 @@
+"""What the router does, and ways to interfere."""

@@ -1,0 +1,1 @@
+"""The `benchmark` command: tasks, forms and peers, timed in turns, beside what the hardware allows."""

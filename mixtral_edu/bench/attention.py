@@ -1,0 +1,153 @@
+"""Attention alone, on one text with heads as many and as large as a model's: each way's time, memory and error.
+
+The floor is that of a roofline: the longer of two times, that of the two products' multiplications with all pairs that
+may meet, and that of reading queries, keys and values once and writing the output.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from mixtral_edu.attention import attend_flash, attend_sdpa, eager_attention
+from mixtral_edu.bench.results import Result, floor_by_bytes, floor_by_operations
+from mixtral_edu.bench.tasks import Task
+from mixtral_edu.bench.timing import paired_rounds
+from mixtral_edu.checkpoints.memory import dtype_name, require_memory
+from mixtral_edu.config import MixtralConfig
+from mixtral_edu.fast.flash import check_flash
+from mixtral_edu.masks import Visibility
+
+_QUERIES_CHECKED = 16
+
+
+class Attention:
+    """The work of one way to compute attention: a whole text at once, as a prefill does it in each layer.
+
+    The way "eager" writes all scores down and gets the window as a mask, which is made once, as for all layers of a
+    model, and is not in its time or memory; the others leave out what no window reaches.
+
+    Raises:
+        ValueError: the way cannot run on that device or in that type.
+        MemoryError: there is no room for the scores.
+    """
+
+    def __init__(self, way: str, config: MixtralConfig, task: Task, dtype: torch.dtype, device: torch.device):
+        T, Hq, Hkv, Dh = task.tokens, config.num_attention_heads, config.num_key_value_heads, config.head_dim
+        if way == "flash_attention_2":
+            check_flash(device, dtype, Dh)
+        if way == "eager":  # scores and weights, the softmax in float32, and the mask
+            needed = Hq * T * T * (2 * dtype.itemsize + 4) + T * T
+            require_memory(needed, device, f"the scores of {T:,} tokens in {Hq} heads")
+        generator = torch.Generator("cpu").manual_seed(T)
+        self.q, self.k, self.v = (
+            torch.randn(1, heads, T, Dh, generator=generator, dtype=torch.float32, device="cpu").to(device, dtype)
+            for heads in (Hq, Hkv, Hkv)
+        )
+        positions = torch.arange(T, device=device)[None]
+        self.visibility = Visibility(positions, positions, task.window if task.has_window else None)
+        self.attend: Callable[..., Tensor] = {
+            "eager": lambda q, k, v, visibility: eager_attention(q, k, v, visibility.mask)[0],
+            "sdpa": attend_sdpa,
+            "flash_attention_2": attend_flash,
+        }[way]
+
+    def prepare(self) -> None:
+        """Nothing to do: the inputs stay as they are."""
+
+    @torch.no_grad()
+    def run(self) -> Tensor:
+        return self.attend(self.q, self.k, self.v, self.visibility)
+
+    def peak_bytes(self) -> int | None:
+        """What one run holds at most beside its inputs; None on a CPU, where PyTorch does not count it."""
+        if self.q.device.type != "cuda":
+            return None
+        torch.cuda.reset_peak_memory_stats(self.q.device)
+        before = torch.cuda.memory_allocated(self.q.device)
+        self.run()
+        return torch.cuda.max_memory_allocated(self.q.device) - before
+
+    @torch.no_grad()
+    def error(self) -> float:
+        """The largest difference to attention in double precision, over queries spread evenly over the text."""
+        T, G = self.q.shape[2], self.q.shape[1] // self.k.shape[1]
+        out, window, errors = self.run(), self.visibility.window or T, []
+        k, v = (x[0].double().repeat_interleave(G, 0) for x in (self.k, self.v))  # (Hq, T, Dh)
+        checked = torch.linspace(0, T - 1, min(T, _QUERIES_CHECKED), dtype=torch.float32, device="cpu")
+        for t in checked.long().tolist():
+            seen = slice(max(0, t - window + 1), t + 1)
+            scores = k[:, seen] @ self.q[0, :, t, :, None].double() * k.shape[-1] ** -0.5  # (Hq, S, 1)
+            exact = (scores.softmax(dim=1) * v[:, seen]).sum(dim=1)  # (Hq, Dh)
+            errors.append((out[0, :, t] - exact).abs().max().item())
+        return max(errors)
+
+
+def compare_attention(
+    config: MixtralConfig,
+    task: Task,
+    dtype: torch.dtype,
+    device: torch.device,
+    seconds: float,
+    bandwidth: float,
+    rate: float,
+    report: Callable[[str], None],
+) -> list[Result]:
+    """Measure all ways in turns, each beside "eager" where there is room for that; what cannot run is reported.
+
+    Args:
+        config: heads and their size.
+        task: `attention-T-W`.
+        seconds: to spend on the rounds.
+        bandwidth, rate: bytes and operations a second that the device reaches.
+    """
+    works, found = {}, {}
+    for way in ways_of(device):
+        try:
+            work = Attention(way, config, task, dtype, device)
+            found[way] = {"error": work.error(), "peak_bytes": work.peak_bytes()}
+            works[way] = work
+        except (ValueError, MemoryError, RuntimeError) as error:  # the last: memory, or a kernel for other cards
+            report(f"    {row_name(way, dtype)} is left out: {error}".partition("\n")[0])
+    rounds = paired_rounds([*works.values()], seconds, device)
+    times = {way: tuple(each) for way, each in zip(works, rounds, strict=True)}
+    floor, floor_from = max(
+        floor_by_operations(operations_of_attention(config, task), rate),
+        floor_by_bytes(bytes_of_attention(config, task, dtype), bandwidth),
+    )
+    if "eager" in times:
+        beside = {"theirs": times["eager"], "against": "eager", "setting": row_name("eager", dtype)}
+        found = {way: values if way == "eager" else values | beside for way, values in found.items()}
+    return [
+        Result(task.name, row_name(way, dtype), ours, tokens=task.tokens, floor=floor, floor_from=floor_from,
+               **found[way])
+        for way, ours in times.items()
+    ]  # fmt: skip
+
+
+def row_name(way: str, dtype: torch.dtype) -> str:
+    """How a row of results names a way."""
+    return f"{way} {dtype_name(dtype)}"
+
+
+def ways_of(device: torch.device) -> tuple[str, ...]:
+    """The ways to compare."""
+    return ("eager", "sdpa", "flash_attention_2") if device.type == "cuda" else ("eager", "sdpa")
+
+
+def dtypes_of(dtype: torch.dtype, device: torch.device) -> tuple[torch.dtype, ...]:
+    """The types to compare: both short ones on a GPU, else that of the run."""
+    return (torch.bfloat16, torch.float16) if device.type == "cuda" else (dtype,)
+
+
+def operations_of_attention(config: MixtralConfig, task: Task) -> int:
+    """Multiplications and additions of the two products, with all pairs that causality and window allow."""
+    T, W = task.tokens, min(task.window, task.tokens)
+    pairs = W * T - W * (W - 1) // 2
+    return pairs * config.num_attention_heads * config.head_dim * 4
+
+
+def bytes_of_attention(config: MixtralConfig, task: Task, dtype: torch.dtype) -> int:
+    """Bytes of queries, keys, values and output."""
+    heads = 2 * config.num_attention_heads + 2 * config.num_key_value_heads
+    return task.tokens * heads * config.head_dim * dtype.itemsize

@@ -1,0 +1,255 @@
+"""What a benchmark found: rows with their times and floors, the machine that they hold for, a table, a file."""
+
+import json
+import platform
+import subprocess
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from statistics import median
+from typing import Any, NamedTuple
+
+import torch
+
+import mixtral_edu
+from mixtral_edu.bench.timing import Quartiles, quartiles
+from mixtral_edu.checkpoints.folders import read_json_object, whole_file
+from mixtral_edu.training.recipes import processor_name
+
+_STORED = Path(__file__).parents[1] / "data" / "results"
+_COLUMNS = ("task", "ours", "takes", "a token", "theirs", "theirs / ours", "floor", "reached", "rounds", "their way",
+            "memory", "error")  # fmt: skip
+_ALWAYS = 10  # so many columns are shown even if they are empty
+_WORDS = ("task", "ours", "their way")  # columns that are no numbers
+
+
+@dataclass(frozen=True)
+class Result:
+    """One row: a task, in one of our variants, beside a peer.
+
+    Args:
+        task: its name.
+        variant: which form of our model, such as "packed float32" or "int4 bfloat16"; of loading, what is measured.
+        ours: what each round took: seconds of one pass or step, or bytes.
+        theirs: the peer's, round by round; empty without one.
+        unit: "s" or "bytes".
+        tokens: that one pass takes in; 0 where that has no meaning.
+        against: the peer's name.
+        setting: how the peer was set, and its dtype.
+        floor: the least that it can take, in the same unit; None if unknown.
+        floor_from: how the floor comes about, in words.
+        peak_bytes: of attention alone, what it holds at most beside its inputs; None where that was not measured.
+        error: of attention alone, the largest difference to double precision.
+        tried: the peer's other settings with the seconds of their trial.
+        left_out: settings that were not tried, and why.
+        date: when it was measured.
+    """
+
+    task: str
+    variant: str
+    ours: tuple[float, ...]
+    theirs: tuple[float, ...] = ()
+    unit: str = "s"
+    tokens: int = 0
+    against: str = ""
+    setting: str = ""
+    floor: float | None = None
+    floor_from: str = ""
+    peak_bytes: float | None = None
+    error: float | None = None
+    tried: dict[str, float] = field(default_factory=dict)
+    left_out: dict[str, str] = field(default_factory=dict)
+    date: str = field(default_factory=lambda: datetime.now().isoformat(sep=" ", timespec="minutes"))
+
+    @property
+    def ratio(self) -> Quartiles | None:
+        """Theirs by ours, paired round by round: above 1 we are faster, or take less. None without a peer."""
+        ratios = [theirs / ours for theirs, ours in zip(self.theirs, self.ours, strict=True)] if self.theirs else []
+        return quartiles(ratios) if ratios else None
+
+    @property
+    def share_of_floor(self) -> float | None:
+        """The floor by our median: 1 if nothing could be faster. None without a floor."""
+        return None if self.floor is None else self.floor / median(self.ours)
+
+
+def describe_machine(device: torch.device) -> dict[str, Any]:
+    """Processor, versions, and on a GPU its name, driver and CUDA version: what times depend on, beside settings."""
+    machine = {
+        "processor": processor_name(),
+        "capability": torch.backends.cpu.get_cpu_capability(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": _installed_version("transformers"),
+        "mixtral_edu": mixtral_edu.__version__,
+    }
+    if device.type == "cuda":
+        machine |= {
+            "gpu": torch.cuda.get_device_name(device),
+            "driver": _driver_version(),
+            "cuda": torch.version.cuda,
+        }
+    return machine
+
+
+class ResultFile:
+    """A JSON file of runs, each with its machine, settings and results; written anew after each result.
+
+    A run goes on where its machine and settings are the same as those of a run in the file.
+
+    Args:
+        path: None keeps nothing on disk.
+        machine, settings: of this run.
+        again: forget what an equal run has found.
+
+    Raises:
+        ValueError: the file holds something else.
+    """
+
+    def __init__(self, path: Path | None, machine: dict[str, Any], settings: dict[str, Any], again: bool = False):
+        self.path = path
+        self._content: dict[str, Any] = {"runs": []}
+        if path is not None and path.exists():
+            self._content = read_json_object(path)
+            if not isinstance(self._content.get("runs"), list):
+                raise ValueError(f"json_file={str(path)!r} holds no runs of a benchmark: name another file")
+        own = json.loads(json.dumps({"machine": machine, "settings": settings}))  # tuples as the file has them: lists
+        equal = [run for run in self._content["runs"] if {key: run.get(key) for key in own} == own]
+        self._run = equal[0] if equal else own | {"results": []}
+        if not equal:
+            self._content["runs"].append(self._run)
+        if again:
+            self._run |= {"results": [], "left_out": []}
+
+    @property
+    def results(self) -> list[Result]:
+        """What this run has found so far."""
+        return [as_result(row) for row in self._run["results"]]
+
+    @property
+    def left_out(self) -> set[tuple[str, str]]:
+        """Tasks and variants that this run has tried in vain."""
+        return {(row["task"], row["variant"]) for row in self._run.get("left_out", [])}
+
+    def add(self, result: Result) -> None:
+        """Keep one more row."""
+        self._run["results"].append(asdict(result))
+        self._write()
+
+    def leave_out(self, task: str, variant: str, reason: str) -> None:
+        """Keep that a row cannot be measured, and why."""
+        self._run.setdefault("left_out", []).append({"task": task, "variant": variant, "reason": reason})
+        self._write()
+
+    def _write(self) -> None:
+        if self.path is not None:
+            with whole_file(self.path) as beside:
+                beside.write_text(json.dumps(self._content, indent=1) + "\n", encoding="utf-8")
+
+
+class StoredRun(NamedTuple):
+    """A run that was stored with the package: its machine, settings and rows."""
+
+    machine: dict[str, Any]
+    settings: dict[str, Any]
+    results: list[Result]
+
+    @property
+    def origin(self) -> str:
+        """When it ran, where, and with which versions, in words."""
+        machine, day = self.machine, min(result.date for result in self.results)[:10]
+        place = machine["processor"]
+        if "gpu" in machine:
+            place = f"{machine['gpu']}, driver {machine['driver']}, CUDA {machine['cuda']}"
+        peer = f", transformers {machine['transformers']}" if self.settings["against"] else ""
+        return f"{day}, {place}, torch {machine['torch']}{peer}"
+
+
+def stored_runs(device: str) -> list[StoredRun]:
+    """Return the runs on "cpu" or "cuda" that are stored with the package; none if there is no file of them."""
+    path = _STORED / f"benchmark-{device}.json"
+    runs = read_json_object(path)["runs"] if path.exists() else []
+    return [StoredRun(run["machine"], run["settings"], [as_result(row) for row in run["results"]]) for run in runs]
+
+
+def as_result(row: dict[str, Any]) -> Result:
+    """Return the row that a file holds as a dictionary."""
+    return Result(**row | {"ours": tuple(row["ours"]), "theirs": tuple(row["theirs"])})
+
+
+def amount(value: float, unit: str = "s") -> str:
+    """A number of seconds or bytes, in three digits and the prefix that suits.
+
+    >>> amount(0.0123), amount(2.5), amount(46.7e9, "bytes")
+    ('12.3 ms', '2.5 s', '46.7 GB')
+    """
+    prefixes = [(1, "s"), (1e-3, "ms"), (1e-6, "µs")] if unit == "s" else [(1e9, "GB"), (1e6, "MB"), (1e3, "kB")]
+    size, prefix = next((step for step in prefixes if value >= 0.9995 * step[0]), prefixes[-1])
+    return f"{float(f'{value / size:.3g}'):g} {prefix}"
+
+
+def ratio_text(ratio: Quartiles | None) -> str:
+    """A median with its quartiles.
+
+    >>> ratio_text(Quartiles(1.42, 1.5, 1.618))
+    '1.50 (1.42–1.62)'
+    """
+    return "" if ratio is None else f"{ratio.median:.2f} ({ratio.low:.2f}–{ratio.high:.2f})"
+
+
+def floor_by_operations(count: float, rate: float) -> tuple[float, str]:
+    """Seconds that so many operations take at a rate a second, and that in words."""
+    return count / rate, f"{count / 1e9:.4g} GFLOP at {rate / 1e9:.4g} GFLOP/s"
+
+
+def floor_by_bytes(count: float, bandwidth: float, note: str = "") -> tuple[float, str]:
+    """Seconds that it takes to move so many bytes at a bandwidth, and that in words."""
+    return count / bandwidth, f"{amount(count, 'bytes')}{note} at {amount(bandwidth, 'bytes')}/s"
+
+
+def as_table(results: Sequence[Result]) -> str:
+    """Return the rows as aligned text."""
+    rows = [_COLUMNS]
+    for result in results:
+        ours = median(result.ours)
+        rows.append(
+            (
+                result.task,
+                result.variant,
+                amount(ours, result.unit),
+                amount(ours / result.tokens) if result.tokens else "",
+                amount(median(result.theirs), result.unit) if result.theirs else "",
+                ratio_text(result.ratio),
+                "" if result.floor is None else amount(result.floor, result.unit),
+                "" if result.share_of_floor is None else f"{result.share_of_floor:.0%}",
+                str(len(result.ours)),
+                result.setting,
+                "" if result.peak_bytes is None else amount(result.peak_bytes, "bytes"),
+                "" if result.error is None else f"{result.error:.1e}",
+            )
+        )
+    used = [column for column in range(len(_COLUMNS)) if column < _ALWAYS or any(row[column] for row in rows[1:])]
+    rows = [tuple(row[column] for column in used) for row in rows]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    sides = [str.ljust if column in _WORDS else str.rjust for column in rows[0]]
+    return "\n".join(
+        "  ".join(side(cell, width) for side, cell, width in zip(sides, row, widths, strict=True)).rstrip()
+        for row in rows
+    )
+
+
+def _installed_version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _driver_version() -> str | None:
+    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.split("\n")[0].strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None

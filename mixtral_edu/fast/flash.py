@@ -1,0 +1,175 @@
+"""FlashAttention-2: attention on a GPU in tiles that stay in its fast memory, so no score is ever written out.
+
+The kernels are others' work: the flash-attn package where it can be imported, else the one inside PyTorch. Both take
+a batch in two forms, with key-value heads as few as they are:
+
+    dense     q (B, T, Hq, Dh)     k, v (B, S, Hkv, Dh)     all rows of the same length
+    packed    q (Nq, Hq, Dh)       k, v (Nk, Hkv, Dh)       the real tokens of all rows, and where each row starts
+
+Both align queries with the last keys of their row, and count distance there: with a window of W, query t of T sees
+key j of S where 0 <= (t + S - T) - j <= W - 1. Kernels call that `window_size=(W - 1, 0)`, to the left and the right;
+-1 is no limit. A single query needs no rule: it is given just the keys that it may see, in any order.
+
+Source: Dao 2023, arXiv 2307.08691.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cache
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mixtral_edu.checkpoints.memory import dtype_name
+from mixtral_edu.masks import Packing, Visibility
+
+_DTYPES = (torch.float16, torch.bfloat16)
+_MAX_HEAD_DIM = 256
+_HEAD_DIM_STEP = 8  # kernels take heads of a multiple of this
+_CAPABILITY = (8, 0)  # of the oldest GPUs that the kernels are written for, Ampere
+
+
+@dataclass(frozen=True)
+class FlashKernel:
+    """A FlashAttention-2 that can be used here.
+
+    `name` says in words whose it is, and which version. `attend(q, k, v, packing, window, dropout, scale)` returns what
+    q gathers, in q's shape: packed with a `Packing`, dense with None; `window` is (left, right).
+    """
+
+    name: str
+    attend: Callable[..., Tensor]
+
+
+def package_kernel() -> FlashKernel:
+    """The flash-attn package's; an ImportError or OSError where it is missing or fits another PyTorch."""
+    import flash_attn  # not at the top: it takes seconds, and few machines have it
+
+    return FlashKernel(f"the flash-attn package {flash_attn.__version__}", attend_by_package)
+
+
+def torch_kernel() -> FlashKernel:
+    """PyTorch's own; a ValueError where it was built without."""
+    if not torch.backends.cuda.is_flash_attention_available() or torch.version.hip is not None:
+        raise ValueError(f"PyTorch {torch.__version__} was built without FlashAttention-2 for NVIDIA GPUs")
+    return FlashKernel(f"PyTorch {torch.__version__}'s own FlashAttention-2", attend_by_torch)
+
+
+def attend_by_package(
+    q: Tensor, k: Tensor, v: Tensor, packing: Packing | None, window: tuple[int, int], dropout: float, scale: float
+) -> Tensor:
+    """`FlashKernel.attend` with the flash-attn package's functions for the two forms."""
+    from flash_attn import flash_attn_func, flash_attn_varlen_func
+
+    options = {"dropout_p": dropout, "softmax_scale": scale, "causal": window[1] == 0, "window_size": window}
+    if packing is None:
+        return flash_attn_func(q, k, v, **options)
+    starts, most = (packing.query_starts, packing.key_starts), (packing.most_queries, packing.most_keys)
+    return flash_attn_varlen_func(q, k, v, *starts, *most, **options)
+
+
+def attend_by_torch(
+    q: Tensor, k: Tensor, v: Tensor, packing: Packing | None, window: tuple[int, int], dropout: float, scale: float
+) -> Tensor:
+    """`FlashKernel.attend` with the operator under PyTorch's public functions, of which none takes all of these.
+
+    Its arguments have been these since PyTorch 2.5; newer ones came behind them.
+    """
+    lengths = (None, None, q.shape[1], k.shape[1])
+    if packing is not None:
+        lengths = (packing.query_starts, packing.key_starts, packing.most_queries, packing.most_keys)
+    left, right = window
+    return torch.ops.aten._flash_attention_forward(
+        q, k, v, *lengths, dropout, window == (-1, 0), False,
+        scale=scale, window_size_left=left, window_size_right=right,
+    )[0]  # fmt: skip
+
+
+@cache
+def flash_kernel() -> FlashKernel:
+    """Return the kernel that "flash_attention_2" uses here; its `name` says which.
+
+    Raises:
+        ValueError: there is none; the message says why.
+    """
+    try:
+        return package_kernel()
+    except (ImportError, OSError) as error:
+        unusable = error
+    try:
+        own = torch_kernel()
+    except ValueError as error:
+        raise ValueError(
+            f"attn_implementation='flash_attention_2' finds no kernel: flash-attn does not import ({unusable}) and "
+            f"{error}; choose attn_implementation='sdpa'"
+        ) from unusable
+    if isinstance(unusable, ModuleNotFoundError) and unusable.name == "flash_attn":
+        return own
+    return replace(own, name=f"{own.name} (flash-attn is installed but does not import: {unusable})")
+
+
+def check_flash(device: torch.device, dtype: torch.dtype, head_dim: int) -> None:
+    """Raise a ValueError, which says what to choose instead, unless FlashAttention-2 can run on such a model."""
+    asked, other = "attn_implementation='flash_attention_2'", "attn_implementation='sdpa'"
+    if device.type != "cuda":
+        raise ValueError(f"{asked} needs a CUDA device, and the model is on {device}: choose {other} or device='cuda'")
+    if dtype not in _DTYPES:
+        raise ValueError(
+            f"{asked} computes in float16 or bfloat16, and the model is in {dtype_name(dtype)}: "
+            f"choose dtype=torch.bfloat16 or {other}"
+        )
+    if head_dim > _MAX_HEAD_DIM:
+        raise ValueError(f"{asked} takes heads of at most {_MAX_HEAD_DIM}, and head_dim={head_dim}: choose {other}")
+    major, minor = torch.cuda.get_device_capability(device)
+    if (major, minor) < _CAPABILITY:
+        raise ValueError(
+            f"{asked} needs a GPU of compute capability 8.0 (Ampere) or later, and {device} has {major}.{minor}: "
+            f"choose {other}"
+        )
+    flash_kernel()
+
+
+def packing_of(visibility: Visibility, num_rows: int) -> Packing | None:
+    """Return what takes part in a batch of B rows, None if that is everything, so that the dense form serves.
+
+    A mask that was given but hides nothing ends up dense too: on a GPU nobody looks at its values before.
+    """
+    if not visibility.padded and (visibility.query_positions.shape[1] > 1 or visibility.all_visible):
+        return None
+    if len(visibility.query_positions) < num_rows:  # one row stands for all
+        queries, keys = (p.expand(num_rows, -1) for p in (visibility.query_positions, visibility.key_positions))
+        visibility = replace(visibility, query_positions=queries, key_positions=keys)
+    return visibility.packing
+
+
+def flash_attention(
+    q: Tensor, k: Tensor, v: Tensor, window: int | None, packing: Packing | None, dropout: float = 0.0
+) -> Tensor:
+    """Attention through the kernel that `flash_kernel` names. Head sizes are filled up with zeros to a multiple of 8.
+
+    Args:
+        q: (B, Hq, T, Dh); its own keys are the last T of S, unless T = 1.
+        k: (B, Hkv, S, Dh), in time order, unless T = 1.
+        v: (B, Hkv, S, Dh).
+        window: W, or None.
+        packing: the tokens that take part, of a batch whose gaps it does not close; None for all.
+        dropout: share of weights that is dropped.
+
+    Returns:
+        (B, Hq, T, Dh), zero for queries that take no part.
+    """
+    T, Dh = q.shape[2:]
+    sides = (-1, -1) if T == 1 else (-1 if window is None else window - 1, 0)
+    if Dh % _HEAD_DIM_STEP:
+        q, k, v = (F.pad(x, (0, -Dh % _HEAD_DIM_STEP)) for x in (q, k, v))
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))  # (B, T, Hq, Dh), (B, S, Hkv, Dh)
+    attend, scale = flash_kernel().attend, Dh**-0.5
+    if packing is None:
+        out = attend(q, k, v, None, sides, dropout, scale)
+    else:
+        out = torch.zeros_like(q)
+        if packing.most_queries:
+            packed = q[packing.queries], k[packing.keys], v[packing.keys]  # (Nq, Hq, Dh), (Nk, Hkv, Dh)
+            out[packing.queries] = attend(*packed, packing, sides, dropout, scale)
+    return out[..., :Dh].transpose(1, 2)  # (B, Hq, T, Dh)

@@ -1,0 +1,193 @@
+"""Linear layers whose weights are 8-bit or 4-bit integers.
+
+    y = x wᵀ        x (..., D), w ≈ q · scale in 8 bits, w ≈ (q - 8) · scale + zero in 4 bits
+
+Activations stay as they are: a product dequantizes first, `F.linear(x, layer.dequantize())`, or leaves that to a kernel
+of PyTorch that does it on the way. The first form says what is computed, and is the faster one for many
+rows, the second for few.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple, Self
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mixtral_edu.fast.linear import multiplies_in_float32
+from mixtral_edu.fast.weights import FastWeights, Product, keep_fast_weights, may_be_bypassed
+from mixtral_edu.quantization.rounding import pack_pairs, quantize_groups, quantize_rows, unpack_pairs
+
+_HALVES = (torch.bfloat16, torch.float16)
+_INT8_KERNEL_ROWS = 32  # for more, turning 8 bits back once is faster on a CPU than on the way, row by row
+_INT4_KERNEL_ROWS = 64  # the same for 4 bits; both measured with AVX2
+
+
+class Int8Linear(nn.Module):
+    """A linear layer without bias whose weights are 8-bit integers with one scale a row.
+
+    Buffers: `weight_int8` (F, D), `scale` (F,) in the dtype of the activations that it takes.
+    """
+
+    def __init__(self, in_features: int, out_features: int, dtype: torch.dtype | None = None):
+        super().__init__()
+        self.in_features, self.out_features = in_features, out_features
+        self.register_buffer("weight_int8", torch.empty(out_features, in_features, dtype=torch.int8))
+        self.register_buffer("scale", torch.empty(out_features, dtype=dtype))
+
+    def quantize_(self, weight: Tensor, dtype: torch.dtype) -> Self:
+        """Take the values of `weight` (F, D); the scales get `dtype`."""
+        self.weight_int8, self.scale = quantize_rows(weight, dtype)
+        return self
+
+    def dequantize(self, dtype: torch.dtype | None = None) -> Tensor:
+        """Return the weights as numbers, (F, D), in `dtype`, a floating-point type; by default that of the scales."""
+        dtype = dtype or self.scale.dtype
+        weight = self.weight_int8.to(dtype)  # integers up to 127 are exact in any dtype
+        return weight.mul_(self.scale.to(dtype)[:, None])
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map x (..., D) to (..., F)."""
+        if not _takes_kernel(x, self.in_features, self.scale.dtype) or not _int8_kernel_takes(x):
+            return _multiply_dequantized(x, self, self.scale.dtype)
+        y = torch.ops.aten._weight_int8pack_mm(_as_rows(x), self.weight_int8, self.scale)
+        return y.view(*x.shape[:-1], -1)
+
+    def extra_repr(self) -> str:
+        return f"{self.in_features}, {self.out_features}"
+
+
+@may_be_bypassed
+class Int4Linear(nn.Module):
+    """A linear layer without bias whose weights are 4-bit integers, with a scale and a zero for each group.
+
+    Buffers: `weight_int4` (F, D/2) in uint8, two neighbours a byte; `scale_and_zero` (D/g, F, 2) in the dtype of the
+    activations, in the order that PyTorch's kernels read.
+
+    `pack` adds a copy of `weight_int4` in the layout of such a kernel, through which few rows then go, which is far
+    faster; many meet dequantized weights, as before. `generate` does so for as long as it runs, where there is none.
+    `product` holds the copy, see `mixtral_edu.fast.weights`.
+    """
+
+    product: Product | None = None
+
+    def __init__(self, in_features: int, out_features: int, group_size: int, dtype: torch.dtype | None = None):
+        super().__init__()
+        self.in_features, self.out_features, self.group_size = in_features, out_features, group_size
+        self.register_buffer("weight_int4", torch.empty(out_features, in_features // 2, dtype=torch.uint8))
+        self.register_buffer("scale_and_zero", torch.empty(in_features // group_size, out_features, 2, dtype=dtype))
+
+    def quantize_(self, weight: Tensor, dtype: torch.dtype) -> Self:
+        """Take the values of `weight` (F, D); scales and zeros get `dtype`."""
+        q, scale, zero = quantize_groups(weight, self.group_size, dtype)
+        self.weight_int4 = pack_pairs(q)
+        self.scale_and_zero = torch.stack((scale.T, zero.T), dim=2)  # (D/g, F, 2)
+        return self
+
+    def dequantize(self, dtype: torch.dtype | None = None) -> Tensor:
+        """Return the weights as numbers, (F, D), in `dtype`, a floating-point type; by default that of the scales."""
+        q = unpack_pairs(self.weight_int4).view(torch.int8).sub_(8).unflatten(1, (-1, self.group_size))  # (F, D/g, g)
+        scale, zero = self.scale_and_zero.float().transpose(0, 1)[..., None].unbind(2)  # (F, D/g, 1) each
+        weight = q.float().mul_(scale).add_(zero)  # in place: most of the time is that of passing through memory
+        return weight.flatten(1).to(dtype or self.scale_and_zero.dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map x (..., D) to (..., F)."""
+        few_rows = x.numel() <= _INT4_KERNEL_ROWS * x.shape[-1]
+        if few_rows and self.kernel is not None and _takes_kernel(x, self.in_features, self.scale_and_zero.dtype):
+            multiply = _INT4_KERNELS[self.kernel].multiply
+            y = multiply(_as_rows(x), self.product.weight, self.group_size, self.scale_and_zero)
+            return y.view(*x.shape[:-1], -1)
+        return _multiply_dequantized(x, self, self.scale_and_zero.dtype)
+
+    @property
+    def kernel(self) -> str | None:
+        """On what PyTorch's kernel runs whose copy of the integers there is ("cpu", "cuda"); None if there is none."""
+        has_copy = self.product is not None and self.product.stands_for(self)
+        return self.weight_int4.device.type if has_copy else None
+
+    def pack(self) -> None:
+        """Add a copy of `weight_int4` in the layout of PyTorch's kernel for its device, if there is one."""
+        keep_fast_weights(self)
+
+    def unpack(self) -> None:
+        """Drop the copy."""
+        self.product = None
+
+    def lay_out(self, fast: FastWeights) -> None:
+        """Get a copy of `weight_int4` in the layout of PyTorch's kernel, if there is one for these sizes."""
+        if fast.takes(self) and (kernel := _int4_kernel_for(self.scale_and_zero, self.out_features, self.group_size)):
+            fast.add(self, (self,), kernel.pack(self.weight_int4))
+
+    def _apply(self, fn, recurse=True):  # moves to a device, changes the dtype: the copy would only take memory
+        self.unpack()
+        return super()._apply(fn, recurse)
+
+    def extra_repr(self) -> str:
+        return f"{self.in_features}, {self.out_features}, group_size={self.group_size}"
+
+
+def _as_rows(x: Tensor) -> Tensor:
+    return x.reshape(-1, x.shape[-1]).contiguous()
+
+
+def _takes_kernel(x: Tensor, in_features: int, dtype: torch.dtype) -> bool:
+    """Kernels have no backward pass, trust the sizes that they are given, and want scales of x's dtype.
+
+    Under autocast x may have another, which `F.linear` then takes.
+    """
+    fits = x.shape[-1] == in_features and x.numel() > 0 and x.dtype == dtype
+    return fits and not (torch.is_grad_enabled() and x.requires_grad)
+
+
+def _multiply_dequantized(x: Tensor, layer: Int8Linear | Int4Linear, dtype: torch.dtype) -> Tensor:
+    """Multiply x (..., D) with the weights as numbers; `dtype` is that of the scales.
+
+    Where `multiply` would turn the weights into float32, they are not rounded on the way there.
+    """
+    if x.dtype == dtype and multiplies_in_float32(x):
+        return F.linear(x.float(), layer.dequantize(torch.float32)).to(x.dtype)
+    return F.linear(x, layer.dequantize())
+
+
+def _int8_kernel_takes(x: Tensor) -> bool:
+    """Whether PyTorch has an 8-bit product for x that is right, and faster than turning the integers back.
+
+    In float32, and on CUDA, it is slower; rows that do not fill the processor's vectors are read past their end.
+    """
+    few_rows = x.numel() <= _INT8_KERNEL_ROWS * x.shape[-1]
+    return few_rows and x.device.type == "cpu" and x.dtype in _HALVES and x.shape[-1] % 32 == 0
+
+
+class _Int4Kernel(NamedTuple):
+    """`pack` rearranges (F, D/2) pairs; `multiply(x, packed, group_size, scale_and_zero)` is x times the weights."""
+
+    dtypes: tuple[torch.dtype, ...]
+    pack: Callable[[Tensor], Tensor]
+    multiply: Callable[[Tensor, Tensor, int, Tensor], Tensor]
+
+
+_INT4_KERNELS = {
+    "cpu": _Int4Kernel(
+        _HALVES,  # float32 too, but slower than dequantizing
+        lambda pairs: torch.ops.aten._convert_weight_to_int4pack_for_cpu(unpack_pairs(pairs).int(), 1),
+        torch.ops.aten._weight_int4pack_mm_for_cpu,
+    ),
+    "cuda": _Int4Kernel(
+        (torch.bfloat16,),
+        lambda pairs: torch.ops.aten._convert_weight_to_int4pack(pairs, _inner_k_tiles(2 * pairs.shape[1])),
+        torch.ops.aten._weight_int4pack_mm,
+    ),
+}
+
+
+def _int4_kernel_for(x: Tensor, out_features: int, group_size: int) -> _Int4Kernel | None:
+    """Return the kernel that can take x and these sizes, None if there is none."""
+    kernel = _INT4_KERNELS.get(x.device.type)
+    fits = group_size in (32, 64, 128, 256) and out_features % 16 == 0
+    return kernel if kernel is not None and fits and x.dtype in kernel.dtypes else None
+
+
+def _inner_k_tiles(in_features: int) -> int:
+    """How many tiles of 16 inputs one load of the CUDA kernel covers: the most that divide the input size."""
+    return next(tiles for tiles in (8, 4, 2) if in_features % (16 * tiles) == 0)

@@ -1,0 +1,217 @@
+"""Layers that multiply with 8-bit and 4-bit weights: against float64 and PyTorch's own kernels."""
+
+import copy
+import itertools
+import pickle
+
+import pytest
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.testing import assert_close
+
+from mixtral_edu.quantization import layers as quantized_linear
+from mixtral_edu.quantization.layers import Int4Linear, Int8Linear
+from tolerances import assert_product
+
+pytestmark = pytest.mark.numerics
+
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+# In and out features: such as PyTorch's kernels take, and such as they do not.
+SIZES = [(64, 64), (128, 48), (256, 16), (64, 20), (192, 37)]
+
+
+def make(kind: type, D: int, outputs: int, dtype: torch.dtype = torch.float32) -> Int8Linear | Int4Linear:
+    layer = Int8Linear(D, outputs) if kind is Int8Linear else Int4Linear(D, outputs, group_size=32)
+    return layer.quantize_(torch.randn(outputs, D), dtype)
+
+
+def pack(layer: Int8Linear | Int4Linear) -> None:
+    if isinstance(layer, Int4Linear):
+        layer.pack()
+
+
+def assert_its_product(y: torch.Tensor, x: torch.Tensor, layer: Int8Linear | Int4Linear, roundings: int = 2) -> None:
+    """Check that y is x times the dequantized weights.
+
+    Of each term's two roundings one is in `dequantize`, the other in a kernel, which may round otherwise or not at all.
+    """
+    assert_product(y, x, layer.dequantize(), roundings)
+
+
+def test_what_needs_no_rounding_is_kept_exactly():
+    whole = torch.randint(-8, 8, (4, 64)).float()
+    whole[:, ::32], whole[:, 1::32] = -8, 7  # each group spans the whole range: a step is one
+    assert torch.equal(Int4Linear(64, 4, 32).quantize_(whole, torch.float32).dequantize(), whole)
+    whole = torch.randint(-127, 128, (4, 64)).float()
+    whole[:, 0] = 127
+    assert torch.equal(Int8Linear(64, 4).quantize_(whole, torch.float32).dequantize(), whole)
+
+
+@pytest.mark.parametrize("value", [0.0, 0.3, -2.5])
+def test_equal_numbers_come_back_and_do_not_divide_by_zero(value):
+    weight = torch.full((3, 64), value)
+    assert_close(Int4Linear(64, 3, 32).quantize_(weight, torch.float32).dequantize(), weight, rtol=0, atol=0)
+    assert_close(Int8Linear(64, 3).quantize_(weight, torch.float32).dequantize(), weight, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("kind", [Int8Linear, Int4Linear])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("D", "outputs"), SIZES)
+def test_a_product_is_that_of_the_dequantized_weights(kind, dtype, D, outputs):
+    layer = make(kind, D, outputs, dtype)
+    weight = layer.dequantize()
+    assert weight.shape == (outputs, D) and weight.dtype == dtype
+    for packed, shape in itertools.product((False, True), ((D,), (1, D), (5, D), (3, 40, D), (0, D))):
+        if packed:
+            pack(layer)
+        x = torch.randn(shape).to(dtype)
+        y = layer(x)
+        assert y.dtype == dtype and y.shape == (*shape[:-1], outputs)
+        assert_its_product(y, x, layer)
+
+
+@pytest.mark.parametrize("kind", [Int8Linear, Int4Linear])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_goes_through_a_kernel_and_gives_the_same(kind, dtype, monkeypatch):
+    """Where the kernel is used nothing is dequantized: with that way barred, the result is still there."""
+    layer = make(kind, 64, 48, dtype)
+    x, weight = torch.randn(5, 64).to(dtype), layer.dequantize()
+    pack(layer)
+    monkeypatch.setattr(kind, "dequantize", lambda *_: pytest.fail("dequantized"))
+    assert_product(layer(x), x, weight, roundings=2)
+    strided = torch.randn(64, 5).to(dtype).T
+    assert_close(layer(strided), layer(strided.contiguous()), rtol=0, atol=0)
+
+
+def test_a_copy_for_the_kernel_leaves_everything_else_as_it_is():
+    layer = Int4Linear(512, 48, 64).quantize_(torch.randn(48, 512), torch.bfloat16)
+    before = {name: (tensor, tensor.clone()) for name, tensor in layer.named_buffers()}
+    layer.pack()
+    assert layer.kernel == "cpu" and layer.product.weight.numel() == layer.weight_int4.numel()
+    for same in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
+        assert same.kernel is None and torch.equal(same.weight_int4, layer.weight_int4)
+    assert layer.state_dict().keys() == before.keys() and layer.kernel == "cpu"
+    for name, tensor in layer.named_buffers():
+        assert tensor is before[name][0] and torch.equal(tensor, before[name][1])
+    layer.unpack()
+    assert layer.kernel is None
+
+
+@pytest.mark.parametrize(("kind", "most"), [(Int8Linear, 32), (Int4Linear, 64)])
+def test_many_rows_meet_dequantized_weights(kind, most, monkeypatch):
+    layer = make(kind, 64, 64, torch.bfloat16)
+    pack(layer)
+    x = torch.randn(most + 1, 64).bfloat16()
+    calls, dequantize = [], kind.dequantize
+    monkeypatch.setattr(kind, "dequantize", lambda self, *dtype: calls.append(dtype) or dequantize(self, *dtype))
+    many = layer(x)
+    assert len(calls) == 1
+    few = layer(x[:most])
+    assert len(calls) == 1
+    assert_its_product(many, x, layer)
+    assert_its_product(few, x[:most], layer)
+
+
+def test_the_kernel_is_used_once_there_is_a_copy_for_it(monkeypatch):
+    layer = make(Int4Linear, 64, 48, torch.bfloat16)
+    x, calls = torch.randn(40, 64).bfloat16(), []
+    dequantized = layer(x)
+    kernel = quantized_linear._INT4_KERNELS["cpu"]
+    counted = kernel._replace(multiply=lambda *given: calls.append(1) or kernel.multiply(*given))
+    monkeypatch.setitem(quantized_linear._INT4_KERNELS, "cpu", counted)
+    for _ in range(2):  # again: nothing changes
+        layer.pack()
+        assert_its_product(layer(x), x, layer)
+        assert_its_product(layer(x[:1]), x[:1], layer)
+    assert len(calls) == 4
+    assert torch.equal(layer(x.requires_grad_()), dequantized), "gradients are asked for"
+    layer.unpack()
+    assert torch.equal(layer(x.detach()), dequantized) and len(calls) == 4
+    for layer in (make(Int4Linear, 64, 48, torch.float32), make(Int4Linear, 64, 44, torch.bfloat16)):
+        layer.pack()
+        assert layer.kernel is None, "no kernel for these"
+
+
+def test_a_copy_does_not_outlive_the_weights_that_it_was_made_of():
+    layer, other = make(Int4Linear, 64, 48, torch.bfloat16), make(Int4Linear, 64, 48, torch.bfloat16)
+    x = torch.randn(3, 64)
+    expected = other(x.bfloat16())
+    layer.pack()
+    layer.load_state_dict(other.state_dict())
+    assert layer.kernel is None and torch.equal(layer(x.bfloat16()), expected)
+    layer.pack()
+    layer.quantize_(torch.randn(48, 64), torch.bfloat16)
+    assert layer.kernel is None and not torch.equal(layer(x.bfloat16()), expected)
+    layer.pack()
+    layer.register_forward_hook(lambda module, inputs, output: output * 2)
+    assert layer.kernel is None, "a hook was added"
+    other.pack()
+    other.float()
+    assert other.scale_and_zero.dtype == torch.float32 and other.weight_int4.dtype == torch.uint8
+    assert_its_product(other(x), x, other)
+
+
+@pytest.mark.parametrize("kind", [Int8Linear, Int4Linear])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_gradients_reach_the_input_and_nothing_else(kind, dtype):
+    layer = make(kind, 64, 48, dtype)
+    x = torch.randn(5, 64).to(dtype).requires_grad_()
+    direction = torch.randn(5, 48).to(dtype)
+    layer(x).backward(direction)
+    # without instructions for bfloat16 the weights are not rounded on their way, those of `dequantize` are
+    assert_product(x.grad, direction, layer.dequantize().T, roundings=1)
+    assert not list(layer.parameters()), "rounded weights do not train"
+
+
+@pytest.mark.parametrize("kind", [Int8Linear, Int4Linear])
+@pytest.mark.parametrize("gradients", [False, True])
+def test_autocast_takes_either_dtype(kind, gradients):
+    """Layers after the first get half precision from the one before, while their scales are still float32."""
+    layer = make(kind, 64, 48, torch.float32)
+    x = torch.randn(5, 64, requires_grad=gradients)
+    with torch.set_grad_enabled(gradients), torch.autocast("cpu", torch.bfloat16):
+        for given in (x, x.bfloat16()):
+            y = layer(given)
+            assert y.dtype == torch.bfloat16
+            assert_its_product(y, x, layer)  # both x and the weights may be rounded on their way
+
+
+@pytest.mark.parametrize("kind", [Int8Linear, Int4Linear])
+@pytest.mark.parametrize("packed", [False, True])
+def test_an_input_of_another_size_or_dtype_is_refused(kind, packed):
+    layer = make(kind, 64, 48, torch.bfloat16)
+    if packed:
+        pack(layer)
+    for wrong in (torch.randn(3, 128).bfloat16(), torch.randn(3, 32).bfloat16(), torch.randn(3, 64)):
+        with pytest.raises(RuntimeError):
+            layer(wrong)
+
+
+@pytest.mark.parametrize(("D", "outputs"), [(256, 64), (96, 16), (64, 48), (4096, 14336)])
+def test_the_gpu_kernel_is_called_as_its_signature_wants(D, outputs):
+    """PyTorch's own checks of shapes and dtypes, without a GPU; the numbers are a matter of the gpu tests."""
+    kernel = quantized_linear._INT4_KERNELS["cuda"]
+    with FakeTensorMode(), torch.no_grad(), torch.device("cuda"):
+        layer = Int4Linear(D, outputs, 32, torch.bfloat16)
+        packed = kernel.pack(layer.weight_int4)
+        y = kernel.multiply(torch.empty(5, D, dtype=torch.bfloat16), packed, 32, layer.scale_and_zero)
+        assert (y.shape, y.dtype) == ((5, outputs), torch.bfloat16) and packed.nbytes == outputs * D // 2
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("kind", [Int8Linear, Int4Linear])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("D", "outputs"), [*SIZES, (96, 32), (160, 64)])
+def test_products_on_a_gpu_are_those_of_the_cpu(kind, dtype, D, outputs):
+    layer = make(kind, D, outputs, dtype)
+    before = {name: tensor.clone() for name, tensor in layer.state_dict().items()}
+    for N in (1, 7, 100):
+        x = torch.randn(N, D).to(dtype)
+        weight = layer.cpu().dequantize()
+        plain = layer.cuda()(x.cuda())
+        pack(layer)
+        for y in (plain, layer(x.cuda())):
+            assert_product(y.cpu(), x, weight, roundings=2)
+    after = nn.Module.cpu(layer).state_dict()
+    assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
