@@ -30,7 +30,7 @@ def usual_settings() -> Iterator[None]:
     gradient and inference mode, determinism, precision of products, anomaly detection, number of threads, what numpy
     prints and warns of, filters of warnings, and the recursion limit.
     """
-    before = [read() for read, _, _ in _SETTINGS]
+    before, depth = [read() for read, _, _ in _SETTINGS], _autocast_depth()
     device = torch.get_default_device()
     try:
         for (_, set_to, usual), value in zip(_SETTINGS, before, strict=True):
@@ -42,6 +42,10 @@ def usual_settings() -> Iterator[None]:
             with torch.autocast("cpu", enabled=False):
                 yield
     finally:
+        while _autocast_depth() > depth:  # entered and not left: its copies of weights would outlive a training step
+            torch.autocast_decrement_nesting()
+        if depth == 0:
+            torch.clear_autocast_cache()
         for (read, set_to, _), value in zip(_SETTINGS, before, strict=True):
             if read() != value:
                 set_to(value)
@@ -49,3 +53,9 @@ def usual_settings() -> Iterator[None]:
             torch.set_default_device(None)  # back to what an enclosing `with torch.device(…)` says
             if torch.get_default_device() != device:
                 torch.set_default_device(device)
+
+
+def _autocast_depth() -> int:
+    """How many autocast blocks are open around this call."""
+    torch.autocast_increment_nesting()
+    return torch.autocast_decrement_nesting()

@@ -392,6 +392,18 @@ def test_settings_that_a_function_leaves_reach_neither_the_next_check_nor_the_ca
     assert [result.passed for result in results] == [True, True, False]
 
 
+def test_an_autocast_that_a_function_never_leaves_keeps_no_weights():
+    """Its copies of weights live until the outermost block is left; a training after it would go on with old ones."""
+    check_of(spoils_and_is_right)
+    weight, x, sums = torch.ones(2, 2, requires_grad=True), torch.ones(1, 2), []
+    for _ in range(2):
+        with torch.autocast("cpu", torch.bfloat16):
+            sums.append(torch.nn.functional.linear(x, weight).sum().item())
+        with torch.no_grad():
+            weight.mul_(3)
+    assert sums == [4.0, 12.0]
+
+
 def test_a_block_with_a_device_of_its_own_keeps_it():
     with torch.device("meta"):
         check_of(spoils_and_is_right)
