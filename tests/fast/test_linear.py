@@ -1,4 +1,4 @@
-"""`fast.linear` and `fast.weights`: copies give the same numbers, count only for what they were made of, and go again."""
+"""`fast.linear`, `fast.weights`: copies give the same numbers, count only for what they were made of, and go again."""
 
 import copy
 import itertools
