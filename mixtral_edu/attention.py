@@ -18,7 +18,6 @@ from mixtral_edu.cache import CacheStep
 from mixtral_edu.config import MixtralConfig
 from mixtral_edu.fast.flash import check_flash, flash_attention, packing_of
 from mixtral_edu.fast.linear import Linear, lay_out_together, multiply_all
-from mixtral_edu.fast.weights import FastWeights
 from mixtral_edu.masks import Visibility
 from mixtral_edu.rope import apply_rotary
 
@@ -181,6 +180,7 @@ class GroupedQueryAttention(nn.Module):
             out, weights = ATTENTION_BACKENDS[self.config.attn_implementation](q, k, v, visibility, dropout), None
         return self.o_proj(out.transpose(1, 2).reshape(B, T, -1)), weights
 
-    def lay_out(self, fast: FastWeights) -> None:
-        """Get copies of the weights of q, k and v in one block."""
-        lay_out_together(fast, (self.q_proj, self.k_proj, self.v_proj))
+    def lay_out(self) -> None:
+        """Copy the weights of q, k and v into one block."""
+        lay_out_together(self.q_proj, self.k_proj, self.v_proj)
+        lay_out_together(self.o_proj)

@@ -15,7 +15,7 @@ from torch import Tensor
 from mixtral_edu.experts import Expert, Experts
 
 _GROUPING_GPUS = ((9, 0), (10, 0))  # compute capabilities that PyTorch has a kernel for, Hopper's and Blackwell's
-_FEW_TOKENS = 64  # so many cost an expert hardly more than one does, the time of reading its weights
+_FEW_TOKENS = 64  # cost an expert hardly more than one does: the time of reading its weights
 
 
 class RouterOutput(NamedTuple):
@@ -85,11 +85,12 @@ def grouped_dispatch(x: Tensor, routing: RouterOutput, experts: Sequence[Expert]
     `sorted_dispatch`, or for a few tokens on a GPU `dense_dispatch`. x (N, D) to (N, D).
     """
     N, K = routing.experts.shape
-    if not _takes_grouped_product(x, experts) or _reads_less_without(x, experts):
+    weights = _stacked_for(x, experts)
+    if weights is None:
         return (dense_dispatch if _suits_dense(x) else sorted_dispatch)(x, routing, experts)
     chosen, order = routing.experts.flatten().sort(stable=True)  # (N*K,)
     ends = torch.searchsorted(chosen, torch.arange(len(experts), device=x.device), right=True).int()  # (E,)
-    up, down = experts.stacked()
+    up, down = weights
     # `torch.compile` itself takes the product in bfloat16 only.
     product = _grouped_product if torch.compiler.is_compiling() and x.device.type == "cpu" else F.grouped_mm
     gate, up = product(x[order // K], up.mT, offs=ends).chunk(2, dim=-1)  # (N*K, F) each
@@ -135,26 +136,26 @@ def _suits_dense(x: Tensor) -> bool:
     return x.device.type == "cuda" and len(x) <= _FEW_TOKENS
 
 
-def _reads_less_without(x: Tensor, experts: Experts) -> bool:
-    """Whether stacking the weights first, for so few tokens, would take longer than everything else."""
-    if torch.is_grad_enabled() or torch.compiler.is_compiling() or len(x) > _FEW_TOKENS:
-        return False
-    return not experts.has_copy()
+def _stacked_for(x: Tensor, experts: Sequence[Expert]) -> tuple[Tensor, Tensor] | None:
+    """Return the experts' weights as one product takes them; None if it does not take them or would not pay.
 
-
-def _takes_grouped_product(x: Tensor, experts: Sequence[Expert]) -> bool:
-    """Whether PyTorch's product of groups can do it: plain weights of a type it takes, in rows of whole 16 bytes.
-
-    On other GPUs it runs too, but reads the groups' sizes back to the host.
+    PyTorch has kernels for weights of some types, in rows of whole 16 bytes. (On other GPUs it runs too, but reads the
+    groups' sizes back to the host.) Without a copy the weights are stacked first, which for a few tokens takes longer
+    than everything else.
     """
     if x.device.type == "cuda":
         takes = x.dtype == torch.bfloat16 and torch.cuda.get_device_capability(x.device) in _GROUPING_GPUS
     else:
         takes = x.dtype in (torch.float32, torch.bfloat16, torch.float16)
-    if not takes or not isinstance(experts, Experts) or not experts.are_stackable():
-        return False
+    if not takes or type(experts) is not Experts or not experts.are_stackable():
+        return None
     weight = experts[0].w1.weight
-    return weight.dtype == x.dtype and all(size * x.element_size() % 16 == 0 for size in weight.shape)
+    if weight.dtype != x.dtype or any(size * x.element_size() % 16 for size in weight.shape):
+        return None
+    if (copied := experts.stacked_copy()) is not None:
+        return copied
+    only_reads = not torch.is_grad_enabled() and not torch.compiler.is_compiling()
+    return None if only_reads and len(x) <= _FEW_TOKENS else experts.stacked()
 
 
 EXPERT_DISPATCH: dict[str, Callable[..., Tensor]] = {

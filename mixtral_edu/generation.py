@@ -11,8 +11,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from mixtral_edu.checkpoints.memory import free_memory
 from mixtral_edu.fast.cuda_graph import GraphedStep
-from mixtral_edu.fast.weights import fast_weights_for
 from mixtral_edu.input_checks import check_ids
 from mixtral_edu.sampling import (
     FROM_CONFIG,
@@ -136,11 +136,12 @@ def stream(
         decoder = IncrementalDecoder(tokenizer, skip_special_tokens)
         if not skip_prompt:
             yield decoder.push(input_ids[0])
-        for token in tokens:
-            yield decoder.push(token)
+        with closing(tokens):
+            for token in tokens:
+                yield decoder.push(token)
         yield decoder.flush()
 
-    return filter(None, texts())
+    return (text for text in texts() if text)
 
 
 def _new_tokens(
@@ -166,10 +167,10 @@ def _steps(
     seen, seen_mask = ids, torch.ones_like(ids) if mask is None else mask  # what the repetition penalty looks at
     stopped, num_stopped = torch.zeros(len(ids), dtype=torch.bool, device=ids.device), 0
     cache = None
-    with _evaluation_mode(model), fast_weights_for(model, num_steps) as fast, _forgetful(model):
+    with kernel_copies(model, num_steps), _forgetful(model):
         for _ in range(num_steps):
             forward = model if cache is None else getattr(model, "compiled_step", None) or model
-            with fast.for_a_step():
+            with _evaluation_mode(model):  # not between steps, when a stream waits for its reader
                 out = forward(ids, attention_mask=mask, past_key_values=cache, use_cache=True, logits_to_keep=1)
             cache = out.past_key_values
             token = options.choose(out.logits[:, -1].float(), seen, seen_mask, generator)  # (B,)
@@ -223,12 +224,29 @@ def _check_single(input_ids: Tensor, user: str) -> None:
 def _evaluation_mode(model: nn.Module) -> Iterator[None]:
     """Switch dropout and jitter off, and afterwards on again exactly where they were on."""
     training = [module for module in model.modules() if module.training]
-    model.eval()
+    if training:
+        model.eval()
     try:
         yield
     finally:
         for module in training:
             module.training = True
+
+
+@contextmanager
+def kernel_copies(model: nn.Module, num_steps: int) -> Iterator[None]:
+    """Let 4-bit layers have copies for PyTorch's kernels for so many steps, if memory has room, and drop them again."""
+    layers = [module for module in model.modules() if hasattr(module, "pack")]
+    if num_steps == 1 or layers and sum(t.nbytes for x in layers for t in x.buffers()) > free_memory(model.device):
+        layers = []
+    own = [layer for layer in layers if layer.product is None]
+    try:
+        for layer in layers:
+            layer.pack()
+        yield
+    finally:
+        for layer in own:
+            layer.unpack()
 
 
 @contextmanager

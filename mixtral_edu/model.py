@@ -9,7 +9,7 @@ from mixtral_edu.attention import GroupedQueryAttention, check_backend
 from mixtral_edu.cache import CacheStep, RollingKVCache
 from mixtral_edu.config import MixtralConfig
 from mixtral_edu.dispatch import RouterOutput
-from mixtral_edu.fast.linear import Linear
+from mixtral_edu.fast.linear import Linear, lay_out_together
 from mixtral_edu.input_checks import IGNORED_LABEL, can_look_at, check_inputs, check_labels, check_tokens, given_cache
 from mixtral_edu.masks import NO_POSITION, Visibility, row_positions
 from mixtral_edu.moe import SparseMoE, load_balancing_loss
@@ -241,6 +241,10 @@ class MixtralForCausalLM(PreTrained):
         return MixtralOutput(
             loss, aux_loss, logits, out.past_key_values, out.router_logits, out.hidden_states, out.attentions
         )
+
+    def lay_out(self) -> None:
+        """Copy the head's weight, if another order than its own is read faster."""
+        lay_out_together(self.lm_head)
 
     generate = generation.generate
     stream = generation.stream

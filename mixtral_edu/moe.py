@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from mixtral_edu.config import MixtralConfig
 from mixtral_edu.dispatch import EXPERT_DISPATCH, RouterOutput
 from mixtral_edu.experts import Expert, Experts
-from mixtral_edu.fast.weights import FastWeights
 
 
 class Router(nn.Linear):
@@ -64,10 +63,12 @@ class SparseMoE(nn.Module):
         y = EXPERT_DISPATCH[self.config.experts_implementation](tokens, routing, self.experts)
         return y.view(x.shape), routing
 
-    def lay_out(self, fast: FastWeights) -> None:
-        """Get copies of the experts' weights side by side, for the form that multiplies with all of them at once."""
-        if self.config.experts_implementation == "grouped" and type(self.experts) is Experts:
-            self.experts.lay_out_stacked(fast)
+    def lay_out(self) -> None:
+        """Copy the experts' weights: side by side for the form that multiplies with all of them at once."""
+        together = self.config.experts_implementation == "grouped" and type(self.experts) is Experts
+        for holder in [self.experts] if together else self.experts:
+            if isinstance(holder, Expert | Experts):
+                holder.copy_weights()
 
 
 def load_balancing_loss(

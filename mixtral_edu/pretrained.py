@@ -11,6 +11,7 @@ from mixtral_edu.cache import RollingKVCache
 from mixtral_edu.checkpoints import huggingface as checkpoint
 from mixtral_edu.config import MixtralConfig
 from mixtral_edu.fast.cuda_graph import GraphedStep
+from mixtral_edu.fast.weights import drop_fast_weights
 from mixtral_edu.norm import RMSNorm
 
 
@@ -155,6 +156,7 @@ class PreTrained(nn.Module):
         """Switch to training mode, or with False to evaluation mode."""
         if mode:
             self._drop_step()
+            drop_fast_weights(self)
         return super().train(mode)
 
     def __getstate__(self) -> dict[str, Any]:  # of a copy
@@ -166,6 +168,7 @@ class PreTrained(nn.Module):
 
     def _apply(self, fn, recurse=True):  # moves to a device, changes the dtype
         self._drop_step()
+        drop_fast_weights(self)
         return super()._apply(fn, recurse)
 
     def _drop_step(self) -> None:

@@ -13,8 +13,8 @@ from mixtral_edu import (
     MixtralForSequenceClassification,
     MixtralTokenizer,
     convert_checkpoint,
-    routing,
 )
+from mixtral_edu.analysis import routing
 from mixtral_edu.quantization.model import quantize_model
 from mixtral_edu.training.evaluation import expert_load
 from mixtral_edu.training.trainer import Trainer, TrainingConfig, bits_per_byte

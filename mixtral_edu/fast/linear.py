@@ -3,13 +3,11 @@
     y = x wᵀ        x (..., D), w (F, D), y (..., F)
 """
 
-from collections.abc import Sequence
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mixtral_edu.fast.weights import FastWeights, Product, laid_out, may_be_bypassed, reads_down
+from mixtral_edu.fast.weights import Product, current_copy, is_untouched, laid_out, may_be_bypassed, reads_down
 
 # What this processor has no instructions for, as far as PyTorch's CPU library knows.
 _EMULATED = {
@@ -20,15 +18,15 @@ _EMULATED = {
     )
     if torch.backends.mkldnn.is_available() and not is_supported()
 }
-_FEW_ROWS = 2  # up to so many, a product in half precision is faster than turning the weights into float32
-_PIECE = 2**19  # of so many numbers of a matrix: to get memory for a large one takes longer than to multiply it
+_FEW_ROWS = 2  # with no more rows, a product in half precision is faster than converting the weights
+_PIECE = 2**19  # numbers of a matrix that are converted at once: memory for more takes longer to get than to fill
 
 
 @may_be_bypassed
 class Linear(nn.Linear):
     """`nn.Linear` without bias, usable in half precision on any processor.
 
-    `product`: see `mixtral_edu.fast.weights`; None but while a model generates.
+    `product`: a copy of the weight, or of it and of neighbours', if `keep_fast_weights` made one.
     """
 
     product: Product | None = None
@@ -38,13 +36,9 @@ class Linear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map x (..., D) to (..., F)."""
-        copied = self.product is not None and not torch.is_grad_enabled() and self.product.stands_for(self)
-        y = multiply(x, self.product.weight if copied else self.weight)
+        copied = None if self.product is None or torch.is_grad_enabled() else current_copy(self, self)
+        y = multiply(x, self.weight if copied is None else copied)
         return y if self.bias is None else y + self.bias  # which somebody may have given the layer
-
-    def lay_out(self, fast: FastWeights) -> None:
-        """Get a copy of the weight, if another order than its own is read faster."""
-        lay_out_together(fast, (self,), if_faster=True)
 
 
 def multiply(x: Tensor, weight: Tensor) -> Tensor:
@@ -60,38 +54,36 @@ def multiply(x: Tensor, weight: Tensor) -> Tensor:
 
 
 def multiplies_in_float32(x: Tensor) -> bool:
-    """Whether `multiply` turns x (..., D) and the weights into float32 first."""
+    """Whether `multiply` converts x (..., D) and the weights to float32 first."""
     return x.numel() > _FEW_ROWS * x.shape[-1] and x.device.type == "cpu" and x.dtype in _EMULATED
 
 
 def multiply_all(x: Tensor, *layers: nn.Module) -> tuple[Tensor, ...]:
     """Map x (..., D) through several layers; in one product where a copy of their weights lies in one block."""
-    product = getattr(layers[0], "product", None)
-    if product is None or torch.is_grad_enabled() or not product.stands_for(*layers):
-        return tuple(layer(x) for layer in layers)
-    return multiply(x, product.weight).split([layer.out_features for layer in layers], dim=-1)
+    if not torch.is_grad_enabled() and getattr(layers[0], "product", None) is not None:
+        block = current_copy(layers[0], *layers)
+        if block is not None and all(map(is_untouched, layers)):
+            return multiply(x, block).split([len(layer.weight) for layer in layers], dim=-1)
+    return tuple(layer(x) for layer in layers)
 
 
-def lay_out_together(
-    fast: FastWeights, layers: Sequence[nn.Module], block: Tensor | None = None, if_faster: bool = False
-) -> None:
+def lay_out_together(*layers: nn.Module, block: Tensor | None = None) -> None:
     """Copy the weights of layers that share an input into one block, for `multiply_all`.
 
     Args:
-        fast: whose copies these are.
         layers: of F₁, F₂ … outputs; nothing happens unless each is a `Linear` as this package made it, of one type.
-        block: (F₁ + F₂ + …, D), memory to use; made here if None.
-        if_faster: only if another order than the weights' own is read faster.
+        block: (F₁ + F₂ + …, D), memory to use. If None, memory is taken, but only if its order is read faster.
     """
-    if not all(type(layer) is Linear for layer in layers) or not fast.takes(*layers):
+    if not all(type(layer) is Linear and is_untouched(layer) for layer in layers):
         return
-    sizes, like = [layer.out_features for layer in layers], layers[0].weight
-    if any((layer.weight.dtype, layer.weight.device) != (like.dtype, like.device) for layer in layers):
-        return
-    shape = sum(sizes), like.shape[1]
-    if if_faster and not reads_down(shape, like):
-        return
-    block = laid_out(shape, like) if block is None else block
-    for layer, place in zip(layers, block.split(sizes), strict=True):
-        place.copy_(layer.weight)
-    fast.add(layers[0], layers, block)
+    weights = [layer.weight for layer in layers]
+    like, shape = weights[0], (sum(map(len, weights)), weights[0].shape[1])
+    if any((w.dtype, w.device) != (like.dtype, like.device) or w.is_inference() for w in weights):
+        return  # inference tensors do not tell when they are written to
+    if block is None:
+        if len(layers) == 1 and not reads_down(shape, like):
+            return
+        block = laid_out(shape, like)
+    for weight, place in zip(weights, block.split([len(weight) for weight in weights]), strict=True):
+        place.copy_(weight)
+    layers[0].product = Product(layers, block)

@@ -15,11 +15,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mixtral_edu.fast.linear import multiplies_in_float32
-from mixtral_edu.fast.weights import FastWeights, Product, keep_fast_weights, may_be_bypassed
+from mixtral_edu.fast.weights import Product, current_copy
 from mixtral_edu.quantization.rounding import pack_pairs, quantize_groups, quantize_rows, unpack_pairs
 
 _HALVES = (torch.bfloat16, torch.float16)
-_INT8_KERNEL_ROWS = 32  # for more, turning 8 bits back once is faster on a CPU than on the way, row by row
+_INT8_KERNEL_ROWS = 32  # with more, dequantizing 8 bits once is faster on a CPU than on the way, row by row
 _INT4_KERNEL_ROWS = 64  # the same for 4 bits; both measured with AVX2
 
 
@@ -57,7 +57,6 @@ class Int8Linear(nn.Module):
         return f"{self.in_features}, {self.out_features}"
 
 
-@may_be_bypassed
 class Int4Linear(nn.Module):
     """A linear layer without bias whose weights are 4-bit integers, with a scale and a zero for each group.
 
@@ -66,7 +65,7 @@ class Int4Linear(nn.Module):
 
     `pack` adds a copy of `weight_int4` in the layout of such a kernel, through which few rows then go, which is far
     faster; many meet dequantized weights, as before. `generate` does so for as long as it runs, where there is none.
-    `product` holds the copy, see `mixtral_edu.fast.weights`.
+    `product` holds it.
     """
 
     product: Product | None = None
@@ -94,34 +93,28 @@ class Int4Linear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map x (..., D) to (..., F)."""
         few_rows = x.numel() <= _INT4_KERNEL_ROWS * x.shape[-1]
-        if few_rows and self.kernel is not None and _takes_kernel(x, self.in_features, self.scale_and_zero.dtype):
-            multiply = _INT4_KERNELS[self.kernel].multiply
-            y = multiply(_as_rows(x), self.product.weight, self.group_size, self.scale_and_zero)
-            return y.view(*x.shape[:-1], -1)
-        return _multiply_dequantized(x, self, self.scale_and_zero.dtype)
+        packed = current_copy(self, self) if few_rows else None
+        if packed is None or not _takes_kernel(x, self.in_features, self.scale_and_zero.dtype):
+            return _multiply_dequantized(x, self, self.scale_and_zero.dtype)
+        y = _INT4_KERNELS[x.device.type].multiply(_as_rows(x), packed, self.group_size, self.scale_and_zero)
+        return y.view(*x.shape[:-1], -1)
 
     @property
     def kernel(self) -> str | None:
-        """On what PyTorch's kernel runs whose copy of the integers there is ("cpu", "cuda"); None if there is none."""
-        has_copy = self.product is not None and self.product.stands_for(self)
-        return self.weight_int4.device.type if has_copy else None
+        """The kind of device ("cpu", "cuda") whose kernel the copy is for; None without a copy of the weights."""
+        return None if current_copy(self, self) is None else self.weight_int4.device.type
 
     def pack(self) -> None:
         """Add a copy of `weight_int4` in the layout of PyTorch's kernel for its device, if there is one."""
-        keep_fast_weights(self)
+        kernel = _int4_kernel_for(self.scale_and_zero, self.out_features, self.group_size)
+        if kernel is None or self.weight_int4.is_inference():  # which does not tell when it is written to
+            self.unpack()
+        elif self.kernel is None:
+            self.product = Product((self,), kernel.pack(self.weight_int4))
 
     def unpack(self) -> None:
         """Drop the copy."""
-        self.product = None
-
-    def lay_out(self, fast: FastWeights) -> None:
-        """Get a copy of `weight_int4` in the layout of PyTorch's kernel, if there is one for these sizes."""
-        if fast.takes(self) and (kernel := _int4_kernel_for(self.scale_and_zero, self.out_features, self.group_size)):
-            fast.add(self, (self,), kernel.pack(self.weight_int4))
-
-    def _apply(self, fn, recurse=True):  # moves to a device, changes the dtype: the copy would only take memory
-        self.unpack()
-        return super()._apply(fn, recurse)
+        vars(self).pop("product", None)
 
     def extra_repr(self) -> str:
         return f"{self.in_features}, {self.out_features}, group_size={self.group_size}"
@@ -143,7 +136,7 @@ def _takes_kernel(x: Tensor, in_features: int, dtype: torch.dtype) -> bool:
 def _multiply_dequantized(x: Tensor, layer: Int8Linear | Int4Linear, dtype: torch.dtype) -> Tensor:
     """Multiply x (..., D) with the weights as numbers; `dtype` is that of the scales.
 
-    Where `multiply` would turn the weights into float32, they are not rounded on the way there.
+    Where `multiply` would convert the weights to float32, they are not rounded on the way there.
     """
     if x.dtype == dtype and multiplies_in_float32(x):
         return F.linear(x.float(), layer.dequantize(torch.float32)).to(x.dtype)
@@ -151,7 +144,7 @@ def _multiply_dequantized(x: Tensor, layer: Int8Linear | Int4Linear, dtype: torc
 
 
 def _int8_kernel_takes(x: Tensor) -> bool:
-    """Whether PyTorch has an 8-bit product for x that is right, and faster than turning the integers back.
+    """Whether PyTorch has an 8-bit product for x that is right, and faster than dequantizing.
 
     In float32, and on CUDA, it is slower; rows that do not fill the processor's vectors are read past their end.
     """

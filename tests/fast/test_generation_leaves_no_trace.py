@@ -7,6 +7,8 @@ the experts, in two dtypes, quantized or not, and however the generation ended.
 import copy
 import io
 import pickle
+import sys
+import threading
 from collections.abc import Callable
 from contextlib import contextmanager
 from typing import Any
@@ -21,19 +23,13 @@ from torch.nn.utils.parametrizations import weight_norm
 
 from mixtral_edu import MixtralForCausalLM
 from mixtral_edu.experts import Expert
-from mixtral_edu.fast import weights as fast_weights
 from mixtral_edu.fast.linear import Linear
-from mixtral_edu.fast.weights import FastWeights
+from mixtral_edu.quantization.layers import Int4Linear
 from mixtral_edu.quantization.model import QuantizationConfig, quantize_model
 
 IDS = torch.arange(3, 33).view(2, 15)
 NEW = 20
 
-
-@pytest.fixture(autouse=True)
-def copies_at_once(monkeypatch):
-    """Let so few steps have copies of the weights, which otherwise are not worth the time."""
-    monkeypatch.setattr(fast_weights, "_MANY_STEPS", 2)
 
 
 @pytest.fixture
@@ -415,7 +411,7 @@ def test_a_getter_changes_nothing(make_pair):
 
 @contextmanager
 def streaming(model: nn.Module):
-    """A stream that waits for its reader after its first piece, in which the model has copies of its weights."""
+    """A stream that waits for its reader after its first piece."""
 
     class Tokens:
         """Stands for a tokenizer."""
@@ -479,16 +475,68 @@ def test_layers_and_experts_of_ones_own_are_used_while_generating(make_pair):
 
 @pytest.mark.parametrize("experts", ["sorted", "grouped"])
 def test_an_interruption_while_weights_are_copied_leaves_nothing(make_pair, experts, monkeypatch):
-    model, _ = make_pair(experts, torch.float32, None)
-    before, add, added = snapshot(model), FastWeights.add, []
+    model, _ = make_pair(experts, torch.bfloat16, "int4")
+    before, pack, packed = snapshot(model), Int4Linear.pack, []
 
-    def interrupted(self, *given):
-        add(self, *given)
-        added.append(given)
-        if len(added) == 4:
+    def interrupted(self):
+        pack(self)
+        packed.append(self)
+        if len(packed) == 4:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(FastWeights, "add", interrupted)
+    monkeypatch.setattr(Int4Linear, "pack", interrupted)
     with pytest.raises(KeyboardInterrupt) as kept:
         model.generate(IDS, max_new_tokens=NEW)
     assert kept is not None and snapshot(model) == before
+
+
+def test_without_room_for_copies_none_are_made(make_pair, monkeypatch):
+    model, twin = make_pair("sorted", torch.bfloat16, "int4")
+    monkeypatch.setattr("mixtral_edu.generation.free_memory", lambda device: 0)
+    monkeypatch.setattr(Int4Linear, "pack", lambda self: pytest.fail("made a copy"))
+    assert model.generate(IDS, max_new_tokens=NEW).shape == twin.generate(IDS, max_new_tokens=NEW).shape
+
+
+def test_copies_that_are_kept_follow_the_weights(make_pair):
+    """They are made again when they are needed, and stay."""
+    model, _ = make_pair("sorted", torch.bfloat16, "int4")
+    layer = model.prepare_for_inference().model.layers[0].self_attn.q_proj
+    with torch.no_grad():
+        layer.scale_and_zero.mul_(2)
+    assert layer.kernel is None
+    model.generate(IDS, max_new_tokens=NEW)
+    assert layer.kernel == "cpu"
+
+
+def test_a_stream_that_is_left_open_leaves_the_mode_as_it_is(make_pair):
+    model, _ = make_pair("sorted", torch.float32, None)
+    model.train()
+    with streaming(model):
+        assert model.training
+        model.eval()
+    assert not model.training
+
+
+def test_threads_do_not_take_copies_from_each_other(make_pair):
+    """Whoever is done drops the copies; the others go on without, and find the same tokens but for near ties."""
+    model, twin = make_pair("sorted", torch.bfloat16, "int4")
+    wanted, failed = twin.generate(IDS, max_new_tokens=3), []
+
+    def work() -> None:
+        try:
+            for _ in range(20):
+                assert torch.equal(model.generate(IDS, max_new_tokens=3)[:, :15], wanted[:, :15])
+        except BaseException as error:
+            failed.append(error)
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        threads = [threading.Thread(target=work) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(interval)
+    assert not failed

@@ -8,9 +8,8 @@ import torch
 import torch.nn.functional as F
 
 from mixtral_edu import MixtralForCausalLM, MixtralForSequenceClassification
-from mixtral_edu.fast import weights as fast_weights
 from mixtral_edu.fast.linear import Linear, lay_out_together, multiply, multiply_all
-from mixtral_edu.fast.weights import FastWeights, fast_weights_for, keep_fast_weights, laid_out
+from mixtral_edu.fast.weights import drop_fast_weights, keep_fast_weights, laid_out
 from mixtral_edu.quantization.model import QuantizationConfig, quantize_model
 from tolerances import assert_product, chain_error
 
@@ -72,38 +71,74 @@ def test_copies_lie_as_they_are_read_fastest_and_weights_stay(model):
         assert p is held and p.data_ptr() == address and p.stride() == strides and torch.equal(p, value)
 
 
-def test_stacked_weights_are_copies_while_they_may_be(model, ids):
+@pytest.mark.parametrize("leave", [lambda m: m.train(), lambda m: m.double(), drop_fast_weights],
+                         ids=["train", "to", "drop"])  # fmt: skip
+@pytest.mark.parametrize("experts", ["sorted", "grouped"])
+def test_copies_are_dropped(model, leave, experts):
+    model.config.experts_implementation = experts
+    assert len(holders(keep_fast_weights(model))) == 3 + 3 * 5 * 2 + 1 + 3 * (experts == "grouped")
+    leave(model)
+    assert not holders(model)
+
+
+def test_stacked_weights_have_a_copy_while_they_may(model):
     model.config.experts_implementation = "grouped"
     experts = keep_fast_weights(model).model.layers[0].block_sparse_moe.experts
-    assert not experts.has_copy(), "gradients are wanted"
+    assert experts.stacked_copy() is None, "gradients are wanted"
     fresh = experts.stacked()
     with torch.no_grad():
-        assert experts.has_copy()
-        for kept, new in zip(experts.stacked(), fresh, strict=True):
-            assert torch.equal(kept, new) and kept.data_ptr() != new.data_ptr() and new.requires_grad
+        for kept, new in zip(experts.stacked_copy(), fresh, strict=True):
+            assert torch.equal(kept, new) and new.requires_grad
         experts[1].w2.weight.mul_(2)
-        assert not experts.has_copy() and torch.equal(experts.stacked()[1][1], experts[1].w2.weight)
+        assert experts.stacked_copy() is None
 
 
-def test_few_steps_copy_no_floats_and_no_room_copies_nothing(model, monkeypatch):
-    with fast_weights_for(model, 2) as fast:
-        assert not holders(model)
-    with torch.no_grad(), fast_weights_for(model, 128) as fast:
-        assert len(holders(model)) == 3 + 3 * 5 * 2 + 1 and not fast.in_use
-        with fast.for_a_step():
-            assert fast.in_use
-        assert not fast.in_use
-    assert not holders(model)
-    monkeypatch.setattr(fast_weights, "free_memory", lambda device: sum(p.nbytes for p in model.parameters()) - 1)
-    with fast_weights_for(model, 128):
-        assert not holders(model)
+@torch.no_grad()
+@pytest.mark.parametrize("experts", ["sorted", "grouped"])
+def test_layers_that_two_experts_share_count_for_both(make_config, ids, experts):
+    model = MixtralForCausalLM(make_config(hidden_size=48, intermediate_size=40)).eval()
+    for layer in model.model.layers:
+        layer.block_sparse_moe.experts[1] = layer.block_sparse_moe.experts[0]
+        layer.block_sparse_moe.experts[3].w1 = layer.block_sparse_moe.experts[2].w1
+        layer.block_sparse_moe.experts[4].w2 = layer.block_sparse_moe.experts[2].w2
+    wanted = model(ids).logits
+    model.config.experts_implementation = experts
+    found = keep_fast_weights(model)(ids).logits
+    assert (found - wanted).abs().max() <= chain_error(1000) * wanted.abs().max()
 
 
-def test_without_room_the_output_is_the_same(model, ids, monkeypatch):
-    monkeypatch.setattr(fast_weights, "_MANY_STEPS", 2)
+@torch.no_grad()
+def test_weights_that_were_made_narrower_are_multiplied_as_they_are(model, ids):
+    """Structured pruning exchanges the weights alone; layers still say their old sizes."""
+    for layer in model.model.layers:
+        for expert in layer.block_sparse_moe.experts:
+            for layer in (expert.w1, expert.w3):
+                layer.weight = torch.nn.Parameter(layer.weight[:20])
+            expert.w2.weight = torch.nn.Parameter(expert.w2.weight[:, :20].contiguous())
+    wanted = model(ids).logits
+    for experts in ("sorted", "grouped"):
+        model.config.experts_implementation = experts
+        found = keep_fast_weights(model)(ids).logits
+        assert (found - wanted).abs().max() <= chain_error(1000) * wanted.abs().max()
+
+
+@torch.no_grad()
+def test_a_weight_that_is_no_parameter_any_more_is_used(model, ids):
+    keep_fast_weights(model)
+    for layer in (model.lm_head, model.model.layers[0].self_attn.k_proj):
+        weight = layer.weight * 2
+        del layer.weight
+        layer.weight = weight
+    wanted = copy.deepcopy(model)(ids).logits
+    assert torch.allclose(model(ids).logits, wanted, atol=1e-6)
+    assert not torch.allclose(keep_fast_weights(model)(ids).logits, torch.zeros(()))
+
+
+@pytest.mark.parametrize("experts", ["sorted", "grouped"])
+def test_generation_with_copies_gives_the_same(make_config, ids, experts):
+    model = MixtralForCausalLM(make_config(hidden_size=48, intermediate_size=40, experts_implementation=experts)).eval()
     wanted = model.generate(ids, max_new_tokens=20)
-    monkeypatch.setattr(fast_weights, "free_memory", lambda device: 0)
-    assert torch.equal(model.generate(ids, max_new_tokens=20), wanted)
+    assert torch.equal(keep_fast_weights(model).generate(ids, max_new_tokens=20), wanted) and holders(model)
 
 
 def test_generation_leaves_parts_that_were_in_training_so(model, ids):
@@ -146,7 +181,7 @@ def test_memory_that_is_used_again_is_not_taken_for_what_was_copied(model, ids):
     product, weight = model.lm_head.product, model.lm_head.weight
     for _ in range(50):
         weight.data = weight.data + 1
-        assert not product.is_current()
+        assert not product.stands_for([model.lm_head])
 
 
 def test_gradients_of_a_model_with_copies_are_those_of_the_plain_one(model, ids):
@@ -183,7 +218,7 @@ def test_half_precision_without_instructions_for_it_is_rounded_once(monkeypatch,
 
 def test_layers_of_another_kind_are_left_alone():
     layers = Linear(6, 5), torch.nn.Linear(6, 3, bias=False)
-    lay_out_together(FastWeights(), layers)
+    lay_out_together(*layers)
     assert layers[0].product is None
     x = torch.randn(2, 6)
     assert [y.shape[1] for y in multiply_all(x, *layers)] == [5, 3]
