@@ -1,4 +1,4 @@
-"""Generation over any causal model: prefill the prompt once, then one forward pass a token.
+"""Generation over any causal model: prefill the prompt once, then one forward pass per token.
 
 The model is called as `model(input_ids, attention_mask=..., past_key_values=..., use_cache=True, logits_to_keep=1)`,
 with the new tokens alone, and returns `.logits` (B, 1, V) and `.past_key_values`.
@@ -76,8 +76,8 @@ def generate(
         model: a causal language model with a `config`; used in evaluation mode, and left in the mode it was in.
         input_ids: (B, T) prompts.
         attention_mask: (B, T), 0 for padding, which must be on the left. None means that there is none.
-        max_new_tokens: at most so many new ids a row; has to be given, or `max_length`.
-        max_length: an older way to say it: at most so many ids in all, the T of the prompt included.
+        max_new_tokens: the most new ids per row; either this or `max_length` must be given.
+        max_length: an older way to say it: the most ids in all, the T of the prompt included.
         do_sample: draw from the distribution; otherwise take the most likely id, and ignore the next four.
         temperature, top_k, top_p, min_p: shape the distribution, in this order; None leaves it as it is. A temperature
             near 0 comes to `do_sample=False`.
@@ -89,7 +89,7 @@ def generate(
         progress: show a bar on stderr.
 
     Raises:
-        TypeError, ValueError: an argument is not what is wanted; the message names it.
+        TypeError, ValueError: an argument is not what it must be; the message names it.
     """
     options = GenerationOptions(max_new_tokens, max_length, do_sample, temperature, top_k, top_p, min_p,
                                 repetition_penalty, eos_token_id, pad_token_id, seed)  # fmt: skip
@@ -191,9 +191,9 @@ def _steps(
 def _checked_prompt(model: nn.Module, input_ids: Tensor, attention_mask: Tensor | None) -> Tensor | None:
     """Check the prompt; return its mask, or None where nothing is padding."""
     if not isinstance(input_ids, Tensor):
-        raise TypeError(f"input_ids is a {type(input_ids).__name__}: an int64 tensor (batch, tokens) is wanted")
+        raise TypeError(f"input_ids is a {type(input_ids).__name__}; it must be an int64 tensor (batch, tokens)")
     if input_ids.ndim != 2 or input_ids.numel() == 0:
-        raise ValueError(f"input_ids has shape {tuple(input_ids.shape)}: (batch, tokens), both at least 1, is wanted")
+        raise ValueError(f"input_ids has shape {tuple(input_ids.shape)}; it must be (batch, tokens), each at least 1")
     device = getattr(model, "device", input_ids.device)
     if input_ids.device != device:
         raise ValueError(f"input_ids is on {input_ids.device} and the model on {device}: call .to(model.device)")
@@ -202,7 +202,7 @@ def _checked_prompt(model: nn.Module, input_ids: Tensor, attention_mask: Tensor 
         return None
     if not isinstance(attention_mask, Tensor) or attention_mask.shape != input_ids.shape:
         found = tuple(getattr(attention_mask, "shape", ())) or type(attention_mask).__name__
-        raise ValueError(f"attention_mask is {found}: a tensor of shape {tuple(input_ids.shape)} is wanted")
+        raise ValueError(f"attention_mask is {found}; it must have the shape of input_ids, {tuple(input_ids.shape)}")
     mask = attention_mask.to(input_ids.device)
     if not bool(((mask == 0) | (mask == 1)).all()):
         raise ValueError("attention_mask holds other values than 0 (padding) and 1")
@@ -235,7 +235,7 @@ def _evaluation_mode(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def kernel_copies(model: nn.Module, num_steps: int) -> Iterator[None]:
-    """Let 4-bit layers have copies for PyTorch's kernels for so many steps, if memory has room, and drop them again."""
+    """Give 4-bit layers copies for PyTorch's kernels, for several steps and if memory has room; drop them at the end."""
     layers = [module for module in model.modules() if hasattr(module, "pack")]
     if num_steps == 1 or layers and sum(t.nbytes for x in layers for t in x.buffers()) > free_memory(model.device):
         layers = []

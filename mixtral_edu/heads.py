@@ -136,7 +136,7 @@ def sequence_loss(logits: Tensor, labels: Tensor, problem_type: str) -> Tensor:
 class MixtralForTokenClassification(PreTrained):
     """A label for each token, from what it and the tokens before it say.
 
-    logits = score(dropout(x))        `config.num_labels` a token, named by `config.id2label`
+    logits = score(dropout(x))        `config.num_labels` per token, named by `config.id2label`
 
     The dropout, in training only, has the rate 0.1, or the `classifier_dropout` that a `config.json` may hold.
     """
@@ -149,7 +149,7 @@ class MixtralForTokenClassification(PreTrained):
         self.model = MixtralModel(config)
         dropout = config.extra.get("classifier_dropout")
         if not (dropout is None or isinstance(dropout, int | float) and 0 <= dropout < 1):
-            raise ValueError(f"classifier_dropout={dropout!r}: a number from 0 to below 1 is wanted")
+            raise ValueError(f"classifier_dropout={dropout!r}: it must be a number from 0 to below 1")
         self.dropout = nn.Dropout(0.1 if dropout is None else dropout)
         self.score = nn.Linear(config.hidden_size, config.num_labels)
         self.init_weights()

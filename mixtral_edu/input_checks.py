@@ -43,7 +43,7 @@ def check_inputs(
 def check_tokens(config: MixtralConfig, input_ids: Tensor | None, inputs_embeds: Tensor | None) -> Tensor:
     """Return the ids (B, T) or embeddings (B, T, D), whichever is given; raise unless one is, and is right."""
     if (input_ids is None) == (inputs_embeds is None):
-        raise ValueError("exactly one of input_ids and inputs_embeds is wanted")
+        raise ValueError("input_ids and inputs_embeds: exactly one of them must be given")
     if input_ids is not None:
         _require_tensor("input_ids", input_ids)
         _require(input_ids.ndim == 2 and input_ids.numel() > 0, "input_ids", input_ids, "(batch, tokens), not empty,")
@@ -68,19 +68,19 @@ def check_ids(
 ) -> None:
     """Raise unless `ids` are whole numbers and, where one may `look` at them, from 0 to below `count`."""
     if ids.dtype not in _WHOLE:
-        raise TypeError(f"{name} has dtype {ids.dtype}: torch.int64 is wanted")
+        raise TypeError(f"{name} has dtype {ids.dtype}; it must be torch.int64")
     if look:
         low, high = int(ids.min()), int(ids.max())
         if low < 0 or high >= count:
-            raise ValueError(f"{name} reach from {low} to {high}: {wanted} = {count - 1} are wanted")
+            raise ValueError(f"{name} reach from {low} to {high}; they must be {wanted} = {count - 1}")
 
 
 def check_labels(
     labels: Tensor, shape: tuple[int, ...], classes: int, classes_name: str, each: str = "a class each"
 ) -> None:
-    """Raise unless `labels` have this shape, and each is `IGNORED_LABEL` or one of so many classes."""
+    """Raise unless `labels` have this shape, and each is `IGNORED_LABEL` or one of the classes."""
     _require_tensor("labels", labels)
-    _require(labels.shape == shape, "labels", labels, f"{tuple(shape)}, {each},")
+    _require(labels.shape == shape, "labels", labels, f"{tuple(shape)}, {each}")
     counted = labels[labels != IGNORED_LABEL] if can_look_at(labels) else labels
     look = can_look_at(labels) and counted.numel() > 0
     check_ids("labels", counted, classes, look, f"{IGNORED_LABEL} or numbers from 0 to {classes_name} - 1")
@@ -89,7 +89,7 @@ def check_labels(
 def check_sequence_labels(labels: Tensor, problem_type: str, B: int, num_labels: int) -> None:
     """Raise unless `labels` are what a loss of this type takes for B texts."""
     if problem_type == "single_label_classification":
-        each = "a class each (several labels a text are given as floating-point numbers)"
+        each = "a class each (several labels per text are given as floating-point numbers)"
         check_labels(labels, (B,), num_labels, "num_labels", each)
         return
     several = problem_type == "multi_label_classification"
@@ -97,21 +97,21 @@ def check_sequence_labels(labels: Tensor, problem_type: str, B: int, num_labels:
     shapes = [(B, num_labels)] if several or num_labels > 1 else [(B,), (B, 1)]
     _require(labels.shape in shapes, "labels", labels, f"{' or '.join(map(str, shapes))} for {problem_type=}")
     if not labels.is_floating_point() and (several or labels.dtype not in _WHOLE):
-        raise TypeError(f"labels has dtype {labels.dtype}: a floating-point type is wanted for {problem_type=}")
+        raise TypeError(f"labels has dtype {labels.dtype}; it must be a floating-point type for {problem_type=}")
     if can_look_at(labels):
         fine = (labels >= 0) & (labels <= 1) if several else labels.isfinite()
         if not fine.all():
             wanted = "numbers from 0 to 1" if several else "finite numbers"
-            raise ValueError(f"labels hold {labels[~fine][0].item()}: {wanted} are wanted for {problem_type=}")
+            raise ValueError(f"labels hold {labels[~fine][0].item()}; they must be {wanted} for {problem_type=}")
 
 
 def check_answer(start_positions: Tensor | None, end_positions: Tensor | None, rows: int) -> None:
-    """Raise unless both positions of an answer are given, a whole number for each of so many rows."""
+    """Raise unless both positions of an answer are given, a whole number for each row."""
     for name, positions in (("start_positions", start_positions), ("end_positions", end_positions)):
         if positions is None:
             raise ValueError(f"{name} is None: the loss of an answer needs its start_positions and its end_positions")
         _require_tensor(name, positions)
-        _require(positions.shape == (rows,), name, positions, f"({rows},), one column each,")
+        _require(positions.shape == (rows,), name, positions, f"({rows},), one column each")
         check_ids(name, positions, 0, look=False)
 
 
@@ -141,9 +141,9 @@ def _check_cache(
 
 def _require_tensor(name: str, value: object) -> None:
     if not isinstance(value, Tensor):
-        raise TypeError(f"{name} is a {type(value).__name__}: a tensor is wanted")
+        raise TypeError(f"{name} is a {type(value).__name__}; it must be a tensor")
 
 
 def _require(fits: bool, name: str, tensor: Tensor, wanted: str) -> None:
     if not fits:
-        raise ValueError(f"{name} has shape {tuple(tensor.shape)}: {wanted} is wanted")
+        raise ValueError(f"{name} has shape {tuple(tensor.shape)}; it must be {wanted}")

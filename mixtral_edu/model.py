@@ -48,7 +48,7 @@ class MixtralDecoderLayer(nn.Module):
 
 
 class MixtralModel(PreTrained):
-    """The decoder without a head: token ids in, one vector a token out."""
+    """The decoder without a head: token ids in, one vector per token out."""
 
     def __init__(self, config: MixtralConfig):
         super().__init__(config)
@@ -200,13 +200,13 @@ class MixtralForCausalLM(PreTrained):
             labels: (B, T), the input ids again; each is predicted from the tokens before it, and -100 is not counted.
                 Give -100 to padding, and after padding also to the first real token: nothing stands before it. Where no
                 label counts, the cross entropy is 0.
-            logits_to_keep: compute scores for the last so many tokens only, or for those at the given indices; 0: all.
+            logits_to_keep: compute scores for the last n tokens only, or for those at the given indices; 0: all.
         """
         if output_router_logits is None:
             output_router_logits = self.config.output_router_logits
         if isinstance(logits_to_keep, int) and logits_to_keep < 0 or isinstance(logits_to_keep, float):
             raise ValueError(
-                f"logits_to_keep={logits_to_keep}: a number of tokens from 0 on, or their indices, is wanted"
+                f"logits_to_keep={logits_to_keep}: it must be a number of tokens, 0 or more, or their indices"
             )
         if labels is not None:
             tokens = check_tokens(self.config, input_ids, inputs_embeds)

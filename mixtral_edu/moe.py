@@ -86,7 +86,7 @@ def load_balancing_loss(
     a gradient. Perfect balance gives K. Collapse onto K experts gives up to E.
 
     Args:
-        router_logits: one (N, E) tensor a layer.
+        router_logits: one (N, E) tensor per layer.
         num_experts: E.
         top_k: K.
         attention_mask: (B, T) with B*T = N; tokens where it is 0 do not count. Where none does, the loss is 0 (that of

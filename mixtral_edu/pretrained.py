@@ -35,8 +35,8 @@ class MixtralModelOutput(_CacheByTwoNames):
     """What `MixtralModel` returns; what was not asked for is None.
 
     `last_hidden_state` (B, T, D), normalised. `past_key_values`, also named `cache`: the cache, ready for the next
-    tokens. `router_logits`: one (B*T, E) tensor a layer. `hidden_states`: L + 1 tensors (B, T, D), the embedding first,
-    the normalised last one at the end. `attentions`: one (B, Hq, T, S) tensor a layer.
+    tokens. `router_logits`: one (B*T, E) tensor per layer. `hidden_states`: L + 1 tensors (B, T, D), the embedding
+    first, the normalised last one at the end. `attentions`: one (B, Hq, T, S) tensor per layer.
     """
 
     last_hidden_state: Tensor

@@ -393,20 +393,20 @@ ONE_A_TEXT, SEVERAL = {"num_labels": 4}, {"num_labels": 4, "problem_type": "mult
 REGRESSION = {"num_labels": 1}
 REFUSED_SEQUENCE_LABELS = {
     "a list": (ONE_A_TEXT, [0, 1], "labels is a list"),
-    "another number of rows": (ONE_A_TEXT, torch.tensor([0]), r"labels has shape \(1,\): \(2,\)"),
-    "several whole numbers a row": (ONE_A_TEXT, torch.zeros(2, 4).long(), r"labels .*\(2, 4\): \(2,\), .*floating"),
-    "a class too many": (ONE_A_TEXT, torch.tensor([0, 4]), "labels reach from 0 to 4: -100 or .*num_labels - 1 = 3"),
-    "minus one": (ONE_A_TEXT, torch.tensor([0, -1]), "labels reach from -1 to 0: -100 or .*num_labels - 1 = 3"),
-    "small integers": (ONE_A_TEXT, torch.tensor([0, 1]).short(), "labels has dtype torch.int16: torch.int64"),
-    "one float a row": (ONE_A_TEXT, torch.tensor([0.0, 1.0]), r"labels .*\(2,\): \(2, 4\) for .*'multi_label"),
-    "whole numbers for several": (SEVERAL, torch.zeros(2, 4).long(), "labels has dtype torch.int64: a floating-point"),
-    "above one": (SEVERAL, torch.full((2, 4), 1.5), "labels hold 1.5: numbers from 0 to 1"),
-    "no number": (SEVERAL, torch.full((2, 4), torch.nan), "labels hold nan: numbers from 0 to 1"),
-    "an infinite number": (REGRESSION, torch.tensor([1.0, -torch.inf]), "labels hold -inf: finite numbers"),
-    "yes and no": (REGRESSION, torch.tensor([True, False]), "labels has dtype torch.bool: a floating-point"),
-    "two numbers": (REGRESSION, torch.zeros(2, 2), r"labels .*\(2, 2\): \(2,\) or \(2, 1\) for .*'regression'"),
+    "another number of rows": (ONE_A_TEXT, torch.tensor([0]), r"labels has shape \(1,\); it must be \(2,\)"),
+    "several whole numbers a row": (ONE_A_TEXT, torch.zeros(2, 4).long(), r"labels .*\(2, 4\).*\(2,\), .*floating"),
+    "a class too many": (ONE_A_TEXT, torch.tensor([0, 4]), "labels reach from 0 to 4.*-100 or .*num_labels - 1 = 3"),
+    "minus one": (ONE_A_TEXT, torch.tensor([0, -1]), "labels reach from -1 to 0.*-100 or .*num_labels - 1 = 3"),
+    "small integers": (ONE_A_TEXT, torch.tensor([0, 1]).short(), "labels has dtype torch.int16.*torch.int64"),
+    "one float a row": (ONE_A_TEXT, torch.tensor([0.0, 1.0]), r"labels .*\(2,\).*\(2, 4\) for .*'multi_label"),
+    "whole numbers for several": (SEVERAL, torch.zeros(2, 4).long(), "labels has dtype torch.int64.*a floating-point"),
+    "above one": (SEVERAL, torch.full((2, 4), 1.5), "labels hold 1.5; they must be numbers from 0 to 1"),
+    "no number": (SEVERAL, torch.full((2, 4), torch.nan), "labels hold nan; they must be numbers from 0 to 1"),
+    "an infinite number": (REGRESSION, torch.tensor([1.0, -torch.inf]), "labels hold -inf.*finite numbers"),
+    "yes and no": (REGRESSION, torch.tensor([True, False]), "labels has dtype torch.bool; it must be a floating-point"),
+    "two numbers": (REGRESSION, torch.zeros(2, 2), r"labels .*\(2, 2\).*\(2,\) or \(2, 1\) for .*'regression'"),
     "one number for four": (
-        {"num_labels": 4, "problem_type": "regression"}, torch.zeros(2), r"labels .*\(2,\): \(2, 4\) for .*'regress",
+        {"num_labels": 4, "problem_type": "regression"}, torch.zeros(2), r"labels .*\(2,\).*\(2, 4\) for .*'regress",
     ),
 }  # fmt: skip
 
@@ -425,9 +425,9 @@ def test_labels_of_tokens_that_do_not_fit_are_refused(make_config):
     ours = random_model(make_config, MixtralForTokenClassification)
     for labels, error, message in (
         (IDS.tolist(), TypeError, "labels is a list"),
-        (IDS[:, 0] % 4, ValueError, r"labels has shape \(2,\): \(2, 5\)"),
-        (IDS % 4 + 1, ValueError, "labels reach from 1 to 4: -100 or .*num_labels - 1 = 3"),
-        (IDS % 4.0, TypeError, "labels has dtype torch.float32: torch.int64"),
+        (IDS[:, 0] % 4, ValueError, r"labels has shape \(2,\); it must be \(2, 5\)"),
+        (IDS % 4 + 1, ValueError, "labels reach from 1 to 4; they must be -100 or .*num_labels - 1 = 3"),
+        (IDS % 4.0, TypeError, "labels has dtype torch.float32; it must be torch.int64"),
     ):
         with pytest.raises(error, match=f"^{message}"):
             ours(IDS, labels=labels)
@@ -442,7 +442,7 @@ def test_positions_of_answers_that_do_not_fit_are_refused(make_config):
         (good, None, ValueError, "end_positions is None.*needs"),
         (None, good, ValueError, "start_positions is None.*needs"),
         ([1, 2], good, TypeError, "start_positions is a list"),
-        (good, IDS, ValueError, r"end_positions has shape \(2, 5\): \(2,\)"),
+        (good, IDS, ValueError, r"end_positions has shape \(2, 5\); it must be \(2,\)"),
         (good, good.float(), TypeError, "end_positions has dtype torch.float32"),
     ):
         with pytest.raises(error, match=f"^{message}"):
@@ -454,7 +454,7 @@ def test_bad_input_is_named_with_labels_too(make_config, cls):
     ours = random_model(make_config, cls)
     question = cls is MixtralForQuestionAnswering
     labels = {"start_positions": IDS, "end_positions": IDS} if question else {"labels": IDS}
-    with pytest.raises(ValueError, match="exactly one of input_ids and inputs_embeds"):
+    with pytest.raises(ValueError, match="input_ids and inputs_embeds: exactly one"):
         ours(**labels)
     with pytest.raises(ValueError, match=r"^input_ids has shape \(5,\)"):
         ours(IDS[0], **labels)
@@ -596,5 +596,5 @@ def test_heads_loaded_in_bfloat16_work_and_their_loss_is_float32(make_config, tm
 
 @pytest.mark.parametrize("wrong", [2, -0.1, "0.1", True])
 def test_a_dropout_that_is_none_names_its_field(make_config, wrong):
-    with pytest.raises(ValueError, match=f"classifier_dropout={wrong!r}: a number from 0 to below 1"):
+    with pytest.raises(ValueError, match=f"classifier_dropout={wrong!r}: it must be a number from 0 to below 1"):
         MixtralForTokenClassification(make_config(extra={"classifier_dropout": wrong}))

@@ -1,6 +1,6 @@
 """The step that adds one token to each row, recorded as a CUDA graph.
 
-Such a step starts some dozen kernels a layer, and for few rows a GPU is done with each before Python has started the
+Such a step starts dozens of kernels per layer, and for few rows a GPU is done with each before Python has started the
 next. A CUDA graph is the list of them with all their places in memory: recorded once, it is started as a whole.
 Whatever differs from one step to the next then has to lie on the device, in tensors that stay where they are: the ids,
 how far each row is, and what its cache holds.
@@ -29,8 +29,8 @@ class NotRecordable(ValueError):
 class GraphedStep:
     """A model's forward pass that replays its one-token step, recorded for the cache that it is called with.
 
-    It takes a model's arguments by name. One token a row, with a cache and without a mask, goes through the recording,
-    and the tensors that come back are overwritten by the next such call. A new cache, or one that had to grow, is
+    It takes a model's arguments by name. One token per row, with a cache and without a mask, goes through the
+    recording, and the tensors that come back are overwritten by the next such call. A new cache, or one that had to grow, is
     recorded for again, at the price of some steps. Everything else (a prompt, a batch in which a row has stopped) goes
     through `forward` as it is.
     """

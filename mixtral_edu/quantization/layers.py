@@ -24,7 +24,7 @@ _INT4_KERNEL_ROWS = 64  # the same for 4 bits; both measured with AVX2
 
 
 class Int8Linear(nn.Module):
-    """A linear layer without bias whose weights are 8-bit integers with one scale a row.
+    """A linear layer without bias whose weights are 8-bit integers with one scale per row.
 
     Buffers: `weight_int8` (F, D), `scale` (F,) in the dtype of the activations that it takes.
     """
@@ -60,7 +60,7 @@ class Int8Linear(nn.Module):
 class Int4Linear(nn.Module):
     """A linear layer without bias whose weights are 4-bit integers, with a scale and a zero for each group.
 
-    Buffers: `weight_int4` (F, D/2) in uint8, two neighbours a byte; `scale_and_zero` (D/g, F, 2) in the dtype of the
+    Buffers: `weight_int4` (F, D/2) in uint8, two neighbours per byte; `scale_and_zero` (D/g, F, 2) in the dtype of the
     activations, in the order that PyTorch's kernels read.
 
     `pack` adds a copy of `weight_int4` in the layout of such a kernel, through which few rows then go, which is far

@@ -39,13 +39,13 @@ class QuantizationConfig:
 
     def __post_init__(self):
         if self.bits not in (4, 8):
-            raise ValueError(f"bits={self.bits!r}: 8 or 4 is wanted")
+            raise ValueError(f"bits={self.bits!r}: it must be 8 or 4")
         if self.bits == 8 and self.group_size is not None:
-            raise ValueError(f"group_size={self.group_size!r} with bits=8: None is wanted, there is one scale a row")
+            raise ValueError(f"group_size={self.group_size!r} with bits=8: it must be None, each row has one scale")
         if self.bits == 4 and self.group_size is None:
             object.__setattr__(self, "group_size", 64)
         if self.bits == 4 and (not isinstance(self.group_size, int) or self.group_size < 2):
-            raise ValueError(f"group_size={self.group_size!r}: a whole number of at least 2 is wanted")
+            raise ValueError(f"group_size={self.group_size!r}: it must be a whole number of at least 2")
 
     @classmethod
     def parse(cls, value: "str | QuantizationConfig | Mapping | None") -> Self | None:
@@ -69,7 +69,7 @@ class QuantizationConfig:
             )
         found = f"={value!r}" if isinstance(value, str) else f" of type {type(value).__name__}"
         raise ValueError(
-            f'quantization{found}: quantization="int4" or "int8" is wanted, or a '
+            f'quantization{found}: it must be quantization="int4", "int8" or a '
             "mixtral_edu.quantization.QuantizationConfig"
         )
 
@@ -129,8 +129,8 @@ def quantized_layers(
                 layers[name] = Int8Linear(D, outputs, dtype)
             elif D % quantization.group_size or D % 2:
                 raise ValueError(
-                    f"group_size={quantization.group_size}: {name} has {D} inputs, an even number that it divides is "
-                    "wanted"
+                    f"group_size={quantization.group_size}: {name} has {D} inputs; it must divide them, and they must "
+                    "be even"
                 )
             else:
                 layers[name] = Int4Linear(D, outputs, quantization.group_size, dtype)
@@ -154,7 +154,7 @@ def quantize_model(model: nn.Module, quantization: str | QuantizationConfig) -> 
     """
     quantization = QuantizationConfig.parse(quantization)
     if quantization is None:
-        raise ValueError('quantization=None: "int4", "int8" or a QuantizationConfig is wanted')
+        raise ValueError('quantization=None: it must be "int4", "int8" or a QuantizationConfig')
     layers = quantized_layers(model, quantization)
     for name in layers:
         check_finite(name, model.get_submodule(name).weight)

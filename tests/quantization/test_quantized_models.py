@@ -69,10 +69,10 @@ def test_the_setting_is_a_name_a_config_or_what_a_checkpoint_says():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: QuantizationConfig(2), "bits=2: 8 or 4"),
+        (lambda: QuantizationConfig(2), "bits=2: it must be 8 or 4"),
         (lambda: QuantizationConfig("4"), "bits='4'"),
         (lambda: QuantizationConfig(8, 64), "group_size=64 with bits=8"),
-        (lambda: QuantizationConfig(4, 1), "group_size=1: a whole number of at least 2"),
+        (lambda: QuantizationConfig(4, 1), "group_size=1: it must be a whole number of at least 2"),
         (lambda: QuantizationConfig(4, 64.0), "group_size=64.0"),
         (lambda: QuantizationConfig.parse("nf4"), "quantization='nf4': quantization=\"int4\" or \"int8\""),
         (lambda: QuantizationConfig.parse(4), "quantization of type int: quantization=\"int4\""),
@@ -228,7 +228,7 @@ def test_a_form_that_does_not_fit_is_named_with_the_layer_and_leaves_the_model(f
     model = small_model(intermediate_size=100)
     with pytest.raises(ValueError, match="group_size=64: model.layers.0.block_sparse_moe.experts.0.w2 has 100 inputs"):
         quantize_model(model, "int4")
-    with pytest.raises(ValueError, match='^quantization=None: "int4"'):
+    with pytest.raises(ValueError, match='^quantization=None: it must be "int4"'):
         quantize_model(model, None)
     assert quantization_of(model) is None and model.config.quantization_config is None
 
@@ -249,7 +249,7 @@ def test_transformers_name_of_the_argument_takes_our_settings_and_not_theirs(fol
     assert quantization_of(MixtralForCausalLM.from_pretrained(folder, quantization_config=form)) == form
     theirs = transformers.BitsAndBytesConfig(load_in_4bit=True)
     for name in ("quantization", "quantization_config"):
-        with pytest.raises(ValueError, match='of type BitsAndBytesConfig: quantization="int4"'):
+        with pytest.raises(ValueError, match='of type BitsAndBytesConfig: it must be quantization="int4"'):
             MixtralForCausalLM.from_pretrained(folder, **{name: theirs})
     with pytest.raises(ValueError, match="quantization='int4' and quantization_config="):
         MixtralForCausalLM.from_pretrained(folder, quantization="int4", quantization_config=form)
