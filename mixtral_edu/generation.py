@@ -235,7 +235,7 @@ def _evaluation_mode(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def kernel_copies(model: nn.Module, num_steps: int) -> Iterator[None]:
-    """Give 4-bit layers copies for PyTorch's kernels, for several steps and if memory has room; drop them at the end."""
+    """Give 4-bit layers copies for PyTorch's kernels if they pay and memory has room; drop them at the end."""
     layers = [module for module in model.modules() if hasattr(module, "pack")]
     if num_steps == 1 or layers and sum(t.nbytes for x in layers for t in x.buffers()) > free_memory(model.device):
         layers = []

@@ -30,9 +30,9 @@ class GraphedStep:
     """A model's forward pass that replays its one-token step, recorded for the cache that it is called with.
 
     It takes a model's arguments by name. One token per row, with a cache and without a mask, goes through the
-    recording, and the tensors that come back are overwritten by the next such call. A new cache, or one that had to grow, is
-    recorded for again, at the price of some steps. Everything else (a prompt, a batch in which a row has stopped) goes
-    through `forward` as it is.
+    recording, and the tensors that come back are overwritten by the next such call. A new cache, or one that had to
+    grow, is recorded for again, at the price of some steps. Everything else (a prompt, a batch in which a row has
+    stopped) goes through `forward` as it is.
     """
 
     def __init__(self, forward: Callable[..., Any]):

@@ -74,8 +74,8 @@ def test_the_setting_is_a_name_a_config_or_what_a_checkpoint_says():
         (lambda: QuantizationConfig(8, 64), "group_size=64 with bits=8"),
         (lambda: QuantizationConfig(4, 1), "group_size=1: it must be a whole number of at least 2"),
         (lambda: QuantizationConfig(4, 64.0), "group_size=64.0"),
-        (lambda: QuantizationConfig.parse("nf4"), "quantization='nf4': quantization=\"int4\" or \"int8\""),
-        (lambda: QuantizationConfig.parse(4), "quantization of type int: quantization=\"int4\""),
+        (lambda: QuantizationConfig.parse("nf4"), "quantization='nf4': it must be quantization=\"int4\", \"int8\""),
+        (lambda: QuantizationConfig.parse(4), "quantization of type int: it must be quantization=\"int4\""),
         (lambda: QuantizationConfig.parse({"quant_method": "gptq", "bits": 4}), "quant_method='gptq'.*=\"int4\""),
     ],
 )  # fmt: skip
