@@ -25,7 +25,7 @@ def test_defaults_are_stated_once():
         ({"input_ids": torch.zeros(2, 0, dtype=torch.long)}, ValueError, r"input_ids has shape \(2, 0\)"),
         ({"input_ids": torch.zeros(0, 2, dtype=torch.long)}, ValueError, r"input_ids has shape \(0, 2\)"),
         ({"input_ids": torch.ones(1, 2)}, TypeError, "dtype torch.float32"),
-        ({"input_ids": torch.tensor([[1, V]])}, ValueError, f"from 1 to {V}; .* ids from 0 to vocab_size - 1 = {V - 1}"),
+        ({"input_ids": torch.tensor([[1, V]])}, ValueError, f"from 1 to {V}; .*vocab_size - 1 = {V - 1}"),
         ({"input_ids": torch.tensor([[-1, 3]])}, ValueError, "from -1 to 3"),
         ({"attention_mask": torch.ones(1, 5)}, ValueError, r"attention_mask is \(1, 5\).*input_ids, \(1, 4\)"),
         ({"attention_mask": [[1] * 4]}, ValueError, "attention_mask is list"),
