@@ -124,7 +124,9 @@ def sharing(
         ValueError: `num_kv_heads` is empty, or an entry does not divide Hq.
     """
     if not num_kv_heads or any(count < 1 or num_heads % count for count in num_kv_heads):
-        raise ValueError(f"num_kv_heads={list(num_kv_heads)}; it must hold only divisors of num_heads={num_heads}")
+        raise ValueError(
+            f"num_kv_heads={list(num_kv_heads)}; it must hold one or more divisors of num_heads={num_heads}"
+        )
     if title is None:
         title = f"Query head h looks at key-value head h // G, with G = {num_heads} / Hkv"
     with use_style():

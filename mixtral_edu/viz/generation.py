@@ -185,7 +185,10 @@ def distance_by_pads(
     """
     lengths = {len(values) for values in distances.values()}
     if lengths != {len(num_pads)}:
-        raise ValueError(f"distances has curves of lengths {sorted(lengths)}; each must have length {len(num_pads)}")
+        raise ValueError(
+            f"distances has curves of lengths {sorted(lengths)}; it must hold one or more, each of "
+            f"length {len(num_pads)}"
+        )
     with use_style():
         figure = new_figure(10.5, 3.6, figure)
         axes = figure.add_axes((0.075, 0.16, 0.6, 0.68))

@@ -135,7 +135,7 @@ def explained(
 
 
 class MaskView(FigureView):
-    """Set T, W and the number of left pads; choose a cell by row and column, and read why its query sees its key.
+    """Set T, W and the number of left pads; choose a cell by row and column, and read why it is seen or not.
 
     Args:
         longest: the largest T.

@@ -127,7 +127,10 @@ def tokens_left(
         raise ValueError(f"counts has panels with the curves {names}; all panels must have the same curves")
     lengths = {len(curve) for curves in counts.values() for curve in curves.values()}
     if lengths != {len(temperatures)}:
-        raise ValueError(f"counts has curves of lengths {sorted(lengths)}; each must have length {len(temperatures)}")
+        raise ValueError(
+            f"counts has curves of lengths {sorted(lengths)}; it must hold one or more, each of "
+            f"length {len(temperatures)}"
+        )
     looks = ((ACCENT, "-"), (INK, "--"), (MUTED, ":"))
     highest = max(np.max(curve) for curves in counts.values() for curve in curves.values())
     with use_style():
