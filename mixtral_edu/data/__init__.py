@@ -1,4 +1,4 @@
-"""What the package carries with it: trained checkpoints, probe texts and word lists."""
+"""Files that ship with the package: trained checkpoints, probe texts, word lists and measured results."""
 
 from pathlib import Path
 
@@ -12,15 +12,15 @@ def bundled_folder(name: str) -> Path | None:
 
 
 def probe_text(domain: str) -> str:
-    """Return the probe text of `domain`: ten kilobytes or more that no bundled model was trained on.
+    """Return the probe text of `domain`: at least ten kilobytes that no bundled model was trained on.
 
-    All were written for this package; "python" is a part of its source as it stood in November 2026.
+    Every text was written for this package; "python" is part of its source as of November 2026.
 
     Raises:
-        ValueError: there is no such domain; the message lists those that are.
+        ValueError: `domain` is unknown; the message lists the valid names.
     """
     path = _HERE / "probes" / f"{domain}.txt"
     if not path.is_file():
         names = sorted(p.stem for p in (_HERE / "probes").glob("*.txt"))
-        raise ValueError(f"domain={domain!r}: one of {names} is wanted")
+        raise ValueError(f"domain={domain!r} is unknown; it must be one of {names}")
     return path.read_text(encoding="utf-8")

@@ -1,6 +1,7 @@
-"""Figures and widgets of the lessons; import the module you need, for example `from mixtral_edu.viz import router`.
+"""Figures and widgets for the lessons. Import the module you need, for example `from mixtral_edu.viz import router`.
 
-`style` holds the one look and `widgets` what all interactive figures share; `diagram` draws the model, `router` shows
-which expert got which token. The other modules are named for their lesson's subject: `masks`, `cache`, `rope` …
-Nothing here is imported by the model, and importing this package alone loads no plotting library.
+`style` defines the look of all figures, and `widgets` the base class of the interactive ones. `diagram` draws the
+model; `router` shows which expert each token goes to. The other modules are named after the subject of their lesson:
+`masks`, `cache`, `rope` …
+The model imports nothing from here. Importing this package alone loads no plotting library.
 """

@@ -1,4 +1,4 @@
-"""How attention computes, drawn: one head step by step, heads that share keys, and what sharing saves."""
+"""Figures of attention: one head step by step, heads that share keys, and the memory that sharing saves."""
 
 from collections.abc import Mapping, Sequence
 
@@ -11,9 +11,9 @@ from numpy.typing import ArrayLike
 
 from mixtral_edu.viz.style import ACCENT, FAINT, INK, MUTED, PAPER, new_figure, text_colour, use_style
 
-SHADES = LinearSegmentedColormap.from_list("weights", ("white", "#A9C4E4", ACCENT, "#12294A"))  # 0 to 1
-GROUPS = (ACCENT, "#9FB3C8")  # of neighbouring groups of heads, in turns
-TALL = ("#9CC3EC", "#6EA3DB", ACCENT, "#1F4E80")  # of the query heads of one group
+SHADES = LinearSegmentedColormap.from_list("weights", ("white", "#A9C4E4", ACCENT, "#12294A"))  # weight 0 to 1
+GROUPS = (ACCENT, "#9FB3C8")  # neighbouring groups of heads alternate between these
+TALL = ("#9CC3EC", "#6EA3DB", ACCENT, "#1F4E80")  # one colour per query head of a group
 
 
 def one_head(
@@ -24,24 +24,24 @@ def one_head(
     title: str | None = None,
     figure: Figure | None = None,
 ) -> Figure:
-    """Three steps of one head as grids of numbers: scores, what the mask leaves of them, weights.
+    """Draw one head in three steps, as grids of numbers: scores, masked scores, weights.
 
     Args:
-        scores: (T, T), scaled; a row is a query, a column a key.
+        scores: (T, T), scaled; rows are queries, columns are keys.
         mask: (T, T), True where the query may attend to the key.
-        weights: (T, T), of which each row sums to 1.
-        tokens: T names.
-        title: instead of the computed one, which names the largest weight on another token.
+        weights: (T, T); each row sums to 1.
+        tokens: T tokens as text.
+        title: replaces the computed title, which names the largest weight on another token.
         figure: a figure to draw into instead of a new one.
 
     Raises:
-        ValueError: shapes that are not (T, T).
+        ValueError: a shape is not (T, T).
     """
     T = len(tokens)
     scores, mask, weights = np.asarray(scores), np.asarray(mask), np.asarray(weights)
     for name, values in (("scores", scores), ("mask", mask), ("weights", weights)):
         if values.shape != (T, T):
-            raise ValueError(f"{name} has shape {values.shape}: {(T, T)} is wanted, as there are {T} tokens")
+            raise ValueError(f"{name} has shape {values.shape}; with {T} tokens it must have shape {(T, T)}")
     if title is None:
         others = np.where(np.eye(T, dtype=bool), -1, weights)
         query, key = np.unravel_index(others.argmax(), (T, T))
@@ -73,20 +73,24 @@ def saturation(
     title: str | None = None,
     figure: Figure | None = None,
 ) -> Figure:
-    """Lines: the largest weight that a query gives, against the size of a head.
+    """Plot the largest weight that a query gives against the size of a head.
 
     Args:
-        head_dims: values of Dh, growing.
-        largest: for each way to scale, the mean largest weight at these sizes.
-        num_keys: S; a query without a preference gives 1/S to each, the dotted line.
-        title: instead of the computed one.
+        head_dims: values of Dh, in increasing order.
+        largest: for each way of scaling, the mean largest weight at these sizes.
+        num_keys: S. A query without a preference gives each key 1/S: the dotted line.
+        title: replaces the computed title.
         figure: a figure to draw into instead of a new one.
 
     Raises:
-        ValueError: nothing to draw, or lengths that differ.
+        ValueError: `largest` is empty, or a length differs from that of `head_dims`.
     """
     if not largest or any(np.shape(values) != np.shape(head_dims) for values in largest.values()):
-        raise ValueError(f"largest needs {len(head_dims)} weights for each way to scale, one for each head_dim")
+        shapes = [np.shape(values) for values in largest.values()]
+        raise ValueError(
+            f"largest has shapes {shapes}; it must hold at least one way of scaling, each with {len(head_dims)} "
+            "weights, one per entry of head_dims"
+        )
     if title is None:
         ends = ", ".join(f"{float(values[-1]):.2f} {name}" for name, values in largest.items())
         title = f"Largest of {num_keys} weights at Dh = {head_dims[-1]}: {ends}"
@@ -108,19 +112,21 @@ def saturation(
 def sharing(
     num_heads: int, num_kv_heads: Sequence[int], title: str | None = None, figure: Figure | None = None
 ) -> Figure:
-    """Which query heads look at which key-value head, one panel for each number of key-value heads.
+    """Draw which query heads read which key-value head, one panel per number of key-value heads.
 
     Args:
         num_heads: Hq.
         num_kv_heads: the values of Hkv to compare.
-        title: instead of the computed one.
+        title: replaces the computed title.
         figure: a figure to draw into instead of a new one.
 
     Raises:
-        ValueError: a number of key-value heads that does not divide Hq, or none.
+        ValueError: `num_kv_heads` is empty, or an entry does not divide Hq.
     """
     if not num_kv_heads or any(count < 1 or num_heads % count for count in num_kv_heads):
-        raise ValueError(f"num_kv_heads={list(num_kv_heads)}: divisors of num_heads={num_heads} are wanted")
+        raise ValueError(
+            f"num_kv_heads={list(num_kv_heads)}; it must hold one or more divisors of num_heads={num_heads}"
+        )
     if title is None:
         title = f"Query head h looks at key-value head h // G, with G = {num_heads} / Hkv"
     with use_style():
@@ -138,21 +144,21 @@ def sharing(
 
 
 def folding(group: int, tokens: int, keys: int, title: str | None = None, figure: Figure | None = None) -> Figure:
-    """Two ways to compute the scores of a group: a copy of the keys for each query head, or taller queries.
+    """Draw two ways to compute the scores of a group: copy the keys for each query head, or stack the queries.
 
     Args:
-        group: G, query heads that share the keys.
-        tokens: T, rows of each query head.
+        group: G, the number of query heads that share the keys.
+        tokens: T, the number of rows that each query head adds.
         keys: S.
-        title: instead of the computed one.
+        title: replaces the computed title.
         figure: a figure to draw into instead of a new one.
 
     Raises:
-        ValueError: a size below 1.
+        ValueError: a size is below 1.
     """
     for name, size in (("group", group), ("tokens", tokens), ("keys", keys)):
         if size < 1:
-            raise ValueError(f"{name}={size}: at least 1 is wanted")
+            raise ValueError(f"{name}={size}; it must be at least 1")
     rows = group * tokens
     if title is None:
         title = f"{group} heads of {tokens} queries are {rows} rows of one product: the keys are read once, not copied"
@@ -162,7 +168,7 @@ def folding(group: int, tokens: int, keys: int, title: str | None = None, figure
         axes.set(xlim=(0, 110), ylim=(41, 0))
         axes.set_axis_off()
         axes.text(1.3, 2.2, title, size=13, weight="bold", va="center")
-        block = 33 / group  # of one head, with the gap below it
+        block = 33 / group  # height of one head, with the gap below it
         tall = block - 1.6
         for head in range(group):
             colour, top = TALL[head % len(TALL)], 8 + head * block
@@ -186,16 +192,16 @@ def folding(group: int, tokens: int, keys: int, title: str | None = None, figure
 def cache_sizes(
     sizes: Mapping[str, int], weights: int | None = None, title: str | None = None, figure: Figure | None = None
 ) -> Figure:
-    """Bars: memory of the keys and values of all layers.
+    """Draw the memory of all layers' keys and values as bars.
 
     Args:
-        sizes: for each way to share, bytes.
+        sizes: bytes, by way of sharing.
         weights: bytes of the model's own weights, drawn as a line.
-        title: instead of the computed one, which compares the largest with the smallest.
+        title: replaces the computed title, which compares the largest with the smallest.
         figure: a figure to draw into instead of a new one.
 
     Raises:
-        ValueError: nothing to draw.
+        ValueError: `sizes` is empty.
     """
     if not sizes:
         raise ValueError("sizes is empty: give at least one name and its bytes")
@@ -226,7 +232,7 @@ def _gib(size: int) -> str:
 
 
 def _numbers(axes: Axes, values: np.ndarray, shades: np.ndarray, form: str, size: float) -> None:
-    """A grid of numbers on squares that are darker where `shades` is nearer to 1, and grey where a value is NaN."""
+    """Write a grid of numbers on squares: darker where `shades` is closer to 1, grey where a value is NaN."""
     axes.set_facecolor("#E4E7EB")
     axes.imshow(shades, cmap=SHADES, vmin=0, vmax=1, aspect="auto")
     axes.set_xticks(np.arange(values.shape[1] + 1) - 0.5, minor=True)

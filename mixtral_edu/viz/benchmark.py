@@ -1,4 +1,4 @@
-"""What a benchmark found: ratios to a peer with their spread, and how near each row comes to its floor."""
+"""Benchmark results as figures: ratios to a peer with their spread, and how close each row comes to its floor."""
 
 from collections.abc import Callable, Sequence
 from itertools import groupby, product
@@ -18,21 +18,21 @@ _TICKS = (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50)
 
 
 def ratios_and_floors(results: Sequence[Result], title: str | None = None, figure: Figure | None = None) -> Figure:
-    """Two panels with one line a row, grouped by task: theirs by ours, and the share of the floor that is reached.
+    """Draw two panels, one line per row, grouped by task: the peer's result over ours, and the share of the floor.
 
-    A dot is the median of the paired ratios, the line through it runs from quartile to quartile. Dots right of 1 are
-    rows in which we are faster, or take less memory; they are filled.
+    A dot is the median of the paired ratios; the line through it runs from quartile to quartile. Filled dots, right
+    of 1, are rows in which this package is faster or takes less memory.
 
     Args:
         results: what `mixtral_edu.bench.command.benchmark` returns.
-        title: instead of the computed one, which counts those rows.
+        title: replaces the computed title, which counts those rows.
         figure: a figure to draw into instead of a new one.
 
     Raises:
-        ValueError: no results.
+        ValueError: `results` is empty.
     """
     if not results:
-        raise ValueError("results is empty: at least one row is wanted")
+        raise ValueError("results is empty: give at least one row")
     heights, labels = _places(results)
     height = _ABOVE + _BELOW + _ROW * (len(results) + len(labels))
     with use_style():
@@ -62,24 +62,24 @@ def ratios_and_floors(results: Sequence[Result], title: str | None = None, figur
 def attention_by_length(
     results: Sequence[Result], dtype: str, title: str | None = None, figure: Figure | None = None
 ) -> Figure:
-    """Time of attention alone against the length of the text, each way a line, and where it was measured, memory.
+    """Plot the time of attention alone, and its memory if measured, against text length: one line per backend.
 
-    A solid line is without a window, a dashed one with; dotted is the floor. Both axes are logarithmic.
+    Solid lines have no window, dashed lines have one, and dotted lines are floors. Both axes are logarithmic.
 
     Args:
-        results: of the tasks `attention-T-W`; others are passed over.
-        dtype: "bfloat16", as rows name it.
-        title: the finding; the computed one says how many times faster than "eager" the fastest way is at the
-            greatest length that both were measured at.
+        results: results of the tasks `attention-T-W`; others are skipped.
+        dtype: the dtype as the rows spell it, such as "bfloat16".
+        title: replaces the computed title, which says how many times as fast as "eager" the fastest backend is at the
+            greatest length at which both were measured.
         figure: a figure to draw into instead of a new one.
 
     Raises:
-        ValueError: no such rows.
+        ValueError: `results` holds no such rows.
     """
     rows = [(Task.parse(r.task), r.variant.split()[0], r) for r in results if r.variant.endswith(f" {dtype}")]
     rows = sorted((row for row in rows if row[0].kind == "attention"), key=lambda row: row[0].tokens)
     if not rows:
-        raise ValueError(f"results hold no attention in {dtype}: measure with tasks=['attention']")
+        raise ValueError(f"results holds no attention in {dtype}; run the benchmark with tasks=['attention']")
     has_memory = any(result.peak_bytes is not None for *_, result in rows)
     lengths = sorted({task.tokens for task, *_ in rows})
     with use_style():
@@ -128,7 +128,7 @@ def _attention_title(rows: Sequence[tuple[Task, str, Result]], dtype: str) -> st
 
 
 def _places(results: Sequence[Result]) -> tuple[list[int], dict[str, int]]:
-    """The height of each row, and of each task's name above its rows."""
+    """Return the height of each row, and of each task's name above its rows."""
     heights, labels, y = [], {}, 0
     for task, rows in groupby(results, key=lambda result: result.task):
         labels.setdefault(task, y)

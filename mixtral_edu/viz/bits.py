@@ -1,4 +1,4 @@
-"""What a text costs a model in bits: token by token, and read after each layer."""
+"""What a text costs a model in bits: token by token, and as read after each layer."""
 
 from collections.abc import Mapping, Sequence
 
@@ -9,28 +9,30 @@ from numpy.typing import ArrayLike
 from mixtral_edu.viz.lens import depth_names
 from mixtral_edu.viz.style import ACCENT, INK, MONO, MUTED, new_figure, printable, quoted, use_style
 
-MARKERS = "osD^vP*X"  # of lines that differ in what they are about, not in rank
+MARKERS = "osD^vP*X"  # one per text: the lines differ in subject, not in rank
 
 
 def bits_by_depth(
     bits: Mapping[str, ArrayLike], title: str, highlight: str | None = None, figure: Figure | None = None
 ) -> Figure:
-    """Lines: bits per byte of each text, read after each part of the stack.
+    """Plot the bits per byte of each text, as read after each part of the stack.
 
     Args:
-        bits: for each name of a text L + 1 numbers, the embedding first.
+        bits: L + 1 numbers for each named text, the embedding first.
         title: states what the lines show.
         highlight: the name of the text that the title is about.
         figure: a figure to draw into instead of a new one.
 
     Raises:
-        ValueError: no texts, lines of different length, or a highlight that is none of the names.
+        ValueError: `bits` is empty, its lines differ in length, or `highlight` is not one of its names.
     """
     lengths = {len(values) for values in bits.values()}
     if len(lengths) != 1:
-        raise ValueError(f"bits must hold equally many numbers for each of at least one text, got {sorted(lengths)}")
+        raise ValueError(
+            f"bits has lengths {sorted(lengths)}; it must hold at least one text, and as many numbers for each"
+        )
     if highlight not in (None, *bits):
-        raise ValueError(f"highlight={highlight!r}: one of {list(bits)} is wanted")
+        raise ValueError(f"highlight={highlight!r}; it must be None or one of {list(bits)}")
     (depths,) = lengths
     with use_style():
         figure = new_figure(9.5, 4.2, figure)
@@ -52,20 +54,22 @@ def bits_by_depth(
 def token_costs(
     pieces: Sequence[str], bits: ArrayLike, title: str | None = None, figure: Figure | None = None
 ) -> Figure:
-    """Bars: what each token of a text cost, in bits, with the text below.
+    """Draw the cost of each token of a text as a bar, in bits, with the text below.
 
     Args:
-        pieces: the tokens that were predicted: those of the text but for the first.
-        bits: as many numbers, minus log2 of each one's probability.
-        title: instead of the computed one, which names the dearest token.
+        pieces: the predicted tokens, that is all tokens of the text except the first.
+        bits: one number per piece, -log2 of its probability.
+        title: replaces the computed title, which names the most expensive token.
         figure: a figure to draw into instead of a new one.
 
     Raises:
-        ValueError: no pieces, or lengths that differ.
+        ValueError: `pieces` is empty, or the lengths differ.
     """
     values = [float(value) for value in bits]
     if not values or len(values) != len(pieces):
-        raise ValueError(f"{len(pieces)} pieces and {len(values)} bits: equally many, not 0, are wanted")
+        raise ValueError(
+            f"pieces has length {len(pieces)} and bits {len(values)}; the lengths must be equal and at least 1"
+        )
     mean = sum(values) / len(values)
     if title is None:
         dearest = quoted(pieces[values.index(max(values))])
@@ -85,11 +89,11 @@ def token_costs(
 
 
 def _spread(heights: Sequence[float], gap: float) -> list[float]:
-    """Heights of labels, near `heights` and in their order, no two closer than `gap`."""
+    """Return heights for labels: near `heights`, in the same order, and at least `gap` apart."""
     order = sorted(range(len(heights)), key=heights.__getitem__)
     moved: dict[int, float] = {}
     lowest = -np.inf
     for index in order:
         moved[index] = lowest = max(heights[index], lowest + gap)
-    shift = np.mean([moved[index] - heights[index] for index in order])  # upwards, of all labels together
+    shift = np.mean([moved[index] - heights[index] for index in order])  # how far all labels together moved up
     return [moved[index] - shift for index in range(len(heights))]

@@ -1,4 +1,4 @@
-"""What lies in the slots of the rolling cache: over time, with its tokens, and in a padded batch."""
+"""What the slots of the rolling KV cache hold: over time, with their tokens, and in a padded batch."""
 
 from collections.abc import Sequence
 
@@ -17,7 +17,7 @@ _AGES = LinearSegmentedColormap.from_list("ages", [ACCENT, "#DCE9F5"])  # newest
 
 
 def positions_held(tokens: int, window: int) -> list[int]:
-    """The position in each of W slots after so many tokens, -1 where there is none yet.
+    """Return the position in each of W slots after `tokens` tokens, -1 for an empty slot.
 
     >>> positions_held(6, window=4), positions_held(2, window=4)
     ([4, 5, 2, 3], [0, 1, -1, -1])
@@ -27,22 +27,22 @@ def positions_held(tokens: int, window: int) -> list[int]:
 
 
 def slots_over_time(positions: ArrayLike, title: str | None = None, figure: Figure | None = None) -> Figure:
-    """A table: one row for each moment, one column for each slot, in each cell the position that lies there.
+    """Draw a table with one row per moment and one column per slot; each cell shows the position stored there.
 
-    The darker a cell, the newer its token; a frame marks what has been written since the row above. On the right stands
-    what the newest token's query may see: the positions in the slots, in time order.
+    Darker cells hold newer tokens; a frame marks what was written since the row above. The text on the right says what
+    the newest token's query may see: the positions in the slots, in time order.
 
     Args:
         positions: (moments, slots), -1 for an empty slot, as `RollingKVCache.view` returns them for one row.
-        title: instead of the computed one.
+        title: replaces the computed title.
         figure: a figure to draw into instead of a new one.
 
     Raises:
-        ValueError: `positions` has not two dimensions, or holds nothing but empty slots in some row.
+        ValueError: `positions` is not two-dimensional, or one of its rows holds only empty slots.
     """
     positions = np.asarray(positions)
     if positions.ndim != 2 or positions.size == 0 or (positions.max(axis=1) < 0).any():
-        raise ValueError(f"positions has shape {positions.shape}: (moments, slots), a token in each row, is wanted")
+        raise ValueError(f"positions has shape {positions.shape}; it must be (moments, slots) with a token in each row")
     moments, slots = positions.shape
     if title is None:
         title = f"{positions.max() + 1} tokens pass through {slots} slots: position p lies in slot p mod {slots}"
@@ -67,22 +67,22 @@ def slots_over_time(positions: ArrayLike, title: str | None = None, figure: Figu
 def slots_with_tokens(
     positions: ArrayLike, pieces: Sequence[str | Piece], title: str | None = None, figure: Figure | None = None
 ) -> Figure:
-    """One row's slots in the order in which they lie in memory, 16 a line, each with its token and its position.
+    """Draw one row's slots in memory order, 16 per line, each with its token and its position.
 
     Args:
         positions: (slots,), -1 for an empty slot.
         pieces: the text's tokens, by position.
-        title: instead of the computed one.
+        title: replaces the computed title.
         figure: a figure to draw into instead of a new one.
 
     Raises:
-        ValueError: a position beyond the pieces, or no token at all.
+        ValueError: `positions` is not (slots,), holds no token, or reaches beyond the pieces.
     """
     positions = np.asarray(positions)
     newest = int(positions.max(initial=NO_POSITION))
     if positions.ndim != 1 or not 0 <= newest < len(pieces):
-        raise ValueError(f"positions of shape {positions.shape} go up to {newest}: (slots,) and 0..{len(pieces) - 1} "
-                         "is wanted")  # fmt: skip
+        raise ValueError(f"positions has shape {positions.shape} and largest entry {newest}; it must be (slots,) "
+                         f"with its largest entry in 0..{len(pieces) - 1}")  # fmt: skip
     slots, held = len(positions), int((positions >= 0).sum())
     if title is None:
         oldest = int(positions[positions >= 0].min())
@@ -109,20 +109,20 @@ def slots_with_tokens(
 def weights_by_slot(
     weights: ArrayLike, positions: ArrayLike, title: str | None = None, figure: Figure | None = None
 ) -> Figure:
-    """One query's attention weights twice: as the slots lie in memory, and sorted by position.
+    """Draw one query's attention weights twice: in memory order, and sorted by position.
 
     Args:
         weights: (slots,), the weight on each slot's key.
         positions: (slots,), the position in each slot.
-        title: instead of the computed one, which compares the two sums.
+        title: replaces the computed title, which compares the two sums.
         figure: a figure to draw into instead of a new one.
 
     Raises:
-        ValueError: shapes that differ.
+        ValueError: the shapes are not both (slots,).
     """
     weights, positions = np.asarray(weights, dtype=float), np.asarray(positions)
     if weights.ndim != 1 or weights.shape != positions.shape:
-        raise ValueError(f"weights has shape {weights.shape} and positions {positions.shape}: both (slots,) are wanted")
+        raise ValueError(f"weights has shape {weights.shape} and positions {positions.shape}; both must be (slots,)")
     order = positions.argsort(kind="stable")
     if title is None:
         title = f"The same {len(weights)} weights in another order: their sum is {weights.sum():.2f} in both"
@@ -144,22 +144,22 @@ def weights_by_slot(
 def padded_rows(
     columns: ArrayLike, slots: ArrayLike, write_slot: ArrayLike, title: str | None = None, figure: Figure | None = None
 ) -> Figure:
-    """A padded batch: on the left each row's columns with their positions, on the right where they lie in the ring.
+    """Draw a padded batch: each row's columns and positions on the left, its slots in the ring on the right.
 
     Args:
         columns: (B, T), the position of each column, -1 for padding.
         slots: (B, W), the position in each slot, -1 for an empty one.
-        write_slot: (B,), where each row's next token goes: the triangle.
-        title: instead of the computed one.
+        write_slot: (B,), the slot of each row's next token, marked by a triangle.
+        title: replaces the computed title.
         figure: a figure to draw into instead of a new one.
 
     Raises:
-        ValueError: shapes that do not fit.
+        ValueError: the shapes do not match.
     """
     columns, slots, write_slot = np.asarray(columns), np.asarray(slots), np.asarray(write_slot)
     if columns.ndim != 2 or slots.ndim != 2 or not len(columns) == len(slots) == len(write_slot):
-        raise ValueError(f"columns {columns.shape}, slots {slots.shape} and write_slot {write_slot.shape}: (B, T), "
-                         "(B, W) and (B,) are wanted")  # fmt: skip
+        raise ValueError(f"columns has shape {columns.shape}, slots {slots.shape} and write_slot {write_slot.shape}; "
+                         "they must be (B, T), (B, W) and (B,)")  # fmt: skip
     (B, T), W = columns.shape, slots.shape[1]
     if title is None:
         title = f"Rows count their own positions, so the next token of {B} rows goes to slots {_listed(write_slot)}"
@@ -181,7 +181,7 @@ def padded_rows(
 
 
 def canvas(width: float, height: float, figure: Figure | None, title: str) -> tuple[Figure, Axes]:
-    """A figure of that size in inches, with an empty axis in points, y downwards, and a title."""
+    """Return a figure of `width` x `height` inches, with a title and empty axes in points; y runs downwards."""
     figure = new_figure(width, height, figure)
     axes = figure.add_axes((0, 0, 1, 1))
     axes.set(xlim=(0, 72 * width), ylim=(72 * height, 0))
@@ -191,12 +191,12 @@ def canvas(width: float, height: float, figure: Figure | None, title: str) -> tu
 
 
 def age_colour(position: int, newest: int, window: int) -> str:
-    """Dark for the newest token, light for one that is about to leave the window, grey for none."""
+    """Return a slot's colour: dark for the newest token, light for one about to leave the window, grey if empty."""
     return PAPER if position < 0 else to_hex(_AGES((newest - position) / max(1, window - 1)))
 
 
 def write(axes: Axes, x: float, y: float, text: str, size: float, colour: str = INK, **options) -> None:
-    """Text centred at a point of an axis from `canvas`."""
+    """Write text centred at a point of the axes from `canvas`."""
     options = {"ha": "center", "va": "center_baseline"} | options
     axes.text(x, y, text, size=size, color=colour, **options)
 
@@ -208,7 +208,7 @@ def _cell(axes: Axes, box: tuple, position: int, newest: int, window: int, frame
     axes.add_patch(Rectangle((left, top), width, height, facecolor=colour, zorder=3 if framed else 2, **hatch,
                              edgecolor=INK if framed else FAINT, linewidth=2 if framed else 1))  # fmt: skip
     text, ink = (str(position), text_colour(colour)) if position >= 0 else (empty, MUTED)
-    plain = {"facecolor": PAPER, "edgecolor": "none", "pad": 1} if hatch else None  # so that no line crosses the word
+    plain = {"facecolor": PAPER, "edgecolor": "none", "pad": 1} if hatch else None  # keeps hatching off the word
     write(axes, left + width / 2, top + height / 2, text, 10.5 if position >= 0 else 9, ink, zorder=4, bbox=plain)
 
 

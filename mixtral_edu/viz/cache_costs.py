@@ -1,4 +1,4 @@
-"""What a cache saves and costs, drawn: tokens computed, memory, and the error of a ring that is used wrongly."""
+"""What a KV cache saves and costs: tokens computed, memory, and the error of a ring that is used wrongly."""
 
 from collections.abc import Mapping, Sequence
 
@@ -9,24 +9,24 @@ from numpy.typing import ArrayLike
 
 from mixtral_edu.viz.style import ACCENT, INK, MUTED, new_figure, use_style
 
-LINES = (ACCENT, "#8D2B0B", "#486581", "#B7791F")  # none of them an expert's
+LINES = (ACCENT, "#8D2B0B", "#486581", "#B7791F")  # none is the colour of an expert
 
 
 def tokens_computed(
     counts: Mapping[str, Sequence[int]], title: str | None = None, figure: Figure | None = None
 ) -> Figure:
-    """Lines: how many tokens each forward pass puts through the layers while a text grows.
+    """Plot how many tokens each forward pass puts through the layers while a text grows.
 
     Args:
-        counts: for each way to generate, the tokens of pass 0, 1, 2, …
-        title: instead of the computed one, which gives the sums.
+        counts: for each way of generating, the tokens computed in pass 0, 1, 2, …
+        title: replaces the computed title, which gives the sums.
         figure: a figure to draw into instead of a new one.
 
     Raises:
-        ValueError: nothing to draw.
+        ValueError: `counts` or one of its entries is empty.
     """
     if not counts or not all(map(len, counts.values())):
-        raise ValueError("counts is empty: give at least one name and its tokens of each pass")
+        raise ValueError("counts is empty or has an empty entry: give at least one name and its tokens in each pass")
     if title is None:
         title = "Tokens computed: " + ", ".join(f"{sum(values):,} {name}" for name, values in counts.items())
     with use_style():
@@ -46,19 +46,23 @@ def tokens_computed(
 def memory(
     tokens: Sequence[int], sizes: Mapping[str, ArrayLike], title: str | None = None, figure: Figure | None = None
 ) -> Figure:
-    """Lines on logarithmic axes: bytes of a cache against the tokens that it has seen.
+    """Plot the bytes of a cache against the tokens that it has seen, on logarithmic axes.
 
     Args:
-        tokens: the lengths, growing.
-        sizes: for each kind of cache its bytes at these lengths.
-        title: instead of the computed one, which compares the largest with the smallest at the last length.
+        tokens: numbers of tokens, in increasing order.
+        sizes: for each kind of cache, its bytes at these numbers of tokens.
+        title: replaces the computed title, which compares the largest with the smallest at the last length.
         figure: a figure to draw into instead of a new one.
 
     Raises:
-        ValueError: nothing to draw, or lengths that differ.
+        ValueError: `sizes` is empty, or a length differs from that of `tokens`.
     """
     if not sizes or any(np.shape(values) != np.shape(tokens) for values in sizes.values()):
-        raise ValueError(f"sizes needs {len(tokens)} bytes for each kind of cache, one for each entry of tokens")
+        shapes = [np.shape(values) for values in sizes.values()]
+        raise ValueError(
+            f"sizes has shapes {shapes}; it must hold at least one kind of cache, each with {len(tokens)} sizes, "
+            "one per entry of tokens"
+        )
     last = {name: float(values[-1]) for name, values in sizes.items()}
     if title is None:
         most, least = max(last, key=last.get), min(last, key=last.get)
@@ -87,19 +91,19 @@ def memory(
 def differences_by_position(
     differences: Mapping[int, ArrayLike], window: int, title: str | None = None, figure: Figure | None = None
 ) -> Figure:
-    """Bars: how far each token's logits are from the right ones, one panel for each size of chunk.
+    """Draw how far each token's logits are from the correct ones, one panel per chunk size.
 
     Args:
-        differences: for a number of tokens a chunk, the largest difference at each position (T,).
+        differences: for each number of tokens per chunk, the largest difference at each position, (T,).
         window: W, marked by a dashed line: the ring is full from there on.
-        title: instead of the computed one.
+        title: replaces the computed title.
         figure: a figure to draw into instead of a new one.
 
     Raises:
-        ValueError: nothing to draw.
+        ValueError: `differences` is empty.
     """
     if not differences:
-        raise ValueError("differences is empty: give at least one size of chunk and its differences")
+        raise ValueError("differences is empty: give at least one chunk size and its differences")
     differences = {chunk: np.asarray(values, dtype=float) for chunk, values in differences.items()}
     if title is None:
         worst = {chunk: values.max() for chunk, values in differences.items()}
@@ -125,7 +129,7 @@ def differences_by_position(
 
 
 def _in_bytes(size: float) -> str:
-    """A size in the largest unit that leaves a whole or half.
+    """Format a size in the largest unit of which it is at least a half.
 
     >>> [_in_bytes(2.0**power) for power in (10, 19, 29, 36)]
     ['1 KiB', '0.5 MiB', '0.5 GiB', '64 GiB']

@@ -1,4 +1,4 @@
-"""The ring of the rolling cache, drawn as one and step by step: what it holds, and which keys new queries find."""
+"""The rolling KV cache drawn as a ring, step by step: what it holds, and which keys new queries find."""
 
 from typing import Any
 
@@ -14,16 +14,16 @@ from mixtral_edu.viz.cache import age_colour, canvas, positions_held, write
 from mixtral_edu.viz.style import ACCENT, FAINT, INK, MUTED, PAPER, text_colour, use_style
 from mixtral_edu.viz.widgets import FigureView
 
-LOST = "#B42318"  # a key that a query needs and no longer finds
-MOST_SLOTS = 12  # whose numbers can be read in a ring
+LOST = "#B42318"  # a key that a query needs but no longer finds
+MOST_SLOTS = 12  # the most slots whose numbers are legible in a ring
 ORDERS = {"attend, then write": False, "write first (wrong)": True}
 
 
 def lost_keys(window: int, seen: int, new: int, write_first: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Which keys the queries of `new` tokens need after `seen` older ones, and which of them are overwritten too early.
+    """Return which keys the queries of `new` tokens need after `seen` older ones, and which are overwritten too early.
 
     Returns:
-        Two boolean arrays (T, S). The keys are the positions from `seen - W + 1` on, or from 0, to the newest.
+        Two boolean arrays (T, S). The keys run from position `max(0, seen - W + 1)` to the newest.
     """
     queries = torch.arange(seen, seen + new, device="cpu")
     keys = torch.arange(max(0, seen - window + 1), seen + new, device="cpu")
@@ -35,27 +35,27 @@ def lost_keys(window: int, seen: int, new: int, write_first: bool) -> tuple[np.n
 def ring_step(
     window: int, seen: int, new: int, write_first: bool = False, title: str | None = None, figure: Figure | None = None
 ) -> Figure:
-    """One step of the ring: on the left the slots after it, on the right which keys its queries find.
+    """Draw one step of the ring: its slots after the step on the left, the keys that its queries find on the right.
 
-    In the ring, an outer number is the slot, the middle one the position that lies there, and the inner one, struck
-    through, what it replaced. On the right, blue is a key that the query sees, and a red cross one that belongs to its
-    window but has already been overwritten, which happens only with `write_first`.
+    In the ring, the outer number is the slot, the middle one the position stored there, and the inner one, struck
+    through, the position that it replaced. On the right, a blue cell is a key that the query sees. A red cross is a key
+    of its window that has already been overwritten, which happens only with `write_first`.
 
     Args:
         window: W, at most 12.
-        seen: tokens before this step.
-        new: T, the step's own tokens.
-        write_first: make the mistake: write the new tokens into the ring, then let all queries read the ring.
-        title: instead of the computed one.
+        seen: number of tokens before this step.
+        new: T, the number of tokens in this step.
+        write_first: make the mistake of writing the new tokens into the ring before the queries read it.
+        title: replaces the computed title.
         figure: a figure to draw into instead of a new one.
 
     Raises:
-        ValueError: a window that is too small or too large to draw, or a count that is too small.
+        ValueError: `window` is not in 1..12, `seen` is negative, or `new` is below 1.
     """
     if not 1 <= window <= MOST_SLOTS:
-        raise ValueError(f"window={window}: 1 to {MOST_SLOTS} is wanted")
+        raise ValueError(f"window={window}; it must be from 1 to {MOST_SLOTS}")
     if seen < 0 or new < 1:
-        raise ValueError(f"seen={seen}, new={new}: seen of at least 0 and new of at least 1 are wanted")
+        raise ValueError(f"seen={seen}, new={new}; seen must be at least 0 and new at least 1")
     needed, lost = lost_keys(window, seen, new, write_first)
     before, after = (positions_held(tokens, window) for tokens in (seen, seen + new))
     if title is None:
@@ -70,28 +70,28 @@ def ring_step(
 class RingView(FigureView):
     """Feed a ring of W slots step by step, and see what its slots hold and which keys the new queries find.
 
-    Its static face shows a token that goes to an empty slot, one that overwrites another, a chunk, and the same chunk
-    written too early.
+    The static picture shows a token that goes to an empty slot, one that overwrites another, a chunk, and the same
+    chunk written too early.
 
     Args:
         window: W, from 2 to 12.
-        num_steps: how many steps there are to play.
+        num_steps: number of steps to play.
 
     Raises:
-        ValueError: a window outside that range, or fewer than two steps.
+        ValueError: `window` is not in 2..12, or `num_steps` is below 2.
     """
 
     def __init__(self, window: int = 8, num_steps: int = 20):
         if not 2 <= window <= MOST_SLOTS:
-            raise ValueError(f"window={window}: 2 to {MOST_SLOTS} is wanted")
+            raise ValueError(f"window={window}; it must be from 2 to {MOST_SLOTS}")
         if num_steps < 2:
-            raise ValueError(f"num_steps={num_steps}: at least 2 is wanted")
+            raise ValueError(f"num_steps={num_steps}; it must be at least 2")
         self.window = window
         self.play = Play(min=0, max=num_steps - 1, interval=700, description="play")
         self.step = IntSlider(value=0, min=0, max=num_steps - 1, description="step")
         self.chunk = IntSlider(value=1, min=1, max=window + 2, description="chunk")
         self.order = Dropdown(options=ORDERS, description="order")
-        self.link = jslink((self.play, "value"), (self.step, "value"))  # in the browser: the kernel follows the slider
+        self.link = jslink((self.play, "value"), (self.step, "value"))  # browser side; the kernel follows the slider
         super().__init__([self.play, self.step, self.chunk, self.order])
 
     def state(self) -> dict[str, Any]:
@@ -107,7 +107,7 @@ class RingView(FigureView):
         return singles + [{"seen": 3 * chunk, "new": chunk, "write_first": first} for first in (False, True)]
 
     def summary(self) -> str:
-        """What the slots hold after each of the static face's steps, and how many query-key pairs were lost."""
+        """List what the slots hold after each step of the static picture, and how many query-key pairs are lost."""
         lines = [f"W = {self.window}; slots after the step, from slot 0 on; query-key pairs lost"]
         for state in self.telling_states():
             held = positions_held(state["seen"] + state["new"], self.window)
@@ -138,7 +138,7 @@ def _draw_ring(axes: Axes, before: list[int], after: list[int], newest: int) -> 
     for slot in range(W):
         start, stop = 90 - 360 * (slot + 1) / W, 90 - 360 * slot / W
         new, colour = after[slot] != before[slot], age_colour(after[slot], newest, W)
-        # The axis points down, so the angle's sign is turned: slot 0 begins at the top, and slots go clockwise.
+        # y points down, so angles change sign: slot 0 starts at the top, and slots run clockwise.
         axes.add_patch(Wedge(middle, 96, -stop, -start, width=38, facecolor=colour, zorder=3 if new else 2,
                              edgecolor=INK if new else "white", linewidth=2 if new else 1))  # fmt: skip
         angle = np.deg2rad((start + stop) / 2)
@@ -162,7 +162,7 @@ def _draw_keys(axes: Axes, needed: np.ndarray, lost: np.ndarray, seen: int) -> N
     queries, keys = (range(seen + len(needed) - count, seen + len(needed)) for count in needed.shape)
     size, height = _cell_size(needed)
     left, top = 365, 92
-    labelled = 1 if size > 20 else 2  # three digits need some room
+    labelled = 1 if size > 20 else 2  # numbers of three digits need more room
     for column, key in enumerate(keys):
         if column % labelled == 0:
             write(axes, left + (column + 0.5) * size, top - 10, str(key), 9.5)
@@ -177,7 +177,7 @@ def _draw_keys(axes: Axes, needed: np.ndarray, lost: np.ndarray, seen: int) -> N
                 write(axes, left + (column + 0.5) * size - 1, top + (row + 0.5) * height - 1, "×", 15, LOST)
     older = len(keys) - len(queries)
     write(axes, left, top - 40, "key position j", 10.5, ha="left")
-    middle = top + max(45, len(queries) * height / 2)  # a single row is shorter than its name
+    middle = top + max(45, len(queries) * height / 2)  # a single row is shorter than its label
     write(axes, left - 42, middle, "query position i", 10.5, rotation=90, va="center")
     for start, stop, label in ((0, older, "older"), (older, len(keys), "new")):
         if stop > start:

@@ -1,4 +1,4 @@
-"""Checkpoints on disk, drawn: what a file consists of, which shard holds what, and rows in two orders."""
+"""Figures of checkpoints on disk: the parts of a file, which shard holds what, and rows in two orders."""
 
 from collections.abc import Mapping, Sequence
 
@@ -10,19 +10,19 @@ from numpy.typing import ArrayLike
 from mixtral_edu.viz.diagram import PART_COLOURS
 from mixtral_edu.viz.style import FAINT, INK, MUTED, new_figure, text_colour, use_style
 
-OTHER = "#CBD2D9"  # of parts that are no parameters
+OTHER = "#CBD2D9"  # for parts that are not parameters
 
 
 def file_map(parts: Mapping[str, int], title: str, figure: Figure | None = None) -> Figure:
-    """One bar as long as a file, cut into its parts; a list below gives bytes and shares.
+    """Draw a file as one bar, cut into its parts; the list below gives bytes and shares.
 
     Args:
-        parts: bytes by name, in any order that tells something; names of a model's parts get their usual colours.
-        title: the finding.
+        parts: bytes by name, drawn in this order; names of a model's parts get their usual colours.
+        title: states the finding.
         figure: a figure to draw into instead of a new one.
 
     Raises:
-        ValueError: no parts.
+        ValueError: `parts` is empty.
     """
     if not parts:
         raise ValueError("parts is empty: give at least one name and its bytes")
@@ -52,15 +52,15 @@ def file_map(parts: Mapping[str, int], title: str, figure: Figure | None = None)
 
 
 def shard_map(sizes: Sequence[Mapping[str, int]], title: str, figure: Figure | None = None) -> Figure:
-    """A bar for each shard, cut at the borders of what it holds.
+    """Draw one bar per shard, cut into the groups of tensors that it holds.
 
     Args:
-        sizes: for each shard, bytes by the name of a group of tensors ("layer 0").
-        title: the finding.
+        sizes: for each shard, bytes by group of tensors, such as "layer 0".
+        title: states the finding.
         figure: a figure to draw into instead of a new one.
 
     Raises:
-        ValueError: no shards.
+        ValueError: `sizes` is empty.
     """
     if not sizes:
         raise ValueError("sizes is empty: give at least one shard")
@@ -90,19 +90,19 @@ def shard_map(sizes: Sequence[Mapping[str, int]], title: str, figure: Figure | N
 def row_orders(
     lengths: Mapping[str, ArrayLike], pairs: Mapping[str, ArrayLike], title: str, figure: Figure | None = None
 ) -> Figure:
-    """The rows of one head as bars, in several orders; rows of one rotary pair have one colour.
+    """Draw the rows of one head as bars, in several orders; the two rows of a rotary pair share a colour.
 
     Args:
         lengths: for each order, the length (norm) of each row, (Dh,).
-        pairs: for each order, the number of the pair that each row belongs to, (Dh,).
-        title: the finding.
+        pairs: for each order, the number of each row's pair, (Dh,).
+        title: states the finding.
         figure: a figure to draw into instead of a new one.
 
     Raises:
-        ValueError: orders that differ between the two, or rows that are no pairs.
+        ValueError: `lengths` and `pairs` do not name the same orders, or rows do not form pairs.
     """
     if lengths.keys() != pairs.keys() or not lengths:
-        raise ValueError(f"lengths has {list(lengths)} and pairs {list(pairs)}: the same names, not none, are wanted")
+        raise ValueError(f"lengths names {list(lengths)} and pairs {list(pairs)}; both must name the same orders")
     with use_style():
         figure = new_figure(9.5, 0.9 + 1.35 * len(lengths), figure)
         height = figure.get_figheight()
@@ -110,7 +110,7 @@ def row_orders(
         for place, (name, rows) in enumerate(lengths.items()):
             rows, number = np.asarray(rows, dtype=float), np.asarray(pairs[name])
             if rows.shape != number.shape or (np.bincount(number) != 2).any():
-                raise ValueError(f"pairs[{name!r}]: each number has to stand at two of the {len(rows)} rows")
+                raise ValueError(f"pairs[{name!r}] must give each number to exactly two of the {len(rows)} rows")
             axes = figure.add_axes((0.075, 1 - (0.6 + 1.35 * (place + 1) - 0.32) / height, 0.745, 1.0 / height))
             colours = colormaps["viridis"](number / number.max())
             axes.bar(range(len(rows)), rows, color=colours, width=0.85)

@@ -1,4 +1,4 @@
-"""One token's way through a router: the gate of an expert, the scores, the choice of K, and their weights."""
+"""One token on its way through the router: the gate of an expert, the scores, the choice of K, and their weights."""
 
 from typing import Any
 
@@ -14,19 +14,19 @@ from mixtral_edu.viz.widgets import FigureView
 
 
 def gate_curve(values: ArrayLike, title: str | None = None, figure: Figure | None = None) -> Figure:
-    """The curve silu(g) = g · sigmoid(g) beside relu(g), with the gates of a worked example marked.
+    """Plot silu(g) = g · sigmoid(g) and relu(g), with the gates of a worked example marked.
 
     Args:
         values: gates g to mark, from -6 to 6.
-        title: instead of the usual one.
+        title: replaces the default title.
         figure: a figure to draw into instead of a new one.
 
     Raises:
-        ValueError: a value lies outside the picture.
+        ValueError: a value is not from -6 to 6.
     """
     values = np.asarray(values, dtype=float)
     if np.abs(values).max(initial=0) > 6:
-        raise ValueError(f"values={values.tolist()}: gates from -6 to 6 can be shown")
+        raise ValueError(f"values={values.tolist()}; every gate must be from -6 to 6")
     g = np.linspace(-6, 6, 241)
     with use_style():
         figure = new_figure(8.5, 3.4, figure)
@@ -52,24 +52,24 @@ def gate_curve(values: ArrayLike, title: str | None = None, figure: Figure | Non
 
 
 def router_choice(scores: ArrayLike, top_k: int, name: str = "", figure: Figure | None = None) -> Figure:
-    """One token's scores, and what becomes of them: bars of E scores, and of the weights of the best K.
+    """Draw one token's E router scores as bars, and the weights that the best K of them become.
 
-    Chosen experts wear their colours. Dashed outlines beside the weights show the softmax over all E.
+    Chosen experts have their own colours. Dashed outlines show the softmax over all E.
 
     Args:
         scores: (E,) router logits.
         top_k: K.
-        name: of the token, for the title, which names the chosen experts and their weights.
+        name: the token's name for the title, which also lists the chosen experts and their weights.
         figure: a figure to draw into instead of a new one.
 
     Raises:
-        ValueError: `scores` is no vector, or `top_k` lies outside 1..E.
+        ValueError: `scores` is not a vector, or `top_k` is not in 1..E.
     """
     scores = np.asarray(scores, dtype=float)
     if scores.ndim != 1:
-        raise ValueError(f"scores have the shape {scores.shape}: one token's, (E,), are wanted")
+        raise ValueError(f"scores has shape {scores.shape}; it must be (E,), the scores of one token")
     if not 1 <= top_k <= len(scores):
-        raise ValueError(f"top_k={top_k}: a number from 1 to {len(scores)} is wanted")
+        raise ValueError(f"top_k={top_k}; it must be from 1 to {len(scores)}")
     chosen, weights = best_choices(scores, top_k)
     colours = [expert_colour(expert) if expert in chosen else FAINT for expert in range(len(scores))]
     named = ", ".join(f"{expert} ({weight:.2f})" for expert, weight in zip(chosen[:3], weights, strict=False))
@@ -94,7 +94,7 @@ def router_choice(scores: ArrayLike, top_k: int, name: str = "", figure: Figure 
 
 
 def best_choices(scores: ArrayLike, top_k: int) -> tuple[np.ndarray, np.ndarray]:
-    """The K experts with the best scores, best first, and the softmax over their scores."""
+    """Return the K experts with the highest scores, best first, and the softmax over those scores."""
     scores = np.asarray(scores, dtype=float)
     chosen = np.argsort(-scores, kind="stable")[:top_k]
     return chosen, _softmax(scores[chosen])
@@ -103,22 +103,22 @@ def best_choices(scores: ArrayLike, top_k: int) -> tuple[np.ndarray, np.ndarray]
 class ChoiceView(FigureView):
     """Choose a token, a layer and K, and see the router's scores become weights.
 
-    Its static face shows one token with K = 1, 2 and E.
+    The static picture shows one token with K = 1, the model's own K, and E.
 
     Args:
         model: a `MixtralForCausalLM` or `MixtralModel`.
         tokenizer: its `MixtralTokenizer`.
-        text: whose tokens to choose from.
+        text: the text whose tokens you choose from.
         token: index of the token shown first.
 
     Raises:
-        ValueError: the text has no such token.
+        ValueError: `token` is not the index of a token of the text.
     """
 
     def __init__(self, model, tokenizer, text: str, token: int = 0):
         ids = tokenizer.encode(text)
         if not 0 <= token < len(ids):
-            raise ValueError(f"token={token}: the text has tokens 0 to {len(ids) - 1}")
+            raise ValueError(f"token={token}; it must be one of the text's tokens, from 0 to {len(ids) - 1}")
         self.pieces = [piece.piece for piece in tokenizer.pieces(ids)]
         with torch.inference_mode():
             out = model(torch.tensor([ids], device=model.device), output_router_logits=True)
@@ -141,7 +141,7 @@ class ChoiceView(FigureView):
         return [{"token": self.first_token, "layer": 0, "top_k": k} for k in sorted({1, self.usual_k, num_experts})]
 
     def summary(self) -> str:
-        """The experts and weights of the states that the static face shows."""
+        """List the experts and weights of the states in the static picture."""
         lines = [f"{self.pieces[self.first_token]!r}, layer 0: expert and weight"]
         for state in self.telling_states():
             choice = zip(*best_choices(self.scores[0, self.first_token], state["top_k"]), strict=True)

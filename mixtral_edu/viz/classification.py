@@ -1,4 +1,4 @@
-"""A classifier's progress and its mistakes, drawn."""
+"""Figures of a classifier's progress and its mistakes."""
 
 from collections.abc import Mapping, Sequence
 
@@ -18,20 +18,20 @@ def accuracy_curves(
     chance: float | None = None,
     figure: Figure | None = None,
 ) -> Figure:
-    """Share of right answers along some axis, a line for each name.
+    """Plot the share of right answers, one line per name.
 
     Args:
-        curves: for each name, places on the axis and shares from 0 to 1.
-        xlabel: what the axis counts.
-        title: the finding.
-        chance: the share that guessing reaches, as a dashed line.
+        curves: for each name, places on the x axis and shares from 0 to 1.
+        xlabel: what the x axis counts.
+        title: states the finding.
+        chance: the share that guessing reaches, drawn as a dashed line.
         figure: a figure to draw into instead of a new one.
 
     Raises:
-        ValueError: no curves, or more than can be told apart.
+        ValueError: there are no curves, or more than four.
     """
     if not 1 <= len(curves) <= len(LINES):
-        raise ValueError(f"curves has {len(curves)} lines: 1 to {len(LINES)} are wanted")
+        raise ValueError(f"curves has {len(curves)} lines; it must have 1 to {len(LINES)}")
     with use_style():
         figure = new_figure(9.5, 3.6, figure)
         axes = figure.add_axes((0.08, 0.16, 0.89, 0.7))
@@ -41,26 +41,26 @@ def accuracy_curves(
             axes.axhline(chance, color=MUTED, linewidth=1, linestyle="--", label=f"guessing: {chance:.0%}")
         axes.set(ylim=(0, 1.03), xlabel=xlabel, ylabel="share of right answers")
         axes.grid(axis="y")
-        axes.legend(loc="lower right", bbox_to_anchor=(1.0, 0.19))  # above the line of guessing
+        axes.legend(loc="lower right", bbox_to_anchor=(1.0, 0.19))  # above the guessing line
         axes.set_title(title)
     return figure
 
 
 def confusion(counts: ArrayLike, names: Sequence[str], title: str, figure: Figure | None = None) -> Figure:
-    """A table of counts: what each text is, against what it was taken for; right answers are on the diagonal.
+    """Draw a confusion matrix: true against predicted classes of the texts, with right answers on the diagonal.
 
     Args:
-        counts: (C, C); row: what it is, column: what it was taken for.
-        names: of the C classes.
-        title: the finding.
+        counts: (C, C); rows are true classes, columns predicted ones.
+        names: names of the C classes.
+        title: states the finding.
         figure: a figure to draw into instead of a new one.
 
     Raises:
-        ValueError: counts that are no square of as many rows as there are names.
+        ValueError: `counts` is not (C, C).
     """
     counts = np.asarray(counts)
     if counts.shape != (len(names), len(names)):
-        raise ValueError(f"counts has shape {counts.shape}: ({len(names)}, {len(names)}) is wanted, for {list(names)}")
+        raise ValueError(f"counts has shape {counts.shape}; for {list(names)} it must be ({len(names)}, {len(names)})")
     with use_style():
         figure = new_figure(9.5, 1.35 + 0.5 * len(names), figure)
         height = figure.get_figheight()
@@ -86,11 +86,11 @@ def confusion(counts: ArrayLike, names: Sequence[str], title: str, figure: Figur
 
 
 def accuracy_bars(shares: Mapping[str, float], title: str, chance: float, figure: Figure | None = None) -> Figure:
-    """One bar for each way of doing it, with a line where guessing ends.
+    """Draw the share of right answers as one bar per method, with a line for guessing.
 
     Args:
-        shares: right answers from 0 to 1, by name.
-        title: the finding.
+        shares: share of right answers from 0 to 1, by name.
+        title: states the finding.
         chance: the share that guessing reaches.
         figure: a figure to draw into instead of a new one.
     """

@@ -1,4 +1,4 @@
-"""Mixtral as one drawing, and its parameters as bars: all of them, and those that a single token meets."""
+"""Mixtral as one drawing, and its parameters as bars: all of them, and those active for one token."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -10,7 +10,7 @@ from matplotlib.patches import FancyBboxPatch, Polygon, Rectangle, Wedge
 from mixtral_edu.config import MixtralConfig
 from mixtral_edu.viz.style import ACCENT, FAINT, INK, MUTED, PAPER, expert_colour, new_figure, text_colour, use_style
 
-PART_COLOURS = {  # the experts' colours stay with the experts
+PART_COLOURS = {  # none is the colour of a single expert
     "experts": "#486581",
     "attention": "#9FB3C8",
     "embedding": "#D64545",
@@ -19,22 +19,22 @@ PART_COLOURS = {  # the experts' colours stay with the experts
     "norms": "#F7C948",
 }
 PROMPT = ("The", "cat", "sat", "on", "the")
-GUESSES = (("mat", 0.55), ("sofa", 0.25), ("roof", 0.12))  # an example of what the model says about the next token
-CLEAR = {"facecolor": "white", "edgecolor": "none", "pad": 1.5}  # behind a label that lies on lines
+GUESSES = (("mat", 0.55), ("sofa", 0.25), ("roof", 0.12))  # example of next-token probabilities
+CLEAR = {"facecolor": "white", "edgecolor": "none", "pad": 1.5}  # background of a label that crosses lines
 CIRCLE = {"facecolor": "white", "edgecolor": INK, "boxstyle": "circle,pad=0.2"}
 
 
 def architecture(
     config: MixtralConfig, prompt: Sequence[str] = PROMPT, title: str | None = None, figure: Figure | None = None
 ) -> Figure:
-    """Draw the model that `config` describes: the whole stack, one layer of it, and that layer's attention and experts.
+    """Draw the model that `config` describes: the whole stack, one layer, and that layer's attention and experts.
 
-    All sizes come from `config`. Which experts are lit, their weights and the guesses at the end are an example.
+    All sizes come from `config`. The highlighted experts, their weights and the final guesses are examples.
 
     Args:
         config: the model to draw.
         prompt: about five short words, shown as tokens.
-        title: instead of the computed one.
+        title: replaces the computed title.
         figure: a figure to draw into instead of a new one.
     """
     L, K, E = config.num_hidden_layers, config.num_experts_per_tok, config.num_local_experts
@@ -59,9 +59,9 @@ def architecture(
 def parameter_bars(
     configs: Mapping[str, MixtralConfig], title: str | None = None, figure: Figure | None = None
 ) -> Figure:
-    """Stacked bars for each named config: all parameters by part, and those active for one token.
+    """Draw stacked bars for each named config: all parameters by part, and those active for one token.
 
-    Every config has an axis of its own, so bars compare within a config; the numbers compare between them.
+    Each config has its own axis: compare bars within a config, and the printed numbers between configs.
     """
     if not configs:
         raise ValueError("configs is empty: give at least one name and its MixtralConfig")
@@ -97,7 +97,7 @@ def parameter_bars(
 
 
 def short_count(number: float, digits: int = 1) -> str:
-    """A count for a label: 46702792704 becomes '46.7 B', 8012032 '8.0 M'."""
+    """Abbreviate a count for a label: 46702792704 becomes '46.7 B', 8012032 becomes '8.0 M'."""
     for size, letter in ((1e9, " B"), (1e6, " M"), (1e3, " k")):
         if number >= size:
             return f"{number / size:.{digits}f}{letter}"
@@ -133,7 +133,7 @@ def _stack(axes: Axes, config: MixtralConfig, prompt: Sequence[str]) -> None:
 
 
 def _layer(axes: Axes, config: MixtralConfig) -> None:
-    spine = 33.0  # the residual stream, from which both halves branch off and to which they add
+    spine = 33.0  # the residual stream: both halves branch off from it and add to it
     _write(axes, 41.5, 9.4, "one layer", size=12, weight="bold")
     _write(axes, spine, 12, "x", size=11, style="italic")
     picks = f"router picks {config.num_experts_per_tok} of {config.num_local_experts}"
@@ -219,7 +219,7 @@ def _experts(axes: Axes, config: MixtralConfig) -> None:
 
 
 def _zoom(axes: Axes, panel: tuple, source: tuple) -> None:
-    """A framed panel (left, top, width, height), fanned out from the right edge of a box (x, top, height)."""
+    """Draw a framed panel (left, top, width, height), fanned out from the right edge of a box (x, top, height)."""
     left, top, width, height = panel
     x, source_top, source_height = source
     fan = ((x, source_top), (left, top), (left, top + height), (x, source_top + source_height))

@@ -1,4 +1,4 @@
-"""Many tokens and their experts: the order of dispatch, the load, how it moves in training, and how many are read."""
+"""Many tokens and their experts: dispatch order, load, load during training, and how many experts a step reads."""
 
 from collections.abc import Mapping, Sequence
 
@@ -13,36 +13,36 @@ from numpy.typing import ArrayLike
 from mixtral_edu.config import MixtralConfig
 from mixtral_edu.viz.style import ACCENT, INK, MUTED, as_label, expert_colour, new_figure, text_colour, use_style
 
-MOST_CHOICES = 48  # that dispatch_order can number legibly
+MOST_CHOICES = 48  # the most choices that dispatch_order can number legibly
 MARKERS = ("o", "s", "^", "D")
 
 
 def dispatch_order(
     experts: ArrayLike, num_experts: int = 8, title: str | None = None, figure: Figure | None = None
 ) -> Figure:
-    """The N·K choices in the order of the tokens, and sorted by expert; each box holds its token's index.
+    """Draw the N·K choices in token order and sorted by expert; each box holds its token's index.
 
     Args:
-        experts: (N, K) chosen experts, of at most 48 choices together.
+        experts: (N, K) chosen experts, at most 48 choices in all.
         num_experts: E.
-        title: instead of the computed one, which counts products of matrices.
+        title: replaces the computed title, which counts calls of an expert.
         figure: a figure to draw into instead of a new one.
 
     Raises:
-        ValueError: too many choices, or an expert outside 0..E-1.
+        ValueError: there are no choices or too many, or an expert is not in 0..E-1.
     """
     experts = np.asarray(experts)
     if experts.ndim != 2 or not 0 < experts.size <= MOST_CHOICES:
-        raise ValueError(f"experts have the shape {experts.shape}: (N, K) with 1 to {MOST_CHOICES} choices is wanted")
+        raise ValueError(f"experts has shape {experts.shape}; it must be (N, K) with 1 to {MOST_CHOICES} choices")
     if experts.min() < 0 or experts.max() >= num_experts:
-        raise ValueError(f"experts must lie in 0..{num_experts - 1}, got {experts.min()}..{experts.max()}")
+        raise ValueError(f"experts ranges over {experts.min()}..{experts.max()}; all must be in 0..{num_experts - 1}")
     chosen, top_k = experts.ravel(), experts.shape[1]
     order = chosen.argsort(kind="stable")
     counts = np.bincount(chosen, minlength=num_experts)
     busy = int((counts > 0).sum())
-    top = np.arange(len(chosen)) + 0.35 * (np.arange(len(chosen)) // top_k)  # left edges: a gap between tokens
+    top = np.arange(len(chosen)) + 0.35 * (np.arange(len(chosen)) // top_k)  # left edges, with gaps between tokens
     group = np.cumsum(counts > 0)[chosen[order]] - 1
-    bottom = np.arange(len(chosen)) + (top[-1] - len(chosen) + 1) / max(busy - 1, 1) * group  # and between experts
+    bottom = np.arange(len(chosen)) + (top[-1] - len(chosen) + 1) / max(busy - 1, 1) * group  # gaps between experts
     if title is None:
         title = f"Sorted by expert, {len(chosen)} choices are {busy} calls of an expert, not {len(chosen)}"
     with use_style():
@@ -82,28 +82,28 @@ def dispatch_order(
 def load_table(
     loads: ArrayLike, rows: Sequence[str], even: float, title: str | None = None, figure: Figure | None = None
 ) -> Figure:
-    """A table of loads, one row a layer or text: each cell the share of tokens that the expert sees.
+    """Draw a table of loads, one row per layer or text; each cell is the share of tokens that the expert gets.
 
-    White is an even load, blue is more, red is less.
+    White is an even load, blue more, red less.
 
     Args:
         loads: (R, E), each from 0 to 1.
         rows: R names. An empty name leaves its row blank, as a gap between groups.
-        even: K/E, the load that every expert would have if all had the same.
-        title: instead of the computed one, which names the largest load.
+        even: K/E, the load of every expert if all loads were equal.
+        title: replaces the computed title, which names the largest load.
         figure: a figure to draw into instead of a new one.
 
     Raises:
-        ValueError: another number of names than of rows.
+        ValueError: `loads` is not (R, E), or there are not R row names.
     """
     loads = np.asarray(loads, dtype=float)
     if loads.ndim != 2 or len(rows) != len(loads):
-        raise ValueError(f"loads have the shape {loads.shape} and there are {len(rows)} row names: (R, E) and R wanted")
+        raise ValueError(f"loads has shape {loads.shape} with {len(rows)} row names; it must be (R, E) with R names")
     named = [row for row, name in enumerate(rows) if name]
     if title is None:
         row, expert = max(((r, e) for r in named for e in range(loads.shape[1])), key=lambda place: loads[place])
         title = f"{rows[row]}: expert {expert} sees {loads[row, expert]:.0%} of the tokens (even: {even:.0%})"
-    colours, norm = mpl.colormaps["RdBu"], TwoSlopeNorm(even, -0.6 * even, 1.2)  # ends that no load reaches: too dark
+    colours, norm = mpl.colormaps["RdBu"], TwoSlopeNorm(even, -0.6 * even, 1.2)  # no load reaches the dark ends
     with use_style():
         figure = new_figure(8.5, 1.25 + 0.3 * len(rows), figure)
         bottom, height = 0.6 / figure.get_figheight(), 0.3 * len(rows) / figure.get_figheight()
@@ -122,20 +122,21 @@ def load_table(
 
 
 def load_over_steps(loads: Mapping[str, ArrayLike], even: float, title: str, figure: Figure | None = None) -> Figure:
-    """How the experts' loads move while a router learns: a panel for each run, a line for each expert.
+    """Plot the experts' loads while a router learns: one panel per run, one line per expert.
 
     Args:
-        loads: (steps, E) by the name of the run; shares of tokens from 0 to 1.
+        loads: for each named run, (steps, E) shares of tokens from 0 to 1.
         even: K/E, the dashed line.
-        title: the finding.
+        title: states the finding.
         figure: a figure to draw into instead of a new one.
 
     Raises:
-        ValueError: no runs, or runs with different numbers of experts.
+        ValueError: there are no runs, or they differ in the number of experts.
     """
     runs = {name: np.asarray(values, dtype=float) for name, values in loads.items()}
     if len({values.shape[-1] for values in runs.values()}) != 1:
-        raise ValueError(f"loads of {[values.shape for values in runs.values()]}: one or more (steps, E) are wanted")
+        shapes = [values.shape for values in runs.values()]
+        raise ValueError(f"loads has shapes {shapes}; it must hold one or more runs (steps, E), all with the same E")
     num_experts = next(iter(runs.values())).shape[-1]
     with use_style():
         figure = new_figure(10.5, 4.1, figure)
@@ -158,10 +159,10 @@ def load_over_steps(loads: Mapping[str, ArrayLike], even: float, title: str, fig
 
 
 def expected_touched(batch_size: ArrayLike, num_experts: int, top_k: int) -> np.ndarray:
-    """How many experts of a layer a step touches in the mean, if each of B tokens draws K of E at random.
+    """Return how many experts of a layer a step touches on average if each of B tokens draws K of E at random.
 
-    E · (1 - (1 - K/E)^B): one token misses an expert with probability 1 - K/E, and B tokens all miss it with that
-    to the power of B.
+    E · (1 - (1 - K/E)^B): one token misses an expert with probability 1 - K/E, so all B tokens miss it with
+    probability (1 - K/E)^B.
 
     >>> expected_touched([1, 2], num_experts=8, top_k=2)
     array([2. , 3.5])
@@ -176,23 +177,26 @@ def experts_touched(
     title: str | None = None,
     figure: Figure | None = None,
 ) -> Figure:
-    """Experts touched in a layer as the batch grows: the formula as a line, measurements as marks.
+    """Plot the experts touched in a layer as the batch grows: the formula as a line, measurements as marks.
 
-    The axis on the right says how many parameters of `config` a step then reads.
+    The right axis shows how many parameters of `config` such a step reads.
 
     Args:
-        batch_sizes: B of each mark, one token a text.
-        measured: as many mean numbers of experts, by name; at most four names.
-        config: has E, K and the sizes for the axis on the right.
-        title: instead of the computed one, which says where nine tenths of the experts are touched.
+        batch_sizes: B of each mark, at one token per text.
+        measured: for each of at most four names, the mean number of experts at each batch size.
+        config: gives E, K and the sizes for the right axis.
+        title: replaces the computed title, which says where nine tenths of the experts are touched.
         figure: a figure to draw into instead of a new one.
 
     Raises:
-        ValueError: a measurement has another length than `batch_sizes`, or there are more than four.
+        ValueError: a measurement differs in length from `batch_sizes`, or there are more than four.
     """
     if len(measured) > len(MARKERS) or any(len(values) != len(batch_sizes) for values in measured.values()):
         lengths = {name: len(values) for name, values in measured.items()}
-        raise ValueError(f"measured has {lengths}: up to {len(MARKERS)} of length {len(batch_sizes)} are wanted")
+        raise ValueError(
+            f"measured has lengths {lengths}; it must hold at most {len(MARKERS)} measurements, each of length "
+            f"{len(batch_sizes)}"
+        )
     num_experts, top_k, counts = config.num_local_experts, config.num_experts_per_tok, config.parameter_counts()
     per_expert = counts.per_part["experts"] / num_experts  # in all layers together
     rest = counts.total - counts.per_part["experts"]
@@ -218,6 +222,6 @@ def experts_touched(
         )
         right.set_ylabel(f"billion parameters read, of {counts.total / 1e9:.1f}")
         axes.grid(True)
-        axes.legend(loc="lower right").get_texts()[0].set_parse_math(True)  # the formula above
+        axes.legend(loc="lower right").get_texts()[0].set_parse_math(True)  # the first entry is a formula
         axes.set_title(title)
     return figure

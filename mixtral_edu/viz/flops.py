@@ -1,4 +1,4 @@
-"""What a token costs in a model of real size: arithmetic against context, and bytes that a step reads."""
+"""What a token costs in a model of real size: arithmetic by context length, and bytes that a step reads."""
 
 from collections.abc import Mapping, Sequence
 
@@ -22,22 +22,24 @@ def flops_by_context(
     limit: int | None = None,
     figure: Figure | None = None,
 ) -> Figure:
-    """Lines: GFLOP for one token against the number of keys before it, matrices and scores apart.
+    """Plot the GFLOP of one token against the number of tokens before it, separately for weights and attention.
 
     Args:
-        contexts: numbers of tokens, rising.
-        matrices: FLOPs of the weights, the same at any context.
-        attention: FLOPs of scores and weighted sums at each context, by the name of the kind of attention.
+        contexts: numbers of tokens, in increasing order.
+        matrices: FLOPs of the weight matrices, the same at every context.
+        attention: FLOPs of scores and weighted sums at each context, by kind of attention.
         title: states what the lines show.
-        limit: a context to mark, such as the longest that the model was made for.
+        limit: a context to mark, such as the longest that the model supports.
         figure: a figure to draw into instead of a new one.
 
     Raises:
-        ValueError: fewer than two contexts, no attention, or a line of another length.
+        ValueError: there are fewer than two contexts, no attention, or a line differs in length from `contexts`.
     """
     lengths = [len(values) for values in attention.values()]
     if len(contexts) < 2 or lengths != [len(contexts)] * max(len(lengths), 1):
-        raise ValueError(f"{len(contexts)} contexts and attention of {lengths} numbers: equally many, 2 or more")
+        raise ValueError(
+            f"contexts has length {len(contexts)} and attention {lengths}; the lengths must be equal and at least 2"
+        )
     with use_style():
         figure = new_figure(9.5, 4, figure)
         axes = figure.add_axes((0.075, 0.14, 0.66, 0.735))
@@ -62,22 +64,25 @@ def flops_by_context(
 def byte_bars(
     rows: Mapping[str, Mapping[str, float]], title: str, unit: str = "GB", figure: Figure | None = None
 ) -> Figure:
-    """Stacked bars: bytes by part, one bar for each named row.
+    """Draw bytes by part as stacked bars, one per named row.
 
     Args:
-        rows: for each name, the bytes of "experts", "attention", "embedding", "lm_head", "cache", or of some of them.
+        rows: for each name, the bytes of some or all of "experts", "attention", "embedding", "lm_head", "cache".
         title: states what the bars show.
         unit: "GB" (10⁹ bytes) or "MB" (10⁶).
         figure: a figure to draw into instead of a new one.
 
     Raises:
-        ValueError: no rows, a part of another name, or another unit.
+        ValueError: `rows` is empty or names an unknown part, or `unit` is unknown.
     """
     sizes = {"GB": 1e9, "MB": 1e6}
     parts = [part for part in BYTE_COLOURS if any(part in row for row in rows.values())]
     strange = {part for row in rows.values() for part in row} - set(parts)
     if not rows or strange or unit not in sizes:
-        raise ValueError(f"rows={list(rows)} with unknown parts {sorted(strange)}, unit={unit!r}: see the docstring")
+        raise ValueError(
+            f"rows={list(rows)} with unknown parts {sorted(strange)}, unit={unit!r}; give at least one row, with parts "
+            f"among {list(BYTE_COLOURS)}, and a unit among {list(sizes)}"
+        )
     totals = [sum(row.values()) / sizes[unit] for row in rows.values()]
     height = 1.3 + 0.5 * len(rows)
     with use_style():

@@ -1,4 +1,4 @@
-"""What happens while a text is generated: what the model is sure of, loops, and batches with padding."""
+"""What happens during generation: how certain the model is, loops, and batches with padding."""
 
 from collections.abc import Mapping, Sequence
 
@@ -30,22 +30,22 @@ def surprise_along_text(
     title: str | None = None,
     figure: Figure | None = None,
 ) -> Figure:
-    """For each token of a text, how open the question was and how surprising the answer, both in bits.
+    """Plot, for each token of a text, the entropy of the model's prediction and the surprise of the token, in bits.
 
     Args:
         pieces: N tokens as text.
-        entropies: (N,) of the distribution that the model gave before it saw the token: the bars.
-        surprises: (N,) -log2 of the token's probability in it: the dots.
-        title: instead of the computed one, which names the most surprising token.
+        entropies: (N,), drawn as bars: entropy of the distribution that the model predicted for each token.
+        surprises: (N,), drawn as dots: -log2 of the token's probability in that distribution.
+        title: replaces the computed title, which names the most surprising token.
         figure: a figure to draw into instead of a new one.
 
     Raises:
-        ValueError: no pieces, or lengths that differ.
+        ValueError: `pieces` is empty, or the lengths differ.
     """
     if not len(pieces) or {len(entropies), len(surprises)} != {len(pieces)}:
         raise ValueError(
-            f"{len(pieces)} pieces, {len(entropies)} entropies and {len(surprises)} surprises: equally many, not 0, "
-            "are wanted"
+            f"pieces has length {len(pieces)}, entropies {len(entropies)} and surprises {len(surprises)}; the lengths "
+            "must be equal and at least 1"
         )
     entropies, surprises = np.asarray(entropies, dtype=float), np.asarray(surprises, dtype=float)
     if title is None:
@@ -68,21 +68,22 @@ def surprise_along_text(
 def repeats(
     texts: Mapping[str, Sequence[int]], n: int = 4, title: str | None = None, figure: Figure | None = None
 ) -> Figure:
-    """Each text compared with itself: a dot where the tokens of two steps are equal. Loops are lines.
+    """Compare each text with itself: a dot marks two steps with the same token, so loops show as lines.
 
-    Blue dots belong to `n` tokens in a row that stood there before; lone equal tokens are grey.
+    Blue dots belong to a run of at least `n` tokens that occurred before; other equal tokens are grey.
 
     Args:
-        texts: by name, ids.
-        n: the length of a repeat.
-        title: the finding.
+        texts: token ids, by name.
+        n: minimum length of a repeat, in tokens.
+        title: states the finding.
         figure: a figure to draw into instead of a new one.
 
     Raises:
-        ValueError: no texts, or one with fewer than n tokens.
+        ValueError: `texts` is empty, or a text has fewer than `n` tokens.
     """
     if not texts or min(map(len, texts.values())) < n:
-        raise ValueError(f"texts has lengths {[*map(len, texts.values())]}: at least one, of n={n} tokens or more")
+        lengths = [*map(len, texts.values())]
+        raise ValueError(f"texts has lengths {lengths}; it must hold at least one text, each of n={n} tokens or more")
     with use_style():
         figure = new_figure(10.5, 0.9 + 9 / len(texts), figure)
         width, height = 1 / len(texts), figure.get_figheight()
@@ -102,7 +103,7 @@ def repeats(
 
 
 def repeated_runs(equal: np.ndarray, n: int) -> np.ndarray:
-    """Where `equal` (N, N) is true for at least `n` steps along a diagonal, as booleans (N, N).
+    """Mark where `equal` (N, N) is true for at least `n` steps along a diagonal: booleans (N, N).
 
     >>> repeated_runs(np.eye(3, dtype=bool) | np.eye(3, k=-2, dtype=bool), n=2).astype(int)
     array([[1, 0, 0],
@@ -118,21 +119,21 @@ def repeated_runs(equal: np.ndarray, n: int) -> np.ndarray:
 
 
 def padding_sides(rows: Sequence[Sequence[str]], title: str | None = None, figure: Figure | None = None) -> Figure:
-    """A batch of texts, padded on the left and on the right, with each token's position below it.
+    """Draw a batch padded on the left and on the right, with each token's position below it.
 
-    A frame marks the column that the next token is read from.
+    A frame marks the column from which the next token is predicted.
 
     Args:
-        rows: B texts as tokens.
-        title: the finding.
+        rows: B texts, each as a list of tokens.
+        title: states the finding.
         figure: a figure to draw into instead of a new one.
 
     Raises:
-        ValueError: no rows, or an empty one.
+        ValueError: `rows` or one of its rows is empty.
     """
     lengths = [len(row) for row in rows]
     if not lengths or 0 in lengths:
-        raise ValueError(f"rows have {lengths} tokens: at least one row, and no empty one, is wanted")
+        raise ValueError(f"rows has lengths {lengths}; it must hold at least one row, and no empty one")
     longest, height = max(lengths), 1.1 + 0.75 * len(rows)
     with use_style():
         figure = new_figure(10.5, height, figure)
@@ -171,20 +172,23 @@ def distance_by_pads(
     title: str | None = None,
     figure: Figure | None = None,
 ) -> Figure:
-    """How far padding moves the next token's distribution.
+    """Plot how far padding moves the next token's distribution.
 
     Args:
-        num_pads: (N,) numbers of pads in front of the text, rising.
-        distances: by name, (N,) total variation distances, from 0 to 1.
-        title: the finding.
+        num_pads: (N,) numbers of pads in front of the text, in increasing order.
+        distances: for each name, (N,) total variation distances from 0 to 1.
+        title: states the finding.
         figure: a figure to draw into instead of a new one.
 
     Raises:
-        ValueError: no distances, or not one for each number of pads.
+        ValueError: `distances` is empty, or a curve does not have one distance per number of pads.
     """
     lengths = {len(values) for values in distances.values()}
     if lengths != {len(num_pads)}:
-        raise ValueError(f"distances has curves of {sorted(lengths)} numbers: {len(num_pads)} in each are wanted")
+        raise ValueError(
+            f"distances has curves of lengths {sorted(lengths)}; it must hold one or more, each of "
+            f"length {len(num_pads)}"
+        )
     with use_style():
         figure = new_figure(10.5, 3.6, figure)
         axes = figure.add_axes((0.075, 0.16, 0.6, 0.68))

@@ -1,4 +1,4 @@
-"""What trained heads look at: their maps, how much of them lies where, and one query at a time."""
+"""What trained heads attend to: attention maps, one number per head, and one query at a time."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -25,24 +25,24 @@ def head_maps(
     title: str | None = None,
     figure: Figure | None = None,
 ) -> Figure:
-    """The weights of all heads of a layer; heads that share their keys stand in one row.
+    """Draw the attention weights of all heads of a layer; heads that share keys are in one row.
 
     Args:
-        weights: (Hq, T, T), a row for each query.
+        weights: (Hq, T, T), one row per query.
         tokens: T pieces, written with their positions beside the first map of each row.
         num_kv_heads: Hkv.
-        layer: the layer that they come from, for the title.
-        title: instead of the computed one.
+        layer: index of the layer, for the title.
+        title: replaces the computed title.
         figure: a figure to draw into instead of a new one.
 
     Raises:
-        ValueError: weights of another shape, or heads that cannot be divided among Hkv.
+        ValueError: `weights` has another shape, or Hkv does not divide Hq.
     """
     weights, T = np.asarray(weights), len(tokens)
     if weights.ndim != 3 or weights.shape[1:] != (T, T):
-        raise ValueError(f"weights has shape {weights.shape}: (Hq, {T}, {T}) is wanted, as there are {T} tokens")
+        raise ValueError(f"weights has shape {weights.shape}; with {T} tokens it must be (Hq, {T}, {T})")
     if num_kv_heads < 1 or len(weights) % num_kv_heads:
-        raise ValueError(f"num_kv_heads={num_kv_heads}: it has to divide the {len(weights)} query heads")
+        raise ValueError(f"num_kv_heads={num_kv_heads}; it must divide the {len(weights)} query heads")
     group = len(weights) // num_kv_heads
     if title is None:
         place = "" if layer is None else f"Layer {layer}: "
@@ -66,26 +66,29 @@ def head_maps(
 
 
 def head_scores(shares: Mapping[str, ArrayLike], title: str | None = None, figure: Figure | None = None) -> Figure:
-    """Heat maps of one number a head, in percent; rows are layers.
+    """Draw heat maps of one number per head, in percent; rows are layers.
 
     Args:
-        shares: for each kind of number, which becomes the heading, (L, Hq) values from 0 to 1.
-        title: instead of the computed one, which names the largest number.
+        shares: for each kind of number, (L, Hq) values from 0 to 1; the kind becomes the heading.
+        title: replaces the computed title, which names the largest number.
         figure: a figure to draw into instead of a new one.
 
     Raises:
-        ValueError: nothing to draw, or shapes that differ.
+        ValueError: `shares` is empty, or its shapes are not one (L, Hq).
     """
     shares = {kind: np.asarray(values) for kind, values in shares.items()}
     shapes = {values.shape for values in shares.values()}
     if len(shapes) != 1 or len(shape := shapes.pop()) != 2:
-        raise ValueError("shares: at least one kind of number, each of one shape (L, Hq), is wanted")
+        given = [values.shape for values in shares.values()]
+        raise ValueError(
+            f"shares has shapes {given}; it must hold at least one kind of number, all of one shape (L, Hq)"
+        )
     num_layers, num_heads = shape
     if title is None:
         kind = max(shares, key=lambda kind: shares[kind].max())
         layer, head = np.unravel_index(shares[kind].argmax(), shape)
         title = f"Layer {layer}, head {head} has the largest share, {shares[kind].max():.0%}: {kind}"
-    grid = 0.36 * num_layers  # inches, as all lengths here
+    grid = 0.36 * num_layers  # inches, like all lengths here
     panel = grid + 0.95
     height = 0.55 + -(-len(shares) // 2) * panel
     with use_style():
@@ -109,23 +112,23 @@ def head_scores(shares: Mapping[str, ArrayLike], title: str | None = None, figur
 def looking(
     weights: ArrayLike, tokens: Sequence[str], query: int, title: str | None = None, figure: Figure | None = None
 ) -> Figure:
-    """One head: its map with a query's row framed, and the keys that get most of its weight.
+    """Draw one head's map with a query's row framed, and the keys that get most of that query's weight.
 
     Args:
-        weights: (T, T), a row for each query.
+        weights: (T, T), one row per query.
         tokens: T pieces.
-        query: the row.
-        title: instead of the computed one, which names query and favourite key.
+        query: index of the framed row.
+        title: replaces the computed title, which names the query and its favourite key.
         figure: a figure to draw into instead of a new one.
 
     Raises:
-        ValueError: weights of another shape, or a query outside the text.
+        ValueError: `weights` is not (T, T), or `query` is not a position of the text.
     """
     weights, T = np.asarray(weights), len(tokens)
     if weights.shape != (T, T):
-        raise ValueError(f"weights has shape {weights.shape}: {(T, T)} is wanted, as there are {T} tokens")
+        raise ValueError(f"weights has shape {weights.shape}; with {T} tokens it must be {(T, T)}")
     if not 0 <= query < T:
-        raise ValueError(f"query={query}: a position from 0 to {T - 1} is wanted")
+        raise ValueError(f"query={query}; it must be a position from 0 to {T - 1}")
     tokens = [printable(token) for token in tokens]
     keys = favourites(weights[query], query, 8)
     if title is None:
@@ -150,7 +153,9 @@ def looking(
 
 
 def favourites(weights: ArrayLike, query: int, most: int) -> list[int]:
-    """The keys that get most of a query's weight, first the largest: at most so many, each at least a hundredth.
+    """Return the keys that get most of a query's weight, largest first: at most `most`, each with 1% or more.
+
+    If no key gets 1%, the result is the key with the largest weight.
 
     >>> favourites([0.295, 0.004, 0.7, 0.001], query=3, most=3)
     [2, 0]
@@ -161,24 +166,27 @@ def favourites(weights: ArrayLike, query: int, most: int) -> list[int]:
 
 
 class AttentionView(FigureView):
-    """Choose a text, a layer, a head and a query, and see which keys it looks at.
+    """Choose a text, a layer, a head and a query, and see which keys it attends to.
 
     Args:
         model: a `MixtralForCausalLM` or `MixtralModel` with the backend "eager".
         tokenizer: its `MixtralTokenizer`.
-        texts: texts to choose from, by name; what is typed into the field "own text" goes before them.
-        telling: (layer, head, query) of each picture of the static face, which shows the first text.
+        texts: texts to choose from, by name; text typed into the field "own text" takes precedence.
+        telling: (layer, head, query) of each panel of the static picture, which shows the first text.
         max_tokens: longer texts are cut to this number of tokens.
 
     Raises:
-        ValueError: `texts` or `telling` is empty, or the backend keeps no weights.
+        ValueError: `texts` or `telling` is empty, or the backend returns no attention weights.
     """
 
     def __init__(
         self, model, tokenizer, texts: Mapping[str, str], telling: Sequence[tuple[int, int, int]], max_tokens: int = 32
     ):
         if not texts or not telling:
-            raise ValueError("texts and telling: at least one text and one (layer, head, query) are wanted")
+            raise ValueError(
+                f"texts has length {len(texts)} and telling {len(telling)}; give at least one text and one "
+                "(layer, head, query)"
+            )
         self.model, self.tokenizer, self.texts, self.telling = model, tokenizer, dict(texts), list(telling)
         self.max_tokens, self._seen = max_tokens, (None, None, None)
         config, (layer, head, query) = model.config, self.telling[0]
@@ -207,7 +215,7 @@ class AttentionView(FigureView):
         return [dict(zip(("text", "layer", "head", "query"), (text, *place), strict=True)) for place in self.telling]
 
     def summary(self) -> str:
-        """For each picture of the static face: the query and its three favourite keys with their weights in percent."""
+        """List, per panel of the static picture, the query and its three favourite keys, with weights in percent."""
         lines = ["layer head  query          looks at (percent of its weight)"]
         for state in self.telling_states():
             tokens, weights = self.attention(state["text"])
@@ -218,7 +226,7 @@ class AttentionView(FigureView):
         return "\n".join(lines)
 
     def attention(self, text: str) -> tuple[list[str], np.ndarray]:
-        """The pieces of `text` (with `<s>`), and the weights of all heads, (L, Hq, T, T)."""
+        """Return the pieces of `text` (with `<s>`) and the weights of all heads, (L, Hq, T, T)."""
         if text != self._seen[0]:
             ids = self.tokenizer.encode(text)[: self.max_tokens]
             with torch.inference_mode():
@@ -230,7 +238,7 @@ class AttentionView(FigureView):
 
 
 def _map(axes: Axes, weights: np.ndarray) -> None:
-    """Weights (T, T) as squares, darker where larger; the staircase is the limit of what a query may see."""
+    """Draw weights (T, T) as squares, darker where larger; the staircase bounds what a query may see."""
     axes.imshow(weights, cmap=SHADES, vmin=0, vmax=1, aspect="auto", interpolation="nearest")
     T = len(weights)
     steps = np.repeat(np.arange(T + 1), 2)[1:-1] - 0.5
@@ -244,6 +252,6 @@ def _map(axes: Axes, weights: np.ndarray) -> None:
 
 
 def _name_queries(axes: Axes, tokens: Sequence[str], size: float) -> None:
-    """Write beside each row its piece and position, as the key axis has positions alone."""
+    """Label each row with its piece and position; the key axis has only positions."""
     names = [f"{printable(token)} {position:2d}" for position, token in enumerate(tokens)]
     axes.set_yticks(range(len(tokens)), names, family=MONO, size=size)

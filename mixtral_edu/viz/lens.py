@@ -1,4 +1,4 @@
-"""The logit lens: what the model would say if it ended after fewer layers.
+"""The logit lens: what the model would predict if it ended after fewer layers.
 
 Source of the idea: nostalgebraist 2020, "interpreting GPT: the logit lens".
 """
@@ -27,26 +27,26 @@ from mixtral_edu.viz.style import (
     use_style,
 )
 
-SHADES = LinearSegmentedColormap.from_list("shades", (PAPER, "#A9C4E4", ACCENT))  # of probabilities
-HIT = "#B7410E"  # frame of a guess that came true
+SHADES = LinearSegmentedColormap.from_list("shades", (PAPER, "#A9C4E4", ACCENT))  # probability 0 to 1
+HIT = "#B7410E"  # frame of a correct guess
 
 
 @torch.no_grad()
 def logit_lens(model: nn.Module, states: Tensor) -> Tensor:
-    """Read every state of the stream as if it were the last: final norm, head and softmax.
+    """Decode every state of the residual stream as if it were the last: final norm, head and softmax.
 
     Args:
         model: a `MixtralForCausalLM`.
         states: (L + 1, T, D), as `residual_stream` returns them.
 
     Returns:
-        (L + 1, T, V) probabilities of the next token; the last ones are the model's own.
+        (L + 1, T, V) probabilities of the next token; the last state gives the model's own.
     """
     return model.lm_head(model.model.norm(states)).float().softmax(dim=-1)
 
 
 def depth_names(number: int) -> list[str]:
-    """Names of `number` = L + 1 states of the stream: the embedding, then each layer's."""
+    """Name the `number` = L + 1 states of the stream: the embedding, then each layer."""
     return ["embedding", *(f"layer {layer}" for layer in range(number - 1))]
 
 
@@ -57,26 +57,26 @@ def lens_table(
     title: str | None = None,
     figure: Figure | None = None,
 ) -> Figure:
-    """A table: a row for each token of a text, a column for each state of the stream, the likeliest next token inside.
+    """Draw a table of the likeliest next tokens: one row per token of a text, one column per state of the stream.
 
-    The darker a cell, the likelier its guess. A frame marks guesses that equal the token that the text goes on with.
+    Darker cells are likelier guesses. A frame marks a guess that equals the text's actual next token.
 
     Args:
         pieces: the T tokens of the text.
         guesses: L + 1 rows of T pieces, the likeliest next token after each.
-        probabilities: (L + 1, T), how likely they are.
-        title: instead of the computed one, which counts the frames of the last column.
+        probabilities: (L + 1, T), the probability of each guess.
+        title: replaces the computed title, which counts the frames of the last and the first column.
         figure: a figure to draw into instead of a new one.
 
     Raises:
-        ValueError: no pieces, or numbers of guesses that do not fit.
+        ValueError: `pieces` is empty, or `guesses` or `probabilities` is not (L + 1, T).
     """
     shares = np.asarray(probabilities, dtype=float)
     T = len(pieces)
     if T == 0 or shares.ndim != 2 or shares.shape != (len(guesses), T) or any(len(row) != T for row in guesses):
         raise ValueError(
-            f"{T} pieces, {[len(row) for row in guesses]} guesses, probabilities of shape {shares.shape}: (L + 1, T) "
-            "guesses and probabilities are wanted for T pieces, not 0"
+            f"pieces has length {T}, guesses has rows of lengths {[len(row) for row in guesses]} and probabilities has "
+            f"shape {shares.shape}; T must be at least 1, and both guesses and probabilities (L + 1, T)"
         )
     hits = [[guess == following for guess, following in zip(row, pieces[1:], strict=False)] for row in guesses]
     if title is None:
@@ -116,24 +116,24 @@ def guesses_by_depth(
     title: str | None = None,
     figure: Figure | None = None,
 ) -> Figure:
-    """One panel for each state of the stream: bars of the likeliest next tokens after one place of a text.
+    """Draw the likeliest next tokens at one place of a text as bars, one panel per state of the stream.
 
     Args:
         before: the pieces up to that place; the last ones are shown.
         guesses: L + 1 rows of pieces, the likeliest first.
-        probabilities: as many rows of as many numbers.
-        following: the token that the text goes on with, if any; its bars stand out.
-        title: instead of the computed one, which says where the last layer's first guess comes up.
+        probabilities: L + 1 rows, one number per guess.
+        following: the text's actual next token, if any; its bars stand out.
+        title: replaces the computed title, which says from which state on the last layer's first guess leads.
         figure: a figure to draw into instead of a new one.
 
     Raises:
-        ValueError: no guesses, or numbers that do not fit.
+        ValueError: `guesses` is empty, or `probabilities` has another shape.
     """
     shares = np.asarray(probabilities, dtype=float)
     if shares.ndim != 2 or shares.size == 0 or [len(row) for row in guesses] != [shares.shape[1]] * shares.shape[0]:
         raise ValueError(
-            f"{[len(row) for row in guesses]} guesses and probabilities of shape {shares.shape}: L + 1 rows of equally "
-            "many of both are wanted"
+            f"guesses has rows of lengths {[len(row) for row in guesses]} and probabilities has shape {shares.shape}; "
+            "both must have L + 1 rows of one length, at least 1"
         )
     names = depth_names(len(guesses))
     if title is None:

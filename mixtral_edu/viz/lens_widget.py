@@ -14,20 +14,20 @@ from mixtral_edu.viz.widgets import FigureView
 
 
 class LensView(FigureView):
-    """Choose a text and a token of it, and see the likeliest next tokens after the embedding and after each layer.
+    """Choose a text and one of its tokens, and see the likeliest next tokens after the embedding and after each layer.
 
-    Its static face shows a few tokens of the first text.
+    The static picture shows a few tokens of the first text.
 
     Args:
         model: a `MixtralForCausalLM`.
         tokenizer: its `MixtralTokenizer`.
-        texts: texts to choose from, by name; what is typed into the field "own text" goes before them.
-        telling: indices of the tokens of the first text that the static face shows.
-        guesses: how many next tokens are shown.
+        texts: texts to choose from, by name; text typed into the field "own text" takes precedence.
+        telling: indices of the first text's tokens that the static picture shows.
+        guesses: number of next tokens shown.
         max_tokens: longer texts are cut to this number of tokens.
 
     Raises:
-        ValueError: `texts` is empty, or `telling` names no token or one that the first text lacks.
+        ValueError: `texts` or `telling` is empty, or `telling` has an index outside the first text.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class LensView(FigureView):
         first = next(iter(self.texts.values()))
         last = len(self.read(first)[0]) - 1
         if not self.telling or not all(0 <= token <= last for token in self.telling):
-            raise ValueError(f"telling={self.telling}: some of 0..{last} are wanted")
+            raise ValueError(f"telling={self.telling}; it must hold one or more indices from 0 to {last}")
         self.text = Dropdown(options=list(texts), description="text")
         self.token = IntSlider(value=self.telling[-1], min=0, max=last, description="token")
         self.own_text = Text(placeholder="type here, then Enter", description="own text", continuous_update=False)
@@ -76,7 +76,7 @@ class LensView(FigureView):
         return [{"text": text, "token": token} for token in self.telling]
 
     def summary(self) -> str:
-        """The likeliest next token at each depth, for the tokens that the static face shows."""
+        """List the likeliest next token at each depth, for the tokens in the static picture."""
         name, text = next(iter(self.texts.items()))
         pieces, probabilities = self.read(text)
         lines = [f"likeliest next token in {name!r}"]
@@ -89,7 +89,7 @@ class LensView(FigureView):
         return "\n".join(line.rstrip() for line in lines)
 
     def read(self, text: str) -> tuple[list[str], Tensor]:
-        """The pieces of `text` (T, with `<s>`), and the probabilities of the next token at each depth (L + 1, T, V)."""
+        """Return the T pieces of `text` (with `<s>`) and the next token's probabilities by depth, (L + 1, T, V)."""
         if text != self._read_text:
             ids = self.tokenizer.encode(text)[: self.max_tokens]
             stream = residual_stream(self.model, torch.tensor([ids], device=self.model.device))

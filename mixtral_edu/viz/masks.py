@@ -1,4 +1,4 @@
-"""Who may look at whom, drawn: each rule by itself, and a grid whose cells say why."""
+"""Attention masks: each rule by itself, and a grid whose cells say why a query sees a key or not."""
 
 from collections.abc import Sequence
 from textwrap import wrap
@@ -17,23 +17,23 @@ from mixtral_edu.masks import NO_POSITION, attention_mask, causal_mask, padding_
 from mixtral_edu.viz.style import ACCENT, FAINT, INK, MUTED, PAPER, new_figure, text_colour, use_style
 from mixtral_edu.viz.widgets import FigureView
 
-# Why a pair is as it is. Where several reasons hold, the later one in this list is given.
+# Why a query sees a key or not. If several reasons hold, the last of them in this list wins.
 SEEN, TOO_OLD, FUTURE, PADDING = range(4)
 REASONS = ("seen", "too old", "in the future", "padding")
 COLOURS = (ACCENT, "#9FB3C8", PAPER, "#E8DACC")
 
 
 def rules(positions: Tensor, window: int, title: str | None = None, figure: Figure | None = None) -> Figure:
-    """Three rules side by side, and the pairs that all of them allow: dark where the query may attend to the key.
+    """Draw three rules side by side, and the pairs that all of them allow: dark where the query may attend to the key.
 
     Args:
-        positions: (T,), the columns of one row; `NO_POSITION` for padding.
+        positions: (T,), the position of each column of one row; `NO_POSITION` for padding.
         window: W.
-        title: instead of the computed one, which counts pairs.
+        title: replaces the computed title, which counts pairs.
         figure: a figure to draw into instead of a new one.
 
     Raises:
-        ValueError: positions that are not one row, or a window below 1.
+        ValueError: `positions` is not (T,), or `window` is below 1.
     """
     _check(positions, window)
     T = len(positions)
@@ -57,7 +57,7 @@ def rules(positions: Tensor, window: int, title: str | None = None, figure: Figu
 
 
 def reasons(positions: Tensor, window: int) -> Tensor:
-    """Why each query sees each key or not: (T,) positions give (T, T) indices into `REASONS`.
+    """Return why each query sees each key or not: (T,) positions give (T, T) indices into `REASONS`.
 
     >>> reasons(torch.tensor([-1, 0, 1, 2]), window=2).tolist()
     [[3, 3, 3, 3], [3, 0, 2, 2], [3, 0, 0, 2], [3, 1, 0, 0]]
@@ -69,7 +69,7 @@ def reasons(positions: Tensor, window: int) -> Tensor:
 
 
 def why(query_position: int, key_position: int, window: int) -> str:
-    """One sentence for one pair.
+    """Explain one pair in one sentence.
 
     >>> why(7, 3, window=4)
     'Query 7, key 3: distance 7 − 3 = 4 is not below W = 4, too old.'
@@ -91,22 +91,22 @@ def explained(
     title: str | None = None,
     figure: Figure | None = None,
 ) -> Figure:
-    """A mask whose cells explain themselves: each shows the distance i − j, in the colour of its reason.
+    """Draw a mask whose cells explain themselves: each shows the distance i − j, in the colour of its reason.
 
     Args:
-        positions: (T,), the columns of one row; `NO_POSITION` for padding.
+        positions: (T,), the position of each column of one row; `NO_POSITION` for padding.
         window: W.
-        chosen: row and column of one cell, which gets a frame and a sentence.
-        title: instead of the computed one, which counts pairs.
+        chosen: row and column of a cell to frame and to explain in a sentence.
+        title: replaces the computed title, which counts pairs.
         figure: a figure to draw into instead of a new one.
 
     Raises:
-        ValueError: positions that are not one row, a window below 1, or a chosen cell outside the grid.
+        ValueError: `positions` is not (T,), `window` is below 1, or `chosen` is outside the grid.
     """
     _check(positions, window)
     T = len(positions)
     if chosen is not None and not all(0 <= index < T for index in chosen):
-        raise ValueError(f"chosen={chosen}: row and column from 0 to {T - 1} are wanted")
+        raise ValueError(f"chosen={chosen}; row and column must be from 0 to {T - 1}")
     reason = reasons(positions, window).numpy()
     counts = np.bincount(reason.ravel(), minlength=len(REASONS))
     most = int((reason == SEEN).sum(axis=1).max())
@@ -119,7 +119,7 @@ def explained(
             text = "·" if why_so == PADDING else f"{positions[row] - positions[column]}".replace("-", "−")
             ink = text_colour(ACCENT) if why_so == SEEN else INK if why_so == TOO_OLD else MUTED
             look = {"size": size, "color": ink, "ha": "center", "va": "center", "transform": axes.transData}
-            figure.text(column, row, text, **look)  # not axes.text, which would prepare clipping for each
+            figure.text(column, row, text, **look)  # axes.text would prepare clipping for each
         _headline(
             figure, title or f"W = {window}: a query sees {most} keys at most; {counts[SEEN]} of {T * T} pairs are left"
         )
@@ -135,7 +135,7 @@ def explained(
 
 
 class MaskView(FigureView):
-    """Move T, W and the number of pads on the left; choose a cell by its row and column, and read why it is so.
+    """Set T, W and the number of left pads; choose a cell by row and column, and read why it is seen or not.
 
     Args:
         longest: the largest T.
@@ -168,7 +168,7 @@ class MaskView(FigureView):
         ]
 
     def summary(self) -> str:
-        """For each picture of the static face: T, W, pads, pairs by reason, and the sentence of the framed cell."""
+        """List, for each panel of the static picture, T, W, pads, pairs by reason and the framed cell's sentence."""
         lines = ["  T   W  pads" + "".join(f"{reason:>15s}" for reason in REASONS)]
         for state in self.telling_states():
             positions = left_padded(state["length"], state["pads"])
@@ -182,7 +182,7 @@ class MaskView(FigureView):
 
 
 def left_padded(length: int, pads: int) -> Tensor:
-    """Positions of a row with padding on the left.
+    """Return the positions of a row with padding on the left.
 
     >>> left_padded(5, pads=2)
     tensor([-1, -1,  0,  1,  2])
@@ -192,9 +192,9 @@ def left_padded(length: int, pads: int) -> Tensor:
 
 def _check(positions: Tensor, window: int) -> None:
     if positions.ndim != 1 or len(positions) == 0:
-        raise ValueError(f"positions has shape {tuple(positions.shape)}: those of one row, (T,), are wanted")
+        raise ValueError(f"positions has shape {tuple(positions.shape)}; it must be (T,), one row with T at least 1")
     if window < 1:
-        raise ValueError(f"window={window}: at least 1 is wanted, the query's own position")
+        raise ValueError(f"window={window}; it must be at least 1, because a query sees its own position")
 
 
 def _headline(figure: Figure, title: str) -> None:
@@ -202,7 +202,7 @@ def _headline(figure: Figure, title: str) -> None:
 
 
 def _grid(axes: Axes, positions: Tensor, values: np.ndarray, colours: Sequence[str]) -> None:
-    """Squares coloured by `values` (T, T); rows are queries, columns are keys, both named by their positions."""
+    """Draw squares coloured by `values` (T, T); rows are queries, columns are keys, both labelled by position."""
     edges = np.arange(len(values) + 1) - 0.5
     look = {"cmap": ListedColormap(colours), "vmin": -0.5, "vmax": len(colours) - 0.5}
     axes.pcolormesh(edges, edges, values, edgecolors="white" if len(colours) == 2 else FAINT, linewidth=1, **look)
@@ -215,7 +215,7 @@ def _grid(axes: Axes, positions: Tensor, values: np.ndarray, colours: Sequence[s
 
 
 def _legend(axes: Axes, counts: np.ndarray, window: int) -> None:
-    """Right of the grid: each reason's colour, name, number of cells, and rule."""
+    """List each reason's colour, name, number of cells and rule to the right of the grid."""
     axes.text(1.06, 0.97, "A cell's number is i − j.", transform=axes.transAxes, va="center")
     meanings = (f"0 ≤ i − j < {window}", f"i − j ≥ {window}", "i − j < 0", "no position: axis –, cell ·")
     for row, (reason, colour, count, meaning) in enumerate(zip(REASONS, COLOURS, counts, meanings, strict=True)):

@@ -1,4 +1,4 @@
-"""The merges of byte-pair encoding, drawn one by one, and a text as the first so many merges leave it."""
+"""The merges of byte-pair encoding: one by one, and a text after the first n merges."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -16,10 +16,10 @@ from mixtral_edu.viz.widgets import FigureView
 
 
 def merge_history(symbols: Sequence[str], rank: Mapping[str, int]) -> list[list[str]]:
-    """Return all states of a word while it is merged, from `symbols` to its last one.
+    """Return every state of a word during merging, from `symbols` to the final one.
 
-    Of all neighbours whose joined text has a rank, the pair with the lowest rank is joined, the leftmost of equals;
-    and again, until no pair has one.
+    Each step joins the neighbours whose joined text has the lowest rank; of equal ranks, the leftmost pair. Merging
+    stops when no joined pair has a rank.
 
     >>> merge_history("▁then", {"he": 0, "▁t": 1, "hen": 2, "▁the": 3})[1:]
     [['▁', 't', 'he', 'n'], ['▁t', 'he', 'n'], ['▁t', 'hen']]
@@ -36,13 +36,13 @@ def merge_history(symbols: Sequence[str], rank: Mapping[str, int]) -> list[list[
 
 
 def merged_pieces(tokenizer: MixtralTokenizer) -> list[str]:
-    """The pieces of more than one character that merges have made, in the order in which they were learned."""
+    """Return the pieces of more than one character that merges have made, in the order in which they were learned."""
     pieces = tokenizer.pieces(range(3, len(tokenizer)))
     return [piece.piece for piece in pieces if not piece.is_byte and len(piece.piece) > 1]
 
 
 def split_with(tokenizer: MixtralTokenizer, text: str, num_merges: int | None = None) -> list[Piece]:
-    """The tokens of `text` if training had stopped after the first `num_merges` merges; None takes all of them."""
+    """Return the tokens of `text` as if training had stopped after `num_merges` merges; None means all merges."""
     merged = merged_pieces(tokenizer)[:num_merges]
     rank = {piece: order for order, piece in enumerate(merged)}
     ids, known = [], {}
@@ -58,25 +58,25 @@ def split_with(tokenizer: MixtralTokenizer, text: str, num_merges: int | None = 
 def merge_steps(
     rows: Sequence[Sequence[str]], notes: Sequence[str], title: str, figure: Figure | None = None
 ) -> Figure:
-    """A text in boxes, once for each step: a box that the step before did not have is drawn in blue.
+    """Draw a text as boxes, once per step; a box that is new in a step is blue.
 
     Args:
-        rows: for each step the pieces of the text; all rows spell the same text, of at most 40 characters.
-        notes: one for each row, written at its right.
+        rows: the pieces of the text at each step; all rows spell the same text of at most 40 characters.
+        notes: one per row, written to its right.
         title: states the finding.
         figure: a figure to draw into instead of a new one.
 
     Raises:
-        ValueError: no rows, notes that do not match, rows that spell different texts, or a text that is too long.
+        ValueError: `rows` is empty, `notes` has another length, rows differ in their text, or the text is too long.
     """
     if not rows or len(rows) != len(notes):
-        raise ValueError(f"{len(rows)} rows and {len(notes)} notes: equally many, not 0, are wanted")
+        raise ValueError(f"{len(rows)} rows and {len(notes)} notes; give at least one row, and one note per row")
     text = "".join(rows[0])
     if not 0 < len(text) <= 40:
-        raise ValueError(f"the text has {len(text)} characters: 1 to 40 are wanted")
+        raise ValueError(f"rows spell a text of {len(text)} characters; it must have 1 to 40")
     for step, row in enumerate(rows):
         if "".join(row) != text:
-            raise ValueError(f"row {step} spells {''.join(row)!r}, and row 0 {text!r}")
+            raise ValueError(f"row {step} spells {''.join(row)!r}; it must spell the same text as row 0, {text!r}")
     gaps = list(accumulate(char == "▁" for char in text))
     cell = min(26.0, (WIDTH - 2 * MARGIN - 200 - 10 * gaps[-1]) / len(text))
     lefts = [MARGIN + index * cell + 10 * (gap - gaps[0]) for index, gap in enumerate(gaps)]
@@ -99,26 +99,29 @@ def merge_steps(
 def tokens_against_merges(
     num_merges: Sequence[int], values: Mapping[str, Sequence[float]], title: str, figure: Figure | None = None
 ) -> Figure:
-    """Curves: bytes a token of each domain, against the number of merges that the vocabulary has learned.
+    """Plot each domain's bytes per token against the number of merges that the vocabulary has learned.
 
     Args:
-        num_merges: M increasing numbers from 0.
-        values: by domain, at most six, M numbers.
+        num_merges: M numbers from 0 up, in increasing order.
+        values: M numbers for each of at most six domains.
         title: states the finding.
         figure: a figure to draw into instead of a new one.
 
     Raises:
-        ValueError: no domain or more than six, or numbers that do not match.
+        ValueError: there is no domain or more than six, or one does not have M numbers.
     """
     if not 1 <= len(values) <= 6:
-        raise ValueError(f"values has {len(values)} domains: one to six are wanted")
+        raise ValueError(f"values has {len(values)} domains; it must have one to six")
     looks = [(ACCENT, "-"), (INK, "--"), (MUTED, "-"), (ACCENT, ":"), (INK, "-."), (MUTED, ":")]
     with use_style():
         figure = new_figure(8.5, 3.8, figure)
         axes = figure.add_axes((0.08, 0.16, 0.76, 0.70))
         for (domain, of_domain), (colour, line) in zip(values.items(), looks, strict=False):
             if len(of_domain) != len(num_merges):
-                raise ValueError(f"{domain!r} has {len(of_domain)} values for {len(num_merges)} numbers of merges")
+                raise ValueError(
+                    f"values[{domain!r}] has {len(of_domain)} values for {len(num_merges)} entries of num_merges; "
+                    "give one value per entry"
+                )
             axes.plot(num_merges, of_domain, line, color=colour, linewidth=2, marker="o", markersize=4)
             label = f" {domain} {of_domain[-1]:.1f}"
             axes.text(num_merges[-1] * 1.05, of_domain[-1], label, color=colour, va="center")
@@ -132,15 +135,15 @@ def tokens_against_merges(
 
 
 class MergesView(FigureView):
-    """Choose how many merges the vocabulary has learned, and see what it makes of a text.
+    """Choose how many merges the vocabulary has learned, and see how it splits a text.
 
-    Its static face shows the beginning of the first text after no merges, after 30, 300, and all of them.
+    The static picture shows the beginning of the first text after 0, 30, 300 and all merges.
 
     Args:
         tokenizer: a `MixtralTokenizer`.
-        texts: texts to choose from, by name; what is typed into the field "own text" goes before them.
+        texts: texts to choose from, by name; text typed into the field "own text" takes precedence.
         max_characters: longer texts are cut to this length.
-        film_characters: the same for the static face.
+        film_characters: the same limit for the static picture.
 
     Raises:
         ValueError: `texts` is empty.
@@ -179,7 +182,7 @@ class MergesView(FigureView):
         return [{"text": text, "num_merges": number} for number in numbers]
 
     def summary(self) -> str:
-        """Tokens, and bytes a token, after each of the static face's numbers of merges."""
+        """List tokens and bytes per token after each number of merges in the static picture."""
         states = self.telling_states()
         num_bytes = len(states[0]["text"].encode())
         lines = [f"the first {num_bytes} bytes of {next(iter(self.texts))!r}"]

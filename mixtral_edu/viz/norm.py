@@ -1,4 +1,4 @@
-"""What RMSNorm and LayerNorm make of a few vectors, drawn in the plane."""
+"""What RMSNorm and LayerNorm do to a few vectors in the plane."""
 
 from collections.abc import Sequence
 
@@ -16,21 +16,21 @@ from mixtral_edu.viz.style import ACCENT, FAINT, INK, new_figure, use_style
 def normalised_points(
     names: Sequence[str], points: ArrayLike, eps: float = 1e-5, title: str | None = None, figure: Figure | None = None
 ) -> Figure:
-    """Vectors of two numbers as they come, after RMSNorm and after LayerNorm, without weights.
+    """Draw vectors of two numbers as they come, after RMSNorm and after LayerNorm, without weights.
 
     Args:
-        names: N names. Points that fall together share one label.
+        names: N names. Points that coincide share one label.
         points: (N, 2).
-        eps: of both norms.
-        title: instead of the computed one, which says how many different points each norm leaves.
+        eps: the eps of both norms.
+        title: replaces the computed title, which counts the different points that each norm leaves.
         figure: a figure to draw into instead of a new one.
 
     Raises:
-        ValueError: points that are not (N, 2), or not one name for each.
+        ValueError: `points` is not (N, 2), or there are not N names.
     """
     x = torch.as_tensor(np.asarray(points, dtype=np.float64), device="cpu")
     if x.ndim != 2 or x.shape[1] != 2 or len(names) != len(x):
-        raise ValueError(f"points has shape {tuple(x.shape)} with {len(names)} names: (N, 2) with N names is wanted")
+        raise ValueError(f"points has shape {tuple(x.shape)} with {len(names)} names; it must be (N, 2) with N names")
     rms, layer = F.rms_norm(x, (2,), eps=eps), F.layer_norm(x, (2,), eps=eps)
     kept, left = len(_grouped(names, rms)), len(_grouped(names, layer))
     reach = 1.25 * float(x.abs().max())
@@ -62,7 +62,7 @@ def _arrows(axes: Axes, names: Sequence[str], values: torch.Tensor) -> None:
 
 
 def _grouped(names: Sequence[str], values: torch.Tensor) -> dict[str, tuple[float, float]]:
-    """Points that look the same in the picture under one label."""
+    """Group points that coincide in the picture under one label."""
     groups: dict[tuple[float, float], list[str]] = {}
     for name, point in zip(names, values.tolist(), strict=True):
         place = next((p for p in groups if np.allclose(p, point, rtol=0, atol=0.02)), tuple(point))

@@ -1,4 +1,4 @@
-"""Two numbers as an arrow in the plane, which is how a norm and a rotation can be seen."""
+"""Pairs of numbers as arrows in the plane, to show norms and rotations."""
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -9,7 +9,7 @@ from mixtral_edu.viz.style import FAINT, MUTED
 
 
 def draw_plane(axes: Axes, limit: float, radius: float | None = None) -> None:
-    """Draw both axes through the origin, from -limit to limit, and a circle of `radius` to compare lengths with."""
+    """Draw both axes through the origin, from -limit to limit, and a circle of `radius` as a reference for lengths."""
     axes.axhline(0, color=FAINT, linewidth=0.8, zorder=0)
     axes.axvline(0, color=FAINT, linewidth=0.8, zorder=0)
     if radius is not None:

@@ -1,4 +1,4 @@
-"""Rounded weights, drawn: the levels they move to, the errors along a row, what fewer bits cost and save."""
+"""Figures of rounded weights: the levels they move to, errors along a row, and what fewer bits cost and save."""
 
 from collections.abc import Mapping, Sequence
 
@@ -9,29 +9,29 @@ from numpy.typing import ArrayLike
 from mixtral_edu.viz.style import ACCENT, FAINT, INK, MUTED, as_label, new_figure, use_style
 
 MARKERS = ("o", "s", "^", "D", "v")
-GREYS = (ACCENT, MUTED, INK, "#9FB3C8", "#B7791F")  # lines that are no expert
+GREYS = (ACCENT, MUTED, INK, "#9FB3C8", "#B7791F")  # for lines that do not show an expert
 
 
 def number_line(
     weights: ArrayLike, rounded: ArrayLike, levels: ArrayLike, title: str, figure: Figure | None = None
 ) -> Figure:
-    """Weights above, the levels that they may have below, and which one each moves to.
+    """Draw weights above, the available levels below, and the level that each weight moves to.
 
     Args:
         weights: (n,) before rounding.
-        rounded: (n,) after it.
-        levels: all values that a rounded weight may have.
-        title: the finding.
+        rounded: (n,) after rounding.
+        levels: all values that a rounded weight can take.
+        title: states the finding.
         figure: a figure to draw into instead of a new one.
 
     Raises:
-        ValueError: as many weights as rounded ones are wanted, and at least one level.
+        ValueError: `weights` and `rounded` are not (n,), or `levels` is empty.
     """
     weights, rounded, levels = (np.asarray(values, dtype=float) for values in (weights, rounded, levels))
     if weights.shape != rounded.shape or weights.ndim != 1 or levels.size == 0:
         raise ValueError(
-            f"weights {weights.shape}, rounded {rounded.shape}, {levels.size} levels: two rows of one length, and at "
-            "least one level, are wanted"
+            f"weights has shape {weights.shape}, rounded {rounded.shape}, and there are {levels.size} levels; weights "
+            "and rounded must be (n,), with at least one level"
         )
     with use_style():
         figure = new_figure(9.5, 2.5, figure)
@@ -52,20 +52,21 @@ def number_line(
 def errors_along_a_row(
     errors: Mapping[str, ArrayLike], group_size: int, title: str, figure: Figure | None = None
 ) -> Figure:
-    """How far each weight of a row is moved, one panel for each way of rounding, all on one scale.
+    """Draw how far each weight of a row moves, one panel per way of rounding, all on one scale.
 
     Args:
         errors: (D,) distances by name.
-        group_size: where the grid lines of the panels stand.
-        title: the finding.
+        group_size: distance between the panels' grid lines.
+        title: states the finding.
         figure: a figure to draw into instead of a new one.
 
     Raises:
-        ValueError: nothing to draw, or rows of different length.
+        ValueError: `errors` is empty, or its rows differ in length.
     """
     rows = {name: np.abs(np.asarray(row, dtype=float)) for name, row in errors.items()}
     if len({row.shape for row in rows.values()}) != 1:
-        raise ValueError(f"errors has rows of lengths {[len(row) for row in rows.values()]}: one length is wanted")
+        lengths = [len(row) for row in rows.values()]
+        raise ValueError(f"errors has rows of lengths {lengths}; it must hold at least one row, all of one length")
     highest = 1.1 * max(row.max() for row in rows.values())
     with use_style():
         figure = new_figure(9.5, 1.0 + 1.15 * len(rows), figure)
@@ -86,11 +87,11 @@ def errors_along_a_row(
 
 
 def level_use(shares: ArrayLike, title: str, figure: Figure | None = None) -> Figure:
-    """Bars: which share of the weights each of the levels holds; a line where all would hold the same.
+    """Draw the share of weights at each level as bars, with a line where all levels would hold the same.
 
     Args:
         shares: (levels,) from 0 to 1.
-        title: the finding.
+        title: states the finding.
         figure: a figure to draw into instead of a new one.
     """
     shares = np.asarray(shares, dtype=float)
@@ -112,12 +113,12 @@ def level_use(shares: ArrayLike, title: str, figure: Figure | None = None) -> Fi
 def bits_curve(
     costs: Mapping[str, Mapping[int, float]], baseline: float, title: str, figure: Figure | None = None
 ) -> Figure:
-    """Bits per byte of text against bits per weight, a line for each way of grouping.
+    """Plot bits per byte of text against bits per weight, one line per way of grouping.
 
     Args:
         costs: for each name, bits per byte by number of bits.
-        baseline: bits per byte of the weights as they are.
-        title: the finding.
+        baseline: bits per byte with the original weights.
+        title: states the finding.
         figure: a figure to draw into instead of a new one.
     """
     with use_style():
@@ -137,12 +138,12 @@ def bits_curve(
 def sizes_and_cards(
     sizes: Mapping[str, float], cards: Sequence[float], title: str, figure: Figure | None = None
 ) -> Figure:
-    """Bars of a model's size in several forms, with the memory of some graphics cards as lines across them.
+    """Draw a model's size in several formats as bars, with the memory of some GPUs as lines across them.
 
     Args:
-        sizes: gigabytes by form, drawn from the top down.
-        cards: gigabytes of each card.
-        title: the finding.
+        sizes: gigabytes by format, drawn from top to bottom.
+        cards: gigabytes of each GPU.
+        title: states the finding.
         figure: a figure to draw into instead of a new one.
     """
     with use_style():

@@ -1,4 +1,4 @@
-"""A row of weights, rounded while you choose bits and group size."""
+"""A row of weights, rounded as you choose bits and group size."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -14,12 +14,12 @@ from mixtral_edu.viz.widgets import FigureView
 
 
 def round_to_levels(weights: ArrayLike, bits: int, group_size: int) -> np.ndarray:
-    """Round each group of neighbours to 2**bits equally spaced levels from its smallest to its largest number.
+    """Round each group of neighbours to 2**bits equally spaced levels, from its smallest to its largest value.
 
     Args:
         weights: (D,), with D a multiple of `group_size`.
-        bits: of a weight.
-        group_size: neighbours that share their levels.
+        bits: bits per weight.
+        group_size: number of neighbours that share levels.
     """
     groups = np.asarray(weights, dtype=float).reshape(-1, group_size)
     low, high = groups.min(1, keepdims=True), groups.max(1, keepdims=True)
@@ -28,29 +28,34 @@ def round_to_levels(weights: ArrayLike, bits: int, group_size: int) -> np.ndarra
 
 
 def gigabytes_of_mixtral(bits: int, group_size: int) -> float:
-    """Size of Mixtral-8x7B with its large matrices rounded, and scale and zero of each group in 16 bits."""
+    """Return the size of Mixtral-8x7B in gigabytes, with its large matrices rounded to `bits` bits per weight.
+
+    Each group also stores a scale and a zero in 16 bits each; all other parameters take 16 bits.
+    """
     counts = MixtralConfig.mixtral_8x7b().parameter_counts()
     large = counts.per_part["attention"] + counts.per_part["experts"]
     return (large * (bits / 8 + 4 / group_size) + 2 * (counts.total - large)) / 1e9
 
 
 class QuantizationView(FigureView):
-    """Choose how many bits a weight gets and how many neighbours share their levels, and see a row of weights rounded.
+    """Choose the bits per weight and how many neighbours share levels, and see a row of weights rounded.
 
     Args:
         weights: (D,), a row of a matrix.
-        group_sizes: to choose from, each a divisor of D.
-        shown: how many weights are drawn, from the start of the row.
+        group_sizes: group sizes to choose from, each a divisor of D.
+        shown: number of weights drawn, from the start of the row.
 
     Raises:
-        ValueError: a group size does not divide the row.
+        ValueError: a group size does not divide D.
     """
 
     def __init__(self, weights: ArrayLike, group_sizes: Sequence[int] = (16, 64, 256), shown: int = 64):
         self.weights = np.asarray(weights, dtype=float)
         for size in group_sizes:
             if len(self.weights) % size:
-                raise ValueError(f"group_sizes: {size} does not divide a row of {len(self.weights)}")
+                raise ValueError(
+                    f"group_sizes contains {size}; each size must divide the row's length, {len(self.weights)}"
+                )
         self.shown = shown
         self.bits = IntSlider(value=4, min=1, max=8, description="bits")
         self.group = Dropdown(options=list(group_sizes), value=group_sizes[len(group_sizes) // 2], description="group")
@@ -85,7 +90,7 @@ class QuantizationView(FigureView):
         return [{"bits": bits, "group_size": middle} for bits in (8, 4, 2)]
 
     def summary(self) -> str:
-        """Error of the row and size of Mixtral-8x7B for each number of bits and each group size."""
+        """List the row's error and the size of Mixtral-8x7B for each number of bits and each group size."""
         sizes = self.group.options
         lines = ["error of the row, in percent, and gigabytes of Mixtral-8x7B"]
         lines.append("bits    " + "".join(f"groups of {size:<10d}" for size in sizes))
@@ -98,6 +103,6 @@ class QuantizationView(FigureView):
         return "\n".join(lines)
 
     def rounded(self, bits: int, group_size: int) -> tuple[np.ndarray, float]:
-        """The row as it is rounded, and the length of the difference as a share of the row's own."""
+        """Return the rounded row, and the norm of the difference relative to the row's own norm."""
         rounded = round_to_levels(self.weights, bits, group_size)
         return rounded, float(np.linalg.norm(rounded - self.weights) / np.linalg.norm(self.weights))

@@ -1,4 +1,4 @@
-"""Rotary embedding, drawn: a pair that turns, scores by position and by distance, and how far each pair reaches."""
+"""Figures of rotary embedding: a pair that rotates, scores by position and by distance, and each pair's wavelength."""
 
 from collections.abc import Mapping, Sequence
 
@@ -11,7 +11,7 @@ from mixtral_edu.viz.diagram import short_count
 from mixtral_edu.viz.plane import draw_arrow, draw_plane
 from mixtral_edu.viz.style import ACCENT, FAINT, INK, MUTED, as_label, new_figure, use_style
 
-# Curves and lines are told apart by colour and by dashes.
+# Lines differ in both colour and dashes.
 LOOKS = ((ACCENT, "-"), (INK, "--"), (MUTED, ":"), ("#9FB3C8", "-."))
 
 
@@ -22,20 +22,20 @@ def turned_pair(
     title: str | None = None,
     figure: Figure | None = None,
 ) -> Figure:
-    """One pair of numbers as an arrow in the plane, turned to several positions.
+    """Draw one pair of numbers as an arrow in the plane, rotated to several positions.
 
     Args:
         pair: (a, b), the pair at position 0.
-        frequency: radians a position.
-        positions: where to draw it; the first is drawn boldest.
-        title: instead of the computed one.
+        frequency: radians per position.
+        positions: positions to draw; the first is drawn boldest.
+        title: replaces the computed title.
         figure: a figure to draw into instead of a new one.
 
     Raises:
-        ValueError: a pair that is not two numbers, or no positions.
+        ValueError: `pair` is not two numbers, or `positions` is empty.
     """
     if len(pair) != 2 or len(positions) == 0:
-        raise ValueError(f"pair={pair}, positions={positions}: two numbers and at least one position are wanted")
+        raise ValueError(f"pair={pair}, positions={positions}; pair must be two numbers, and positions at least one")
     length = float(np.hypot(*pair))
     if title is None:
         title = f"{frequency:g} rad a position: the arrow turns, its length stays {length:.2f}"
@@ -55,20 +55,20 @@ def turned_pair(
 
 
 def score_maps(maps: Mapping[str, ArrayLike], title: str, figure: Figure | None = None) -> Figure:
-    """Scores of every query position with every key position, side by side, in one scale of colours.
+    """Draw the scores of all query positions with all key positions, one map per heading, on one colour scale.
 
     Args:
-        maps: by heading, (T, T) scores.
-        title: the finding.
+        maps: for each heading, (T, T) scores.
+        title: states the finding.
         figure: a figure to draw into instead of a new one.
 
     Raises:
-        ValueError: no map, or shapes that are not one (T, T).
+        ValueError: `maps` is empty, or its shapes are not one (T, T).
     """
     arrays = {heading: np.asarray(scores, dtype=float) for heading, scores in maps.items()}
     shapes = {scores.shape for scores in arrays.values()}
     if len(shapes) != 1 or len(next(iter(shapes))) != 2:
-        raise ValueError(f"maps have the shapes {sorted(shapes)}: one shape (T, T) is wanted")
+        raise ValueError(f"maps has shapes {sorted(shapes)}; it must hold at least one map, all of one shape (T, T)")
     largest = max(np.abs(scores).max() for scores in arrays.values())
     with use_style():
         figure = new_figure(0.9 + 4.2 * len(arrays), 4.8, figure)
@@ -92,20 +92,20 @@ def wavelengths(
     title: str | None = None,
     figure: Figure | None = None,
 ) -> Figure:
-    """After how many positions each pair has come round once, for one or more theta, beside lengths to compare with.
+    """Plot the wavelength of each pair for one or more values of theta, with lengths to compare against.
 
     Args:
         head_dim: Dh.
-        thetas: one curve each.
-        lengths: by name, numbers of positions, such as a window or a context: horizontal lines.
-        title: instead of the computed one, which compares the slowest pairs.
+        thetas: values of theta, one curve each.
+        lengths: for each name, a number of positions, such as a window or a context: a horizontal line.
+        title: replaces the computed title, which compares the slowest pairs.
         figure: a figure to draw into instead of a new one.
 
     Raises:
-        ValueError: no theta, or more than four.
+        ValueError: `thetas` is empty or has more than four values.
     """
     if not 1 <= len(thetas) <= len(LOOKS):
-        raise ValueError(f"thetas={thetas}: one to {len(LOOKS)} of them are wanted")
+        raise ValueError(f"thetas={thetas}; it must hold 1 to {len(LOOKS)} values")
     curves = [turn_lengths(head_dim, theta) for theta in thetas]
     if title is None:
         slowest = " and ".join(short_count(curve[-1]) for curve in curves)
@@ -125,7 +125,7 @@ def wavelengths(
 
 
 def turn_lengths(head_dim: int, theta: float) -> np.ndarray:
-    """The wavelength 2π / frequency of each pair, in positions: (Dh/2,).
+    """Return the wavelength 2π / frequency of each pair, in positions: (Dh/2,).
 
     >>> turn_lengths(4, theta=100.0).round(2).tolist()
     [6.28, 62.83]
@@ -141,23 +141,23 @@ def scores_by_distance(
     ylabel: str = "score",
     figure: Figure | None = None,
 ) -> Figure:
-    """Scores against the distance between query and key.
+    """Plot scores against the distance between query and key.
 
     Args:
         distances: (n,).
-        curves: by name, (n,) scores each.
-        title: the finding.
-        log: a logarithmic axis for distances, which then begin at 1.
+        curves: for each name, (n,) scores.
+        title: states the finding.
+        log: use a logarithmic axis; distances must then begin at 1.
         ylabel: what the scores are.
         figure: a figure to draw into instead of a new one.
 
     Raises:
-        ValueError: curves of another length than distances, none, or more than four.
+        ValueError: there are no curves or more than four, or one differs in length from `distances`.
     """
     distances = np.asarray(distances)
     if not 1 <= len(curves) <= len(LOOKS) or any(len(scores) != len(distances) for scores in curves.values()):
         sizes = {name: len(scores) for name, scores in curves.items()}
-        raise ValueError(f"curves of lengths {sizes}: one to {len(LOOKS)} with {len(distances)} scores are wanted")
+        raise ValueError(f"curves has lengths {sizes}; it must hold 1 to {len(LOOKS)} of length {len(distances)}")
     with use_style():
         figure = new_figure(9.5, 3.7, figure)
         axes = figure.add_axes((0.09, 0.17, 0.88, 0.67))

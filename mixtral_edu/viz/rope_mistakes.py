@@ -1,4 +1,4 @@
-"""The two storage layouts of rotary pairs, and what a model loses where positions or pairs are wrong."""
+"""The two storage layouts of rotary pairs, and what a model loses when positions or pairs are wrong."""
 
 from collections.abc import Mapping, Sequence
 
@@ -21,23 +21,23 @@ def row_order(
     title: str | None = None,
     figure: Figure | None = None,
 ) -> Figure:
-    """Rows of a q or k matrix before and after `to_half_split`, joined by lines; partners of a pair share a fill.
+    """Draw the rows of a q or k matrix before and after `to_half_split`, joined by lines; pairs share a fill.
 
     Args:
-        num_heads: heads of the matrix.
+        num_heads: number of heads in the matrix.
         head_dim: Dh.
-        heads_used: the number of heads that the reordering is told, to show what a wrong one does.
-        title: instead of the computed one, which counts the pairs that lie Dh/2 apart afterwards.
+        heads_used: number of heads passed to the reordering, to show what a wrong one does.
+        title: replaces the computed title, which counts the pairs that end up Dh/2 apart.
         figure: a figure to draw into instead of a new one.
 
     Raises:
-        ValueError: more than 32 rows, which the picture has no room for, or heads that do not divide them into pairs.
+        ValueError: there are more than 32 rows, too many to draw, or the heads do not divide them into pairs.
     """
     rows, heads_used = num_heads * head_dim, num_heads if heads_used is None else heads_used
     if rows > 32 or head_dim % 2 or rows % (2 * heads_used):
         raise ValueError(
-            f"num_heads={num_heads}, head_dim={head_dim}, heads_used={heads_used}: at most 32 rows, and an even number "
-            "of them in each head, are wanted"
+            f"num_heads={num_heads}, head_dim={head_dim}, heads_used={heads_used}; there must be at most 32 rows, "
+            "and an even number of them per head"
         )
     order = to_half_split(torch.arange(rows, device="cpu")[:, None], heads_used).flatten().tolist()
     together = pairs_in_place(order, head_dim)
@@ -71,7 +71,7 @@ def _rows(axes: Axes, top: float, name: str, order: Sequence[int], head_dim: int
 
 
 def pairs_in_place(order: Sequence[int], head_dim: int) -> int:
-    """How many interleaved pairs (2i, 2i + 1) a new order of rows has put at i and i + Dh/2 of one head.
+    """Count the interleaved pairs (2i, 2i + 1) that a new order of rows puts at i and i + Dh/2 of one head.
 
     >>> pairs_in_place([0, 2, 1, 3], head_dim=4), pairs_in_place([0, 1, 2, 3], head_dim=4)
     (2, 0)
@@ -84,21 +84,21 @@ def pairs_in_place(order: Sequence[int], head_dim: int) -> int:
 def loss_by_start(
     starts: Sequence[int], losses: Mapping[str, ArrayLike], no_order: float, title: str, figure: Figure | None = None
 ) -> Figure:
-    """A text's loss against the position that its first token is given.
+    """Plot a text's loss against the position given to its first token.
 
     Args:
-        starts: (n,).
-        losses: by name, (n,) nats a token each; one or two of them.
-        no_order: the loss with all tokens at one position, as a line to compare with.
-        title: the finding.
+        starts: (n,) positions of the first token.
+        losses: for each of one or two names, (n,) losses in nats per token.
+        no_order: the loss with all tokens at one position, drawn as a reference line.
+        title: states the finding.
         figure: a figure to draw into instead of a new one.
 
     Raises:
-        ValueError: not one loss for each start, or not one or two curves.
+        ValueError: there are not one or two curves, or one does not have one loss per start.
     """
     if not 1 <= len(losses) <= 2 or any(len(values) != len(starts) for values in losses.values()):
         sizes = {name: len(values) for name, values in losses.items()}
-        raise ValueError(f"losses of lengths {sizes}: one or two curves with {len(starts)} values are wanted")
+        raise ValueError(f"losses has lengths {sizes}; it must hold one or two curves of length {len(starts)}")
     with use_style():
         figure = new_figure(9.5, 3.7, figure)
         axes = figure.add_axes((0.09, 0.17, 0.66, 0.67))
@@ -115,16 +115,16 @@ def loss_by_start(
 
 
 def loss_bars(losses: Mapping[str, float], guessing: float, title: str, figure: Figure | None = None) -> Figure:
-    """One loss a variant of a model, beside the loss of guessing blindly.
+    """Draw the loss of each variant of a model as a bar, with the loss of guessing as a line.
 
     Args:
-        losses: nats a token, by variant.
-        guessing: log V, the loss of one that gives every token the same probability.
-        title: the finding.
+        losses: nats per token, by variant.
+        guessing: ln V, the loss of a model that gives every token the same probability.
+        title: states the finding.
         figure: a figure to draw into instead of a new one.
 
     Raises:
-        ValueError: no variant.
+        ValueError: `losses` is empty.
     """
     if not losses:
         raise ValueError("losses is empty: give at least one variant and its loss")

@@ -1,4 +1,4 @@
-"""RoPE as a widget: move a key, a distance and a pair, and see which of them the score depends on."""
+"""RoPE as a widget: choose a key position, a distance and a pair, and see which of them the score depends on."""
 
 from typing import Any
 
@@ -16,24 +16,24 @@ from mixtral_edu.viz.widgets import FigureView
 def pair_scores(
     head_dim: int, theta: float, pair: int, key: int, distance: int, longest: int, figure: Figure | None = None
 ) -> Figure:
-    """One pair of a query and of a key, equal before they are turned, and their score at every distance.
+    """Draw one pair of a query and a key, equal before rotation, and their score at every distance.
 
     Args:
         head_dim: Dh.
-        theta: of the model.
-        pair: which of the Dh/2 pairs.
+        theta: the model's `rope_theta`.
+        pair: index of one of the Dh/2 pairs.
         key: position j of the key.
-        distance: i - j, how many positions later the query comes.
+        distance: i - j, how many positions after the key the query comes.
         longest: the largest distance of the curve.
         figure: a figure to draw into instead of a new one.
 
     Raises:
-        ValueError: a pair that the head does not have, or a negative position or distance.
+        ValueError: `pair` is not in 0..Dh/2-1, `key` is negative, or `distance` is not in 0..`longest`.
     """
     if not 0 <= pair < head_dim // 2 or key < 0 or not 0 <= distance <= longest:
         raise ValueError(
-            f"pair={pair}, key={key}, distance={distance}: a pair from 0 to {head_dim // 2 - 1}, a position from 0 up "
-            f"and a distance from 0 to {longest} are wanted"
+            f"pair={pair}, key={key}, distance={distance}; pair must be from 0 to {head_dim // 2 - 1}, key at least 0, "
+            f"and distance from 0 to {longest}"
         )
     frequency = float(rotary_frequencies(head_dim, theta)[pair])
     query, score = key + distance, np.cos(distance * frequency)
@@ -67,11 +67,11 @@ def pair_scores(
 
 
 class RopeView(FigureView):
-    """Choose a pair, the key's position and the distance to the query: the score follows the distance alone.
+    """Choose a pair, the key's position and the distance to the query: the score depends only on the distance.
 
     Args:
         head_dim: Dh.
-        theta: of the model.
+        theta: the model's `rope_theta`.
         longest: the largest distance, and the largest position of the key.
     """
 
@@ -91,7 +91,7 @@ class RopeView(FigureView):
         pair_scores(self.head_dim, self.theta, pair, key, distance, self.longest, figure=figure)
 
     def telling_states(self) -> list[dict[str, Any]]:
-        """The fastest pair at two places with one distance, then a slower one and the slowest, far apart."""
+        """Return the fastest pair at two positions and one distance, then a slower pair, and the slowest far apart."""
         far = self.longest
         return [
             {"pair": 0, "key": 0, "distance": min(2, far)},
@@ -101,7 +101,7 @@ class RopeView(FigureView):
         ]
 
     def summary(self) -> str:
-        """Pair, positions, angle between the arrows, and score, for each picture of the static face."""
+        """List pair, positions, angle between the arrows and score for each panel of the static picture."""
         frequencies = rotary_frequencies(self.head_dim, self.theta).tolist()
         lines = ["pair  key j  query i  angle between  score"]
         for state in self.telling_states():

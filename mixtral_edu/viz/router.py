@@ -1,4 +1,4 @@
-"""What the router did: a text whose tokens wear the colour of their expert, and how the load was shared."""
+"""What the router did: a text whose tokens have the colour of their expert, and the load of each expert."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ from mixtral_edu.viz.style import (
     use_style,
 )
 
-# Lengths of the token picture, in points (72 a printed inch).
+# Lengths in the token picture, in points (72 per inch).
 WIDTH = 756
 MARGIN = 8
 TEXT_SIZE, NUMBER_SIZE = 11, 8.5
@@ -36,7 +36,7 @@ HEADER, LEGEND_HEIGHT = 68, 20
 
 @dataclass
 class TokenBox:
-    """Place of one token: index into the pieces, the text drawn, left edge and width in points, row number."""
+    """The place of one token: index into the pieces, text drawn, left edge and width in points, row number."""
 
     index: int
     text: str
@@ -55,7 +55,7 @@ def coloured_tokens(
     max_tokens: int = 220,
     figure: Figure | None = None,
 ) -> Figure:
-    """A text as boxes, one a token, coloured by its first expert; the strip below numbers all its experts.
+    """Draw a text as boxes, one per token, coloured by its first expert; the strip below numbers all its experts.
 
     A gap before a box stands for the space that its piece begins with; a newline piece (`↵`) ends the line.
 
@@ -63,21 +63,21 @@ def coloured_tokens(
         pieces: N token pieces as SentencePiece writes them (`▁` for a space, `<0x0A>` for a byte), or what
             `tokenizer.pieces` returns.
         experts: (N, K) chosen experts, the first choice first; or (N,).
-        weights: (N, K) router weights. Given, they divide each strip in proportion, as far as the numbers leave room.
+        weights: (N, K) router weights. If given, they divide each strip in proportion, as far as the numbers allow.
         layer: the layer that the choices come from, for the title.
-        title: instead of the computed one, which names the expert with the most first choices.
+        title: replaces the computed title, which names the expert with the most first choices.
         num_experts: E, for the legend, whose shares count first choices among all N tokens.
-        max_tokens: longer texts are cut here, and the figure says so.
+        max_tokens: longer texts are cut to this number of tokens, and the figure says so.
         figure: a figure to draw into instead of a new one.
 
     Raises:
-        ValueError: no pieces, lengths that differ, or an expert outside 0..E-1.
+        ValueError: `pieces` is empty, the lengths differ, or an expert is not in 0..E-1.
     """
     experts = _choices(experts, num_experts)
     if len(pieces) != len(experts):
-        raise ValueError(f"experts must have one row for each of the {len(pieces)} pieces, got {len(experts)} rows")
+        raise ValueError(f"experts has {len(experts)} rows; it must have one row for each of the {len(pieces)} pieces")
     if weights is not None and np.shape(weights) != experts.shape:
-        raise ValueError(f"weights must have the shape of experts, {experts.shape}, got {np.shape(weights)}")
+        raise ValueError(f"weights has shape {np.shape(weights)}; it must have the shape of experts, {experts.shape}")
     shares = np.bincount(experts[:, 0], minlength=num_experts) / len(experts)
     if title is None:
         favourites = np.flatnonzero(shares == shares.max())
@@ -109,7 +109,7 @@ def coloured_tokens(
 
 
 def place_tokens(pieces: Sequence[str | Piece], narrowest: float = 0) -> list[TokenBox]:
-    """Lay `pieces` out in rows of the picture's width: words stay apart, and newline pieces end their row.
+    """Lay out `pieces` in rows of the picture's width, with gaps between words and a new row after each newline.
 
     No box is narrower than `narrowest` points.
     """
@@ -120,7 +120,7 @@ def place_tokens(pieces: Sequence[str | Piece], narrowest: float = 0) -> list[To
         width = max(len(text) * TEXT_SIZE * MONO_ADVANCE + 2 * PAD, narrowest)
         if left > MARGIN:
             left += WORD_GAP if gap else TOKEN_GAP
-        if left + width > WIDTH - MARGIN or (row_ended and not is_newline):  # blank lines stay behind it
+        if left + width > WIDTH - MARGIN or (row_ended and not is_newline):  # further newlines stay in the row
             left, row = float(MARGIN), row + 1
         boxes.append(TokenBox(index, text, left, width, row))
         left, row_ended = left + width, is_newline
@@ -130,12 +130,12 @@ def place_tokens(pieces: Sequence[str | Piece], narrowest: float = 0) -> list[To
 def expert_load(
     experts: ArrayLike, num_experts: int = 8, title: str | None = None, figure: Figure | None = None
 ) -> Figure:
-    """Bars: the share of tokens that each expert works on, first choices solid and further ones hatched.
+    """Draw the share of tokens that each expert gets as bars, first choices solid and further ones hatched.
 
     Args:
         experts: (N, K) chosen experts, the first choice first; or (N,).
-        num_experts: E. With an even load every expert sees K/E of the tokens: the dashed line.
-        title: instead of the computed one, which names the busiest and the idlest expert.
+        num_experts: E. With an even load every expert gets K/E of the tokens: the dashed line.
+        title: replaces the computed title, which names the busiest and the least busy expert.
         figure: a figure to draw into instead of a new one.
     """
     experts = _choices(experts, num_experts)
@@ -175,14 +175,14 @@ def _choices(experts: ArrayLike, num_experts: int) -> np.ndarray:
     experts = np.asarray(experts)
     experts = experts[:, None] if experts.ndim == 1 else experts
     if experts.size == 0:
-        raise ValueError("experts is empty: there is no token to show")
+        raise ValueError("experts is empty: give the experts of at least one token")
     if experts.min() < 0 or experts.max() >= num_experts:
-        raise ValueError(f"experts must lie in 0..{num_experts - 1}, got {experts.min()}..{experts.max()}")
+        raise ValueError(f"experts ranges over {experts.min()}..{experts.max()}; all must be in 0..{num_experts - 1}")
     return experts
 
 
 def _shown(piece: str) -> tuple[str, bool, bool]:
-    """The text to draw for a piece, whether a gap goes before it, and whether it is a newline."""
+    """Return the text to draw for a piece, whether a gap goes before it, and whether it ends the line."""
     if piece in ("<0x0A>", "\n"):
         return "↵", False, True
     if not piece.strip("▁ "):
@@ -217,7 +217,7 @@ def _token(axes: Axes, box: TokenBox, top: float, experts: np.ndarray, weights: 
 
 
 def _letters(axes: Axes, x: float, y: float, text: str, size: float, background: str) -> None:
-    axes.figure.text(  # not axes.text, which would prepare clipping for each of many hundred texts
+    axes.figure.text(  # axes.text would prepare clipping for each of several hundred texts
         x,
         y,
         text,

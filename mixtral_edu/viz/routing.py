@@ -1,4 +1,4 @@
-"""Measures of the router, each beside its baseline: load by domain, repetition, information, and forced choices."""
+"""Measures of the router, each next to its baseline: load by domain, repetition, information, and forced choices."""
 
 from collections.abc import Mapping, Sequence
 
@@ -16,29 +16,29 @@ from mixtral_edu.viz.style import ACCENT, FAINT, INK, MUTED, new_figure, text_co
 def load_by_domain(
     loads: ArrayLike, domains: Sequence[str], even: float, title: str | None = None, figure: Figure | None = None
 ) -> Figure:
-    """Heat maps, one a layer: the percentage of a domain's tokens that each expert works on.
+    """Draw one heat map per layer: the percentage of a domain's tokens that each expert gets.
 
-    White is an even load, blue is more, red is less.
+    White is an even load, blue more, red less.
 
     Args:
         loads: (L, domains, E), each from 0 to 1.
-        domains: their names.
-        even: K/E, the load that every expert would have if all had the same.
-        title: instead of the computed one, which names the layer and the domain with the largest load.
+        domains: names of the domains.
+        even: K/E, the load of every expert if all loads were equal.
+        title: replaces the computed title, which names the layer and the domain with the largest load.
         figure: a figure to draw into instead of a new one.
 
     Raises:
-        ValueError: another shape of `loads`.
+        ValueError: `loads` has another shape.
     """
     loads = np.asarray(loads, dtype=float)
     if loads.ndim != 3 or loads.shape[1] != len(domains):
-        raise ValueError(f"loads have the shape {loads.shape}: (L, {len(domains)}, E) is wanted for these domains")
+        raise ValueError(f"loads has shape {loads.shape}; for these domains it must be (L, {len(domains)}, E)")
     L, D, E = loads.shape
     if title is None:
         layer, domain, expert = np.unravel_index(loads.argmax(), loads.shape)
         most = f"{loads.max():.0%} of {domains[domain]}"
         title = f"Layer {layer} sends {most} to expert {expert}"
-    norm = TwoSlopeNorm(even, -0.6 * even, 1.2)  # ends that no load reaches: too dark
+    norm = TwoSlopeNorm(even, -0.6 * even, 1.2)  # no load reaches the dark ends
     width, height = max(9.5, 1.3 + 2.5 * L), 1.5 + 0.32 * D
     with use_style():
         figure = new_figure(width, height, figure)
@@ -63,25 +63,28 @@ def repetition_and_baselines(
     title: str,
     figure: Figure | None = None,
 ) -> Figure:
-    """Dots: how often neighbouring tokens share an expert, measured and after a shuffle; a dashed line for chance.
+    """Draw how often neighbouring tokens share an expert, measured and after a shuffle; a dashed line marks chance.
 
-    The upper row of panels is about first choices, the lower one about any of the K.
+    The upper row of panels counts first choices, the lower one any of the K.
 
     Args:
-        measured: (2, L, domains): first and any, from 0 to 1.
+        measured: (2, L, domains) shares from 0 to 1: first choice, then any.
         shuffled: the same after shuffling within each domain.
-        chance: two numbers, for even and independent choices.
-        domains: their names.
-        title: the finding.
+        chance: the two shares for even and independent choices.
+        domains: names of the domains.
+        title: states the finding.
         figure: a figure to draw into instead of a new one.
 
     Raises:
-        ValueError: shapes that do not fit each other.
+        ValueError: the shapes do not match.
     """
     measured, shuffled = np.asarray(measured, dtype=float), np.asarray(shuffled, dtype=float)
     if measured.shape != shuffled.shape or measured.shape[::2] != (2, len(domains)) or len(chance) != 2:
         shapes = f"{measured.shape} and {shuffled.shape}"
-        raise ValueError(f"measured and shuffled have the shapes {shapes}: (2, L, {len(domains)}) is wanted for both")
+        raise ValueError(
+            f"measured and shuffled have shapes {shapes}, and chance has {len(chance)} numbers; both shapes must be "
+            f"(2, L, {len(domains)}), and chance must have 2 numbers"
+        )
     _, L, D = measured.shape
     rows = np.arange(D)
     with use_style():
@@ -93,7 +96,7 @@ def repetition_and_baselines(
             for layer in range(L):
                 axes, found, mixed = panels[kind, layer], measured[kind, layer], shuffled[kind, layer]
                 axes.hlines(rows, mixed, found, color=FAINT, linewidth=3, zorder=1)
-                # larger than the dot, so that it is seen where both fall together
+                # larger than the dot, so that it shows where both coincide
                 ring = {"color": INK, "markerfacecolor": "white", "markersize": 8}
                 axes.plot(mixed, rows, "o", **ring, label="shuffled within the text")
                 axes.plot(found, rows, "o", color=ACCENT, markersize=5, label="in the order of the text")
@@ -118,22 +121,22 @@ def information(
     title: str,
     figure: Figure | None = None,
 ) -> Figure:
-    """Bars for each layer: the bits that labels tell about the first expert, of the bits that there are to tell.
+    """Draw, per layer, how many bits of the first expert's entropy each label explains (mutual information).
 
     Args:
-        entropies: (L,), the entropy of the first expert in each layer: an outline that no bar can leave.
-        information: (L,) mutual information in bits, by the name of the label.
+        entropies: (L,), the entropy of the first expert in each layer, in bits: an outline that no bar exceeds.
+        information: for each label, (L,) mutual information in bits.
         baselines: the same with shuffled labels: the hatched foot of each bar.
-        title: the finding.
+        title: states the finding.
         figure: a figure to draw into instead of a new one.
 
     Raises:
-        ValueError: names or lengths that differ.
+        ValueError: the names or lengths differ.
     """
     L = len(entropies)
     if list(information) != list(baselines) or any(len(v) != L for m in (information, baselines) for v in m.values()):
-        names = f"information {list(information)} and baselines {list(baselines)}"
-        raise ValueError(f"{names}: the same names are wanted, with {L} numbers each")
+        names = f"information names {list(information)} and baselines {list(baselines)}"
+        raise ValueError(f"{names}; both must have the same names, with {L} numbers each")
     step = 0.8 / len(information)
     shades = mpl.colormaps["Blues"](np.linspace(0.75, 0.4, len(information)))
     with use_style():
@@ -145,11 +148,11 @@ def information(
             axes.bar(x, bits, step * 0.9, color=to_hex(shades[place]), label=f"told by the {name}")
             hatched = {"facecolor": "white", "edgecolor": INK, "hatch": "////", "linewidth": 0.6}
             last = place == len(information) - 1
-            note = "told by shuffled labels" if last else None  # one entry, below those of the bars
+            note = "told by shuffled labels" if last else None  # one legend entry, below those of the bars
             axes.bar(x, baselines[name], step * 0.9, label=note, **hatched)
             for at, value in zip(x, bits, strict=True):
                 label = axes.text(at, value + 0.06, f"{value:.2f}", ha="center", size=9.5)
-                label.set_bbox({"facecolor": "white", "edgecolor": "none", "pad": 1.0})  # over the outline
+                label.set_bbox({"facecolor": "white", "edgecolor": "none", "pad": 1.0})  # hides the outline
         axes.set(xticks=range(L), xticklabels=[f"layer {layer}" for layer in range(L)], ylabel="bits a token")
         axes.set(ylim=(0, 1.1 * max(entropies)))
         axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
@@ -160,22 +163,22 @@ def information(
 def cost_of_changes(
     costs: ArrayLike, changes: Sequence[str], domains: Sequence[str], title: str, figure: Figure | None = None
 ) -> Figure:
-    """A table: by how many bits a byte each domain gets dearer when the router is made to choose otherwise.
+    """Draw a table of how many bits per byte more each domain costs when the router's choices are changed.
 
     Args:
-        costs: (changes, domains), bits per byte more than with the router's own choices.
-        changes: their names. An empty name leaves its row blank, as a gap between groups.
-        domains: their names.
-        title: the finding.
+        costs: (changes, domains), extra bits per byte compared with the router's own choices.
+        changes: names of the changes. An empty name leaves its row blank, as a gap between groups.
+        domains: names of the domains.
+        title: states the finding.
         figure: a figure to draw into instead of a new one.
 
     Raises:
-        ValueError: another shape of `costs`.
+        ValueError: `costs` has another shape.
     """
     costs = np.asarray(costs, dtype=float)
     if costs.shape != (len(changes), len(domains)):
         wanted = (len(changes), len(domains))
-        raise ValueError(f"costs have the shape {costs.shape}: {wanted} is wanted for these names")
+        raise ValueError(f"costs has shape {costs.shape}; for these names it must be {wanted}")
     rows, columns = costs.shape
     height = 1.05 + 0.3 * rows
     with use_style():
@@ -185,7 +188,7 @@ def cost_of_changes(
         texts = [[""] * columns for _ in changes]
         for row in named:
             texts[row] = [f"{cost:+.2f}".replace("-0.00", "+0.00") for cost in costs[row]]
-        shades = np.sqrt(costs.clip(0, 1))  # small costs stay apart, and no box gets too dark
+        shades = np.sqrt(costs.clip(0, 1))  # keeps small costs apart and every box light enough
         _cells(axes, shades, texts, mpl.colormaps["Blues"], Normalize(0, 1.3), size=10)
         axes.xaxis.tick_top()
         axes.set(xticks=range(columns), xticklabels=domains, yticks=named, yticklabels=[changes[row] for row in named])
@@ -194,7 +197,7 @@ def cost_of_changes(
 
 
 def _cells(axes: Axes, values: np.ndarray, texts: Sequence[Sequence[str]], colours, norm, size: float) -> None:
-    """Fill `axes` with a table: a box for each value, coloured by it, with its text; none where the text is empty."""
+    """Fill `axes` with a table: one box per value, with its colour and text; no box where the text is empty."""
     for (row, column), value in np.ndenumerate(values):
         if not texts[row][column]:
             continue

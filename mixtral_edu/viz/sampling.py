@@ -1,4 +1,4 @@
-"""What the model would say next, drawn, and what temperature and filters make of it."""
+"""Figures of the next token's distribution, and of what temperature and filters do to it."""
 
 from collections.abc import Mapping, Sequence
 
@@ -13,20 +13,21 @@ from mixtral_edu.viz.style import ACCENT, FAINT, INK, MONO, MUTED, as_label, new
 def next_tokens(
     pieces: Sequence[str], probabilities: ArrayLike, title: str | None = None, figure: Figure | None = None
 ) -> Figure:
-    """Bars of the most likely next tokens, the first at the top.
+    """Draw the most likely next tokens as bars, the likeliest at the top.
 
     Args:
         pieces: the tokens as text, most likely first.
-        probabilities: as many numbers from 0 to 1.
-        title: instead of the computed one, which names the first token.
+        probabilities: one number from 0 to 1 per piece.
+        title: replaces the computed title, which names the first token.
         figure: a figure to draw into instead of a new one.
 
     Raises:
-        ValueError: no pieces, or lengths that differ.
+        ValueError: `pieces` is empty, or the lengths differ.
     """
     if len(pieces) == 0 or len(pieces) != len(probabilities):
         raise ValueError(
-            f"{len(pieces)} pieces and {len(probabilities)} probabilities: equally many, not 0, are wanted"
+            f"pieces has length {len(pieces)} and probabilities {len(probabilities)}; the lengths must be "
+            "equal and at least 1"
         )
     values = [float(p) for p in probabilities]
     if title is None:
@@ -52,24 +53,26 @@ def before_and_after(
     title: str | None = None,
     figure: Figure | None = None,
 ) -> Figure:
-    """What a setting does to the next token's distribution: wide grey bars before, narrow blue ones after.
+    """Draw what a setting does to the next token's distribution: wide grey bars before, narrow blue ones after.
 
     Args:
         vocabulary: the V tokens as text.
-        distributions: by name of the panel, the probabilities (V,) before and after; 0 for what is ruled out.
-        num_bars: so many of the tokens that are most likely before get a bar; one more bar holds all others together.
-        title: the finding; without it, what the colours mean.
+        distributions: for each named panel, the probabilities (V,) before and after; 0 for tokens ruled out.
+        num_bars: number of bars, for the tokens that are likeliest before; one more bar sums all others.
+        title: states the finding; by default it explains the colours.
         figure: a figure to draw into instead of a new one.
 
     Raises:
-        ValueError: no distributions, or probabilities of another number than V.
+        ValueError: `distributions` is empty, or one does not have V probabilities.
     """
     if not distributions:
-        raise ValueError("distributions is empty: at least one panel is wanted")
+        raise ValueError("distributions is empty: give at least one panel")
     for name, pair in distributions.items():
         if any(len(probabilities) != len(vocabulary) for probabilities in pair):
             lengths = [len(probabilities) for probabilities in pair]
-            raise ValueError(f"{name!r} has {lengths} probabilities: {len(vocabulary)} each, one a token, are wanted")
+            raise ValueError(
+                f"distributions[{name!r}] has {lengths} probabilities; both must have {len(vocabulary)}, one per token"
+            )
     with use_style():
         figure = new_figure(10.5, 3.9, figure)
         left, gap = 0.07, 0.055
@@ -93,7 +96,7 @@ def _bars(axes: Axes, vocabulary: Sequence[str], before: np.ndarray, after: np.n
     bars = [before[order], after[order]]
     if len(order) < len(before):
         labels.append("all others")
-        places.append(len(order) + 0.6)  # a little apart: it is no token
+        places.append(len(order) + 0.6)  # set apart: it is not a token
         bars = [np.append(bar, whole.sum() - bar.sum()) for bar, whole in zip(bars, (before, after), strict=True)]
     axes.bar(places, bars[0], width=0.86, color=FAINT, label="before")
     axes.bar(places, bars[1], width=0.46, color=ACCENT, label="after")
@@ -108,23 +111,26 @@ def tokens_left(
     title: str | None = None,
     figure: Figure | None = None,
 ) -> Figure:
-    """How many tokens filters leave at each temperature, on a log scale.
+    """Plot how many tokens filters leave at each temperature, on a log scale.
 
     Args:
-        temperatures: (N,), rising.
-        counts: by name of the panel, and in it by name of the curve, (N,) numbers of tokens from 1 up. Each panel has
-            the same curves.
-        title: the finding.
+        temperatures: (N,), in increasing order.
+        counts: for each panel and each curve in it, (N,) numbers of tokens from 1 up. All panels have the same curves.
+        title: states the finding.
         figure: a figure to draw into instead of a new one.
 
     Raises:
-        ValueError: no counts, not one for each temperature, or panels with other curves.
+        ValueError: `counts` is empty, does not have one count per temperature, or its panels have different curves.
     """
     if len({tuple(curves) for curves in counts.values()}) > 1:
-        raise ValueError(f"counts has panels with the curves {[[*curves] for curves in counts.values()]}: not the same")
+        names = [[*curves] for curves in counts.values()]
+        raise ValueError(f"counts has panels with the curves {names}; all panels must have the same curves")
     lengths = {len(curve) for curves in counts.values() for curve in curves.values()}
     if lengths != {len(temperatures)}:
-        raise ValueError(f"counts has curves of {sorted(lengths)} numbers: {len(temperatures)} in each are wanted")
+        raise ValueError(
+            f"counts has curves of lengths {sorted(lengths)}; it must hold one or more, each of "
+            f"length {len(temperatures)}"
+        )
     looks = ((ACCENT, "-"), (INK, "--"), (MUTED, ":"))
     highest = max(np.max(curve) for curves in counts.values() for curve in curves.values())
     with use_style():

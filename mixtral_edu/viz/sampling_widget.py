@@ -1,4 +1,4 @@
-"""The next token's distribution with its controls: temperature, top-k, top-p and min-p."""
+"""The next token's distribution with controls: temperature, top-k, top-p (nucleus) and min-p."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -13,19 +13,19 @@ from mixtral_edu.sampling import GenerationOptions
 from mixtral_edu.viz.sampling import before_and_after
 from mixtral_edu.viz.widgets import FigureView
 
-OFF = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0}  # values of the controls that change nothing
+OFF = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0}  # with these values the controls change nothing
 
 
 class SamplingView(FigureView):
-    """Choose a text, turn temperature, top-k, top-p and min-p, and see what is left of the next token's distribution.
+    """Choose a text, set temperature, top-k, top-p and min-p, and see what is left of the next token's distribution.
 
-    They are applied in the order in which `generate` applies them. The static face shows the first text in three
+    Settings are applied in the same order as in `generate`. The static picture shows the first text with three
     settings.
 
     Args:
         model: a `MixtralForCausalLM`.
         tokenizer: its `MixtralTokenizer`.
-        texts: beginnings of texts to choose from, by name; what is typed into the field "own text" goes before them.
+        texts: beginnings of texts to choose from, by name; text typed into the field "own text" takes precedence.
 
     Raises:
         ValueError: `texts` is empty.
@@ -62,11 +62,11 @@ class SamplingView(FigureView):
 
     @staticmethod
     def telling_settings() -> list[dict[str, Any]]:
-        """What the static face and the summary show: a filter alone, then two with a high temperature before them."""
+        """Return the settings of the static picture and the summary: a filter alone, then two at a high temperature."""
         return [{"top_p": 0.9}, {"temperature": 2.0, "top_p": 0.9}, {"temperature": 2.0, "min_p": 0.05}]
 
     def summary(self) -> str:
-        """For each text and each of the static face's settings: tokens left, and the probability of the likeliest."""
+        """List, for each text and each setting of the static picture, tokens left and probability of the likeliest."""
         lines = []
         for name, text in self.texts.items():
             lines.append(f"{name}: tokens left, and probability of the likeliest")
@@ -77,7 +77,7 @@ class SamplingView(FigureView):
         return "\n".join(lines)
 
     def distributions(self, text: str, **settings) -> tuple[np.ndarray, np.ndarray]:
-        """The probabilities (V,) of the token after `text`, as the model gives them and with `settings` applied."""
+        """Return the probabilities (V,) of the token after `text`, before and after `settings` are applied."""
         if text != self._logits[0]:
             ids = torch.tensor([self.tokenizer.encode(text)], device=self.model.device)
             with torch.inference_mode():
@@ -91,7 +91,7 @@ class SamplingView(FigureView):
 
 
 def in_words(settings: Mapping[str, Any]) -> str:
-    """The settings that are not off, as a title says them.
+    """Describe the settings that are not off, for a title.
 
     >>> in_words({"temperature": 2.0, "top_k": 0, "top_p": 0.9, "min_p": 0.0}), in_words(OFF)
     ('Temperature 2, top-p 0.9', 'Nothing changed')
@@ -101,6 +101,6 @@ def in_words(settings: Mapping[str, Any]) -> str:
 
 
 def entropy(probabilities: np.ndarray) -> float:
-    """-Σ p log2 p, in bits."""
+    """Return the entropy -Σ p log2 p, in bits."""
     positive = probabilities[probabilities > 0].astype(float)
     return float(-(positive * np.log2(positive)).sum()) + 0.0

@@ -1,4 +1,4 @@
-"""One look for all figures: fonts, greys, and one fixed colour for each expert."""
+"""The look of all figures: fonts, greys, and one fixed colour for each expert."""
 
 import unicodedata
 from collections.abc import Iterator
@@ -16,18 +16,18 @@ from matplotlib.font_manager import FontProperties, findfont, get_font
 from matplotlib.text import Text
 from matplotlib.ticker import FuncFormatter, LogFormatter
 
-# Near the Okabe-Ito set, moved so that every pair stays apart for normal, protan, deutan and tritan sight.
+# Close to the Okabe-Ito set, adjusted so that every pair is distinct in normal, protan, deutan and tritan vision.
 EXPERT_COLOURS = ("#E5A100", "#6AC0FF", "#07A37A", "#F0E442", "#006EAF", "#D55E00", "#9B87CA", "#5B2A6B")
 
 INK = "#1F2933"  # text and lines
-MUTED = "#52606D"  # secondary text: 6.4 to 1 on white
+MUTED = "#52606D"  # secondary text: contrast 6.4 to 1 on white
 FAINT = "#CBD2D9"  # frames and grids
-PAPER = "#F5F7FA"  # fill of boxes that are not an expert
-ACCENT = "#2B6CB0"  # the one emphasis that is not an expert
+PAPER = "#F5F7FA"  # fill of boxes that do not show an expert
+ACCENT = "#2B6CB0"  # the one emphasis that does not show an expert
 
 DPI = 96
 MONO = "DejaVu Sans Mono"  # ships with matplotlib, so widths are the same on every machine
-MONO_ADVANCE = 0.60205  # width of one character, in font sizes
+MONO_ADVANCE = 0.60205  # width of one character, as a multiple of the font size
 
 STYLE = {
     "figure.dpi": DPI,
@@ -36,7 +36,7 @@ STYLE = {
     "font.family": "DejaVu Sans",
     "font.size": 11,
     "text.color": INK,
-    "text.parse_math": False,  # what is drawn is data: a formula says parse_math=True
+    "text.parse_math": False,  # text is data; a formula sets parse_math=True
     "axes.edgecolor": MUTED,
     "axes.labelcolor": INK,
     "axes.titlesize": 13,
@@ -57,16 +57,16 @@ STYLE = {
 }
 
 
-_UNSEEN = "\N{WORD JOINER}"  # in front of a legend's underscore, and gone before it is drawn
+_UNSEEN = "\N{WORD JOINER}"  # goes before a legend's underscore; removed before drawing
 _figures: ContextVar[list[Figure]] = ContextVar("figures of the innermost use_style")
 
 
 @contextmanager
 def use_style() -> Iterator[None]:
-    """Apply the style inside a `with` block, and leave the caller's settings as they were.
+    """Apply the style inside a `with` block, and restore the caller's settings afterwards.
 
-    Text is drawn as it is, without mathematics in it. At the end of the block, characters that the fonts of its figures
-    cannot draw are replaced by their codes, as by `printable`; only a line break stays one.
+    Text is drawn literally: `$` does not start a formula. At the end of the block, characters that the fonts of its
+    figures cannot draw are replaced by their codes, as in `printable`; only line breaks stay.
     """
     figures: list[Figure] = []
     outer = _figures.set(figures)
@@ -80,7 +80,7 @@ def use_style() -> Iterator[None]:
 
 
 def new_figure(width: float, height: float, figure: Figure | None = None) -> Figure:
-    """A figure of `width` x `height` inches: a new pyplot one, or `figure` cleared and resized, as widgets do."""
+    """Return a figure of `width` x `height` inches: a new pyplot one, or `figure` cleared and resized, for widgets."""
     if figure is None:
         figure = plt.figure(figsize=(width, height), dpi=DPI)
     else:
@@ -92,47 +92,47 @@ def new_figure(width: float, height: float, figure: Figure | None = None) -> Fig
 
 
 def expert_colour(expert: int) -> str:
-    """Colour of expert `expert`; beyond the eighth they repeat, so a number always stands beside the colour."""
+    """Return the colour of `expert`; colours repeat after the eighth, so always show the number next to the colour."""
     return EXPERT_COLOURS[int(expert) % len(EXPERT_COLOURS)]
 
 
 def contrast_ratio(first: str, second: str) -> float:
-    """Contrast of two colours as WCAG 2 defines it: (L1 + 0.05) / (L2 + 0.05) of the relative luminances, 1 to 21."""
+    """Return the WCAG 2 contrast of two colours: (L1 + 0.05) / (L2 + 0.05) of the relative luminances, 1 to 21."""
     lighter, darker = sorted((_luminance(first), _luminance(second)), reverse=True)
     return (lighter + 0.05) / (darker + 0.05)
 
 
 def text_colour(background: str) -> str:
-    """Black or white, whichever reads better on `background` (one of the two always reaches 4.5 to 1)."""
+    """Return black or white, whichever contrasts more with `background`; one of them always reaches 4.5 to 1."""
     return max(("black", "white"), key=lambda ink: contrast_ratio(ink, background))
 
 
 def printable(text: str) -> str:
-    """`text` with every character that the figures' monospaced font cannot draw replaced by its code, as `U+4E2D`."""
+    """Replace each character of `text` that the monospaced font cannot draw by its code, such as `U+4E2D`."""
     return "".join(char if char.isprintable() else _code(char) for char in _drawable(text, FontProperties(family=MONO)))
 
 
 def quoted(text: str) -> str:
-    """`text` as `printable` returns it, in the quotes that Python would choose, but with single backslashes."""
+    """Return `printable(text)` in the quotes that Python would choose, but with single backslashes."""
     shown = printable(text)
     mark = '"' if "'" in shown and '"' not in shown else "'"
     return f"{mark}{shown}{mark}"
 
 
 def as_label(name: str) -> str:
-    """`name` as a label that a legend shows; matplotlib leaves those out that begin with an underscore."""
+    """Return `name` as a label that a legend shows; matplotlib leaves out labels that begin with an underscore."""
     return _UNSEEN + name if name.startswith("_") else name
 
 
 def _replace_undrawable(artist: Artist) -> None:
-    """Replace the characters that cannot be drawn, in all texts that an artist consists of and at its ticks."""
+    """Replace the characters that cannot be drawn, in all texts and tick labels of an artist."""
     for child in artist.get_children():
         if isinstance(child, Text):
             child.set_text(_drawable(child.get_text(), child.get_fontproperties()))
         elif isinstance(child, Axis):
             child.label.set_text(_drawable(child.label.get_text(), child.label.get_fontproperties()))
             written = child.get_major_formatter()
-            if isinstance(written, FuncFormatter) and child.majorTicks:  # names, which matplotlib keeps in a function
+            if isinstance(written, FuncFormatter) and child.majorTicks:  # names, which matplotlib stores in a function
                 font = child.majorTicks[0].label1.get_fontproperties()
                 written.func = lambda *at, name=written.func, font=font: _drawable(str(name(*at)), font)
             if isinstance(written, LogFormatter):  # powers of ten, which matplotlib writes as formulas

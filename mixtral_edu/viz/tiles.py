@@ -1,4 +1,4 @@
-"""Attention in tiles, drawn: what a whole score matrix takes, a softmax that grows, and tiles that nobody needs."""
+"""Figures of tiled attention: the memory of a full score matrix, a running softmax, and tiles to skip."""
 
 from collections.abc import Mapping, Sequence
 
@@ -15,7 +15,7 @@ UNITS = (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10), ("B", 1))
 
 
 def in_bytes(count: float) -> str:
-    """A number of bytes for a label.
+    """Format a number of bytes for a label.
 
     >>> in_bytes(64 * 2**30), in_bytes(1536)
     ('64 GiB', '1.5 KiB')
@@ -27,19 +27,20 @@ def in_bytes(count: float) -> str:
 def bytes_by_length(
     lengths: Sequence[int], series: Mapping[str, Sequence[float]], title: str, figure: Figure | None = None
 ) -> Figure:
-    """Bytes against the length of the text, both on logarithmic axes, a line for each name.
+    """Plot bytes against the length of the text on logarithmic axes, one line per name.
 
     Args:
-        lengths: T.
-        series: as many numbers of bytes for each name.
-        title: the finding.
+        lengths: lengths T, in tokens.
+        series: for each name, the bytes at each length.
+        title: states the finding.
         figure: a figure to draw into instead of a new one.
 
     Raises:
-        ValueError: series of another length, or more than can be told apart.
+        ValueError: there are no series or more than three, or one differs in length from `lengths`.
     """
     if not 1 <= len(series) <= len(LINES) or any(len(values) != len(lengths) for values in series.values()):
-        raise ValueError(f"series: 1 to {len(LINES)} rows of {len(lengths)} numbers are wanted")
+        given = [len(values) for values in series.values()]
+        raise ValueError(f"series has lengths {given}; it must hold 1 to {len(LINES)} rows of {len(lengths)} numbers")
     with use_style():
         figure = new_figure(9.5, 3.8, figure)
         axes = figure.add_axes((0.13, 0.16, 0.58, 0.7))
@@ -67,23 +68,27 @@ def seconds_by_length(
     title: str,
     figure: Figure | None = None,
 ) -> Figure:
-    """Measured times against the length of the text, and dotted what a floor allows; both axes logarithmic.
+    """Plot measured times against the length of the text on logarithmic axes, with floors as dotted lines.
 
     Args:
-        lengths: T.
-        series: seconds for each name.
-        floors: for some of the names, the least seconds that the work could take.
-        title: the finding.
+        lengths: lengths T, in tokens.
+        series: for each name, the seconds at each length.
+        floors: for some of the names, the fewest seconds that the work could take.
+        title: states the finding.
         figure: a figure to draw into instead of a new one.
 
     Raises:
-        ValueError: series of another length, more than can be told apart, or a floor of none of them.
+        ValueError: there are no series or more than four, a length differs, or a floor has the name of no series.
     """
     rows = [*series.values(), *floors.values()]
     if not 1 <= len(series) <= len(TIMES) or any(len(values) != len(lengths) for values in rows):
-        raise ValueError(f"series: 1 to {len(TIMES)} rows of {len(lengths)} numbers are wanted, and floors as long")
+        given = [len(values) for values in rows]
+        raise ValueError(
+            f"series and floors have lengths {given}; series must hold 1 to {len(TIMES)} rows, and all must be rows of "
+            f"{len(lengths)} numbers"
+        )
     if unknown := set(floors) - set(series):
-        raise ValueError(f"floors of {sorted(unknown)}: names of series are wanted, {sorted(series)}")
+        raise ValueError(f"floors has the names {sorted(unknown)}; each must be a name in series, {sorted(series)}")
     with use_style():
         figure = new_figure(9.5, 4.0, figure)
         axes = figure.add_axes((0.1, 0.16, 0.52, 0.72))
@@ -105,19 +110,19 @@ def seconds_by_length(
 def running_softmax(
     blocks: Sequence[Sequence[float]], sums: ArrayLike, title: str, figure: Figure | None = None
 ) -> Figure:
-    """The weights that a softmax would give if the scores ended after each block, each divided by the sum so far.
+    """Draw the softmax weights as they stand after each block of scores, divided by the sum so far.
 
     Args:
         blocks: the scores, block by block.
         sums: after each block, the sum of exp(score - largest so far).
-        title: the finding.
+        title: states the finding.
         figure: a figure to draw into instead of a new one.
 
     Raises:
-        ValueError: as many sums as blocks are wanted.
+        ValueError: `blocks` is empty, or there is not one sum per block.
     """
     if len(blocks) != len(sums) or not blocks:
-        raise ValueError(f"{len(blocks)} blocks and {len(sums)} sums: equally many, not none, are wanted")
+        raise ValueError(f"{len(blocks)} blocks and {len(sums)} sums; give at least one block, and one sum per block")
     total = sum(map(len, blocks))
     with use_style():
         figure = new_figure(9.5, 0.95 + 1.05 * len(blocks), figure)
@@ -142,21 +147,21 @@ def running_softmax(
 def tile_map(
     kinds: ArrayLike, names: Sequence[str], title: str, block: int = 1, figure: Figure | None = None
 ) -> Figure:
-    """A square of tiles, each in the shade of its kind.
+    """Draw a grid of tiles, each in the shade of its kind.
 
     Args:
-        kinds: (blocks of queries, blocks of keys) whole numbers from 0; 0 is drawn pale.
-        names: of the kinds, with 0 first.
-        title: the finding.
-        block: tokens in a block, for the numbers on the axes.
+        kinds: (query blocks, key blocks) whole numbers from 0 up; 0 is drawn pale.
+        names: names of the kinds, starting with kind 0.
+        title: states the finding.
+        block: tokens per block, for the numbers on the axes.
         figure: a figure to draw into instead of a new one.
 
     Raises:
-        ValueError: a kind without a name.
+        ValueError: a kind has no name.
     """
     kinds = np.asarray(kinds)
     if kinds.max() >= len(names):
-        raise ValueError(f"kinds reach {kinds.max()}, and there are {len(names)} names")
+        raise ValueError(f"kinds contains {kinds.max()} and there are {len(names)} names; give one name per kind")
     shades = (PAPER, "#9FC2E5", ACCENT, INK)
     rows, columns = kinds.shape
     with use_style():

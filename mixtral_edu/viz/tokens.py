@@ -1,4 +1,4 @@
-"""Tokens drawn: a text in boxes, its characters above their bytes and tokens, and how many bytes a token holds."""
+"""Figures of tokens: a text as boxes, its characters above their bytes and tokens, and bytes per token."""
 
 from collections.abc import Mapping, Sequence
 
@@ -23,7 +23,7 @@ from mixtral_edu.viz.style import (
     use_style,
 )
 
-KIND_COLOURS = {  # what a token is, or whose words it belongs to
+KIND_COLOURS = {  # the kind of a token, or the part of a chat it belongs to
     "control": INK,
     "byte": MUTED,
     "character": PAPER,
@@ -33,12 +33,12 @@ KIND_COLOURS = {  # what a token is, or whose words it belongs to
 }
 CONTROL_PIECES = ("<unk>", "<s>", "</s>")
 ID_SIZE, ID_HEIGHT, ROW_HEIGHT, HEADER = 8.5, 12, 38, 62  # points
-MOST_BYTES = 32  # that can be read in one row
+MOST_BYTES = 32  # the most bytes that are legible in one row
 
 
 def kind_of(piece: Piece) -> str:
-    """What a token is: "control", "byte", "character" or "merged piece"."""
-    if piece.piece in CONTROL_PIECES:  # no text is encoded to these
+    """Return the kind of a token: "control", "byte", "character" or "merged piece"."""
+    if piece.piece in CONTROL_PIECES:  # encoding a text never yields these
         return "control"
     if piece.is_byte:
         return "byte"
@@ -52,27 +52,27 @@ def token_boxes(
     max_tokens: int = 220,
     figure: Figure | None = None,
 ) -> Figure:
-    """A text as boxes, one a token, in the colour of its kind and with its id below.
+    """Draw a text as boxes, one per token, in the colour of its kind and with its id below.
 
     A gap before a box stands for the space that its piece begins with; a newline piece (`↵`) ends the line.
 
     Args:
         pieces: N tokens, as `tokenizer.pieces` returns them.
-        kinds: N names among `KIND_COLOURS`, instead of what `kind_of` says.
-        title: instead of the computed one, which counts tokens.
-        max_tokens: longer texts are cut here, and the figure says so.
+        kinds: N names from `KIND_COLOURS`; by default those that `kind_of` returns.
+        title: replaces the computed title, which counts tokens.
+        max_tokens: longer texts are cut to this number of tokens, and the figure says so.
         figure: a figure to draw into instead of a new one.
 
     Raises:
-        ValueError: no pieces, a number of kinds that differs, or an unknown kind.
+        ValueError: `pieces` is empty, `kinds` has another length, or a kind is unknown.
     """
     if not pieces:
-        raise ValueError("pieces is empty: there is no token to show")
+        raise ValueError("pieces is empty: give at least one token")
     kinds = [kind_of(piece) for piece in pieces] if kinds is None else list(kinds)
     if len(kinds) != len(pieces):
-        raise ValueError(f"{len(kinds)} kinds for {len(pieces)} pieces: equally many are wanted")
+        raise ValueError(f"{len(kinds)} kinds for {len(pieces)} pieces; there must be one kind per piece")
     if unknown := set(kinds) - set(KIND_COLOURS):
-        raise ValueError(f"unknown kind {min(unknown)!r}: one of {', '.join(KIND_COLOURS)} is wanted")
+        raise ValueError(f"kinds contains {min(unknown)!r}; each must be one of {', '.join(KIND_COLOURS)}")
     title = f"{len(pieces)} tokens" if title is None else title
 
     longest_id = len(str(max(piece.id for piece in pieces)))
@@ -100,14 +100,14 @@ def token_boxes(
 def characters_and_bytes(
     text: str, pieces: Sequence[Piece], title: str | None = None, figure: Figure | None = None
 ) -> Figure:
-    """Three rows, one above the other: characters, the bytes that UTF-8 makes of them, and the tokens.
+    """Draw three rows, one above the other: characters, their UTF-8 bytes, and the tokens.
 
     The first character is the space that the tokenizer puts in front of the text.
 
     Args:
-        text: at most 31 bytes.
+        text: a text of at most 31 bytes.
         pieces: its tokens, as `tokenizer.pieces(text)` returns them.
-        title: instead of the computed one, which counts all three.
+        title: replaces the computed title, which counts all three.
         figure: a figure to draw into instead of a new one.
 
     Raises:
@@ -116,10 +116,10 @@ def characters_and_bytes(
     characters = " " + text
     data = characters.encode()
     if len(data) > MOST_BYTES:
-        raise ValueError(f"text has {len(data) - 1} bytes: at most {MOST_BYTES - 1} can be drawn")
+        raise ValueError(f"text has {len(data) - 1} bytes; it must have at most {MOST_BYTES - 1}")
     spelled = [_bytes_of(piece) for piece in pieces]
     if b"".join(spelled) != data:
-        raise ValueError(f"pieces spell {b''.join(spelled)!r}, and the text is {data!r} with the space in front")
+        raise ValueError(f"pieces spell {b''.join(spelled)!r}; they must spell a space and the text, {data!r}")
     if title is None:
         lone = sum(piece.is_byte for piece in pieces)
         title = f"{len(text)} characters, {len(data) - 1} bytes, {len(pieces)} tokens, {lone} of them single bytes"
@@ -148,22 +148,22 @@ def characters_and_bytes(
 def bytes_per_token(
     values: Mapping[str, Mapping[str, float]], title: str | None = None, figure: Figure | None = None
 ) -> Figure:
-    """Bars: how many bytes of text a token holds on average, by domain and tokenizer.
+    """Draw the average bytes of text per token as bars, by domain and tokenizer.
 
     Args:
-        values: by tokenizer, at most three of them, numbers by domain; all with the same domains.
-        title: instead of the computed one, which names the first tokenizer's extremes.
+        values: for each of at most three tokenizers, bytes per token by domain; all have the same domains.
+        title: replaces the computed title, which names the first tokenizer's extremes.
         figure: a figure to draw into instead of a new one.
 
     Raises:
-        ValueError: no values, more than three tokenizers, or domains that differ.
+        ValueError: there are no tokenizers or more than three, or their domains differ or are missing.
     """
     if not 1 <= len(values) <= 3 or not all(values.values()):
-        raise ValueError(f"values has {len(values)} tokenizers: one to three, each with a domain, are wanted")
+        raise ValueError(f"values has {len(values)} tokenizers; it must have one to three, each with a domain")
     first = next(iter(values.values()))
     for name, of_domain in values.items():
         if set(of_domain) != set(first):
-            raise ValueError(f"{name!r} has the domains {sorted(of_domain)}, not {sorted(first)}")
+            raise ValueError(f"values[{name!r}] has the domains {sorted(of_domain)}; they must be {sorted(first)}")
     domains = sorted(first, key=first.get, reverse=True)
     if title is None:
         most, least = domains[0], domains[-1]
@@ -195,7 +195,7 @@ def _bytes_of(piece: Piece) -> bytes:
 
 
 def canvas(height: float, title: str, figure: Figure | None) -> tuple[Figure, Axes]:
-    """A figure of the picture's width, `height` points high, with one axes in points; y runs downwards."""
+    """Return a figure of the picture's width, `height` points high, with one axes in points; y runs downwards."""
     figure = new_figure(WIDTH / 72, height / 72, figure)
     axes = figure.add_axes((0, 0, 1, 1))
     axes.set(xlim=(0, WIDTH), ylim=(height, 0))
@@ -205,7 +205,7 @@ def canvas(height: float, title: str, figure: Figure | None) -> tuple[Figure, Ax
 
 
 def box(axes: Axes, left, top, width, height, text: str, colour: str, size: float = TEXT_SIZE) -> None:
-    """A box, in points, with a text that is made smaller where it would not fit."""
+    """Draw a box, in points, with a text that shrinks where it would not fit."""
     axes.add_patch(Rectangle((left, top), width, height, facecolor=colour, edgecolor=MUTED, linewidth=0.7))
     size = _fitting(size, text, width - 2)
     _letters(axes, left + width / 2, top + height / 2 + 0.5, text, size, text_colour(colour))

@@ -1,4 +1,4 @@
-"""What flows through a model in one pass: the shape that each module returns, and the stream that layers add to."""
+"""What flows through a model in one forward pass: module shapes, and the residual stream that layers add to."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -13,20 +13,20 @@ from torch import Tensor, nn
 from mixtral_edu.viz.diagram import PART_COLOURS
 from mixtral_edu.viz.style import ACCENT, FAINT, INK, MONO, MUTED, new_figure, use_style
 
-STREAM_COLOUR = FAINT  # what flows past a layer, in which its parts are coloured
+STREAM_COLOUR = FAINT  # the residual stream is grey; the parts of a layer are coloured
 ROW_HEIGHT = 0.27  # inches
 SHAPES_LEFT, BRANCH, BARS_LEFT, BARS_WIDTH = 0.2, 0.35, 4.3, 5.7  # inches
 
 
 class Step(NamedTuple):
-    """One module has run: its name in the model, and the shape of what it returned."""
+    """One module's run: its name in the model, and the shape of what it returned."""
 
     name: str
     shape: tuple[int, ...]
 
 
 class ResidualStream(NamedTuple):
-    """The stream of one text and what was added to it.
+    """The residual stream of one text, and what each layer added to it.
 
     `states` (L + 1, T, D): the embedding, and the stream after each layer. `attention` and `experts` (L, T, D): what
     the two parts of each layer added, so that `states[l] + attention[l] + experts[l]` is `states[l + 1]`.
@@ -40,8 +40,8 @@ class ResidualStream(NamedTuple):
 def trace_shapes(model: nn.Module, input_ids: Tensor) -> list[Step]:
     """Run `model` on `input_ids` (B, T), and return the steps in the order in which modules finish.
 
-    Of a module that returns several things the first counts; one that returns no tensor, and `model` itself, are left
-    out.
+    If a module returns several things, the first counts. Modules that return no tensor are skipped, and so is `model`
+    itself.
     """
     steps: list[Step] = []
 
@@ -65,13 +65,13 @@ def trace_shapes(model: nn.Module, input_ids: Tensor) -> list[Step]:
 
 @torch.no_grad()
 def residual_stream(model: nn.Module, input_ids: Tensor) -> ResidualStream:
-    """Run a `MixtralForCausalLM` on one text, `input_ids` (1, T), and keep what was added to the stream.
+    """Run a `MixtralForCausalLM` on one text, `input_ids` (1, T), and record what is added to the residual stream.
 
     Raises:
-        ValueError: `input_ids` holds more than one text.
+        ValueError: `input_ids` does not hold exactly one text.
     """
     if len(input_ids) != 1:
-        raise ValueError(f"input_ids of shape {tuple(input_ids.shape)}: one text, (1, T), is wanted")
+        raise ValueError(f"input_ids has shape {tuple(input_ids.shape)}; it must hold one text, (1, T)")
     states, attention, experts = [], [], []
     hooks = [model.model.embed_tokens.register_forward_hook(lambda module, given, x: states.append(x))]
     for layer in model.model.layers:
@@ -90,20 +90,21 @@ def residual_stream(model: nn.Module, input_ids: Tensor) -> ResidualStream:
 def layer_shapes(
     steps: Sequence[Step], layer: int = 0, title: str | None = None, figure: Figure | None = None
 ) -> Figure:
-    """A pass as rows: the stream in grey, and what branches off from it in one layer; bars are numbers a token.
+    """Draw a forward pass as rows: the stream in grey, and what branches off in one layer; bars are numbers per token.
 
     Args:
         steps: what `trace_shapes` returned for a `MixtralForCausalLM`.
-        layer: the layer that is shown in full; of the others, only that they are there.
-        title: instead of the computed one, which names the widths of stream and logits.
+        layer: the layer shown in full; the others are only mentioned.
+        title: replaces the computed title, which gives the width of the stream.
         figure: a figure to draw into instead of a new one.
 
     Raises:
-        ValueError: the steps hold no such layer.
+        ValueError: `steps` does not contain the layer.
     """
-    shapes = dict(steps)  # of what ran several times, the latest
+    shapes = dict(steps)  # the last shape of modules that ran several times
     if f"model.layers.{layer}" not in shapes:
-        raise ValueError(f"layer={layer}: the steps have {[name for name in shapes if name.count('.') == 2]}")
+        layers = [name for name in shapes if name.count(".") == 2]
+        raise ValueError(f"layer={layer} is not in steps; it must be one of {layers}")
     rows = _rows(shapes, layer)
     widest = shapes["lm_head"][-1]
     if title is None:
@@ -129,23 +130,24 @@ def contributions(
     title: str | None = None,
     figure: Figure | None = None,
 ) -> Figure:
-    """Bars for each layer: the size of the stream that enters it, and of what attention and experts add to it.
+    """Draw, as bars per layer, the size of the stream that enters it and of what attention and experts add to it.
 
     Args:
         stream: L + 1 sizes: of the embedding, and of the stream after each layer.
-        attention: L sizes.
-        experts: L sizes.
-        title: instead of the computed one, which names the largest addition.
+        attention: L sizes of what attention adds.
+        experts: L sizes of what the experts add.
+        title: replaces the computed title, which names the largest addition.
         figure: a figure to draw into instead of a new one.
 
     Raises:
-        ValueError: numbers of layers that do not fit.
+        ValueError: the numbers of layers do not match.
     """
     stream, attention, experts = ([float(size) for size in sizes] for sizes in (stream, attention, experts))
     L = len(attention)
     if L == 0 or len(experts) != L or len(stream) != L + 1:
         raise ValueError(
-            f"{len(stream)} sizes of the stream, {L} of attention, {len(experts)} of experts: L + 1, L and L are wanted"
+            f"stream has {len(stream)} sizes, attention {L} and experts {len(experts)}; they must have L + 1, L and L, "
+            "with L at least 1"
         )
     if title is None:
         part, sizes = max(("attention", attention), ("experts", experts), key=lambda each: max(each[1]))
@@ -175,7 +177,7 @@ def contributions(
 
 
 def _rows(shapes: dict[str, tuple[int, ...]], layer: int) -> list[tuple[str, tuple[int, ...] | None, str]]:
-    """Label, shape and colour of each row; what branches off from the stream is indented."""
+    """Return label, shape and colour of each row; what branches off from the stream is indented."""
     stream = shapes["model.embed_tokens"]
     prefix = f"model.layers.{layer}."
     expert = next(name for name in shapes if name.startswith(f"{prefix}block_sparse_moe.experts."))

@@ -1,4 +1,4 @@
-"""Figures with controls: a picture that is redrawn in place, and a static face for pages without a kernel."""
+"""Figures with controls: a picture that is redrawn in place, and a static picture for pages without a kernel."""
 
 from base64 import b64encode
 from collections.abc import Mapping, Sequence
@@ -17,16 +17,16 @@ from mixtral_edu.viz.router import coloured_tokens
 
 
 class FigureView(VBox):
-    """Controls above a picture of one reused figure, which is redrawn whenever a control changes.
+    """Controls above a picture that is redrawn, in one reused figure, whenever a control changes.
 
-    States must be hashable: pictures of the latest ones are kept, so that moving a slider back is instant.
+    States must be hashable: the pictures of the latest states are cached, so moving a slider back is instant.
 
-    A subclass makes its controls, calls `super().__init__(controls)`, and defines
+    A subclass creates its controls, calls `super().__init__(controls)`, and defines
 
-    * `state()`: what the controls say now, as keyword arguments of `draw`,
+    * `state()`: the current settings of the controls, as keyword arguments of `draw`,
     * `draw(figure, **state)`: draws a state into `figure`,
-    * `telling_states()`: the states that a page without a kernel shows, one above the other,
-    * `summary()`: the numbers behind them, as text.
+    * `telling_states()`: the states in the static picture, one above the other,
+    * `summary()`: the numbers behind those states, as text.
     """
 
     def __init__(self, controls: Sequence[Widget]):
@@ -51,11 +51,11 @@ class FigureView(VBox):
         raise NotImplementedError
 
     def redraw(self, change: object = None) -> None:
-        """Draw the present state and show it."""
+        """Draw the current state and show it."""
         self.picture.value = self._frame(**self.state())
 
     def filmstrip(self) -> bytes:
-        """The telling states as one PNG, each below the one before."""
+        """Return the static picture: the telling states as one PNG, each below the one before."""
         frames = [self._pixels(state) for state in self.telling_states()]
         width = max(frame.shape[1] for frame in frames)
         padded = [np.pad(f, ((0, 0), (0, width - f.shape[1]), (0, 0)), constant_values=255) for f in frames]
@@ -73,16 +73,16 @@ class FigureView(VBox):
 
 
 class RouterView(FigureView):
-    """Choose a text and a layer, and see which experts every token went to.
+    """Choose a text and a layer, and see which experts each token goes to.
 
-    Its static face shows the beginning of the first text in every layer.
+    The static picture shows the beginning of the first text in every layer.
 
     Args:
         model: a `MixtralForCausalLM` or `MixtralModel`.
         tokenizer: its `MixtralTokenizer`.
-        texts: texts to choose from, by name; what is typed into the field "own text" goes before them.
+        texts: texts to choose from, by name; text typed into the field "own text" takes precedence.
         max_tokens: longer texts are cut to this number of tokens.
-        film_tokens: the same for the static face.
+        film_tokens: the same limit for the static picture.
 
     Raises:
         ValueError: `texts` is empty.
@@ -120,7 +120,7 @@ class RouterView(FigureView):
         return [{"text": text, "layer": layer, "max_tokens": self.film_tokens} for layer in range(self.num_layers)]
 
     def summary(self) -> str:
-        """Each expert's share of first choices in every layer, for the tokens that the static face shows."""
+        """List each expert's share of first choices in every layer, for the tokens in the static picture."""
         name, text = next(iter(self.texts.items()))
         pieces, experts, _ = self.routing(text)
         pieces, experts = pieces[: self.film_tokens], experts[:, : self.film_tokens]
@@ -133,7 +133,7 @@ class RouterView(FigureView):
         return "\n".join(lines)
 
     def routing(self, text: str) -> tuple[list[str], np.ndarray, np.ndarray]:
-        """The pieces of `text` (N, with `<s>`), and every layer's experts and router weights, each (L, N, K)."""
+        """Return the N pieces of `text` (with `<s>`), and every layer's experts and router weights, each (L, N, K)."""
         if text != self._routed_text:
             ids = self.tokenizer.encode(text)[: self.max_tokens]
             with torch.inference_mode():
@@ -147,7 +147,7 @@ class RouterView(FigureView):
 
 
 def _png(pixels: np.ndarray) -> bytes:
-    """(height, width, 3) pixels as a PNG of 128 colours, which flat figures need no more of."""
+    """Encode (height, width, 3) pixels as a PNG of 128 colours, which is enough for flat figures."""
     file = BytesIO()
     PIL.Image.fromarray(pixels).quantize(128).save(file, format="png")
     return file.getvalue()

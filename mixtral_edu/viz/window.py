@@ -1,4 +1,4 @@
-"""What a sliding window saves, and how far a stack of layers reaches through it: counted, drawn and measured."""
+"""What a sliding window saves, and how far a stack of layers reaches through it."""
 
 from collections.abc import Mapping, Sequence
 
@@ -11,19 +11,19 @@ from mixtral_edu.viz.style import ACCENT, FAINT, INK, MUTED, PAPER, as_label, ne
 
 
 def pair_counts(window: int, longest: int, title: str | None = None, figure: Figure | None = None) -> Figure:
-    """Pairs of query and key that attention computes for a text of T tokens, with a window and without.
+    """Plot the query-key pairs that attention computes for a text of T tokens, with and without a window.
 
     Args:
         window: W.
         longest: T at the right edge.
-        title: instead of the computed one, which compares the two at the right edge.
+        title: replaces the computed title, which compares the two at the right edge.
         figure: a figure to draw into instead of a new one.
 
     Raises:
-        ValueError: a window below 1, or one that is not shorter than the longest text.
+        ValueError: `window` is below 1, or not below `longest`.
     """
     if not 1 <= window < longest:
-        raise ValueError(f"window={window}: from 1 to below longest={longest} is wanted")
+        raise ValueError(f"window={window}; it must be at least 1 and below longest={longest}")
     lengths = np.linspace(0, longest, 257)
     dense = lengths * (lengths + 1) / 2
     windowed = np.where(lengths <= window, dense, window * lengths - window * (window - 1) / 2)
@@ -49,21 +49,21 @@ def pair_counts(window: int, longest: int, title: str | None = None, figure: Fig
 def receptive_field(
     window: int, num_layers: int, num_tokens: int, title: str | None = None, figure: Figure | None = None
 ) -> Figure:
-    """The growing reach: all paths by which tokens may influence the last one, through layer upon layer.
+    """Draw the receptive field: all paths by which tokens can influence the last one, layer by layer.
 
     Args:
         window: W.
         num_layers: L.
         num_tokens: T; the query is the last of them.
-        title: instead of the computed one.
+        title: replaces the computed title.
         figure: a figure to draw into instead of a new one.
 
     Raises:
-        ValueError: a size below 1.
+        ValueError: a size is below 1.
     """
     for name, size in (("window", window), ("num_layers", num_layers), ("num_tokens", num_tokens)):
         if size < 1:
-            raise ValueError(f"{name}={size}: at least 1 is wanted")
+            raise ValueError(f"{name}={size}; it must be at least 1")
     last, step = num_tokens - 1, window - 1
     if title is None:
         title = f"Each layer reaches {step} further back: {num_layers} layers reach {num_layers * step} tokens back"
@@ -99,17 +99,17 @@ def accuracy_by_position(
     title: str | None = None,
     figure: Figure | None = None,
 ) -> Figure:
-    """For models of several depths, how often each position names what stood at position 0.
+    """Plot how often each position recalls the symbol at position 0, for models of several depths.
 
     Args:
-        accuracies: by number of layers L, (T,) shares from 0 to 1.
+        accuracies: for each number of layers L, (T,) shares from 0 to 1.
         window: W of all models; a dotted line marks each model's reach L · (W − 1).
-        chance: the share that guessing gets.
-        title: instead of the computed one, which names each curve's last position nearer to 1 than to chance.
+        chance: the share that guessing reaches.
+        title: replaces the computed title, which names each curve's last position closer to 1 than to chance.
         figure: a figure to draw into instead of a new one.
 
     Raises:
-        ValueError: no accuracies, or of unequal length.
+        ValueError: `accuracies` is empty, or its lengths differ.
     """
     _check_lengths("accuracies", accuracies)
     if title is None:
@@ -137,16 +137,16 @@ def accuracy_by_position(
 def influence_by_distance(
     influences: Mapping[int, ArrayLike], window: int, title: str | None = None, figure: Figure | None = None
 ) -> Figure:
-    """How much a token i − j back moves what a layer makes of position i; the curves end where influence does.
+    """Plot how much a token i − j back influences a layer's output at position i; a curve ends where influence does.
 
     Args:
-        influences: by number of layers passed, (T,) numbers from 0 up, the query's own position first.
+        influences: for each number of layers passed, (T,) numbers from 0 up, the query's own position first.
         window: W.
-        title: instead of the computed one, which names the farthest token that has any.
+        title: replaces the computed title, which names the farthest token with any influence.
         figure: a figure to draw into instead of a new one.
 
     Raises:
-        ValueError: no influences, or of unequal length.
+        ValueError: `influences` is empty, or its lengths differ.
     """
     _check_lengths("influences", influences)
     if title is None:
@@ -174,17 +174,17 @@ def disagreement(
     title: str,
     figure: Figure | None = None,
 ) -> Figure:
-    """How far two computations of the same logits are apart, by position, on a log scale.
+    """Plot how far two computations of the same logits differ, by position, on a log scale.
 
     Args:
-        positions: (T,).
-        differences: by name, (T,) numbers from 0 up.
-        window: W; a dotted line marks the first position that does not see position 0 any more.
-        title: the finding.
+        positions: (T,) positions.
+        differences: for each name, (T,) numbers from 0 up.
+        window: W; a dotted line marks the first position that no longer sees position 0.
+        title: states the finding.
         figure: a figure to draw into instead of a new one.
 
     Raises:
-        ValueError: no differences, or not one for each position.
+        ValueError: `differences` is empty, or a curve does not have one number per position.
     """
     _check_lengths("differences", differences, len(positions))
     with use_style():
@@ -203,14 +203,14 @@ def disagreement(
 
 
 def _shades(number: int) -> list:
-    """Blues from light to dark: layers are in order, and experts keep their colours to themselves."""
+    """Return blues from light to dark: layers have an order, and the expert colours are only for experts."""
     return [mpl.colormaps["Blues"](share) for share in np.linspace(0.55, 1, number)]
 
 
 def _check_lengths(name: str, curves: Mapping, length: int | None = None) -> None:
     lengths = {len(values) for values in curves.values()}
     if len(lengths) != 1 or (length is not None and lengths != {length}):
-        wanted = "one length" if length is None else f"{length} numbers"
+        wanted = "one length" if length is None else f"length {length}"
         raise ValueError(
-            f"{name} holds curves of lengths {sorted(lengths)}: at least one curve and {wanted} are wanted"
+            f"{name} holds curves of lengths {sorted(lengths)}; it must hold at least one curve, all of {wanted}"
         )

@@ -28,7 +28,7 @@ def test_a_confusion_matrix_writes_its_counts_and_what_is_right():
     assert axes.images[0].get_array().tolist() == [[0.75, 0.25], [0.0, 1.0]]
     assert [text.get_text() for text in axes.texts] == ["3", "1", "2", "75% right", "100% right"]
     assert [label.get_text() for label in axes.get_xticklabels()] == ["a", "b"]
-    with pytest.raises(ValueError, match=r"counts has shape \(1, 2\): \(2, 2\) is wanted"):
+    with pytest.raises(ValueError, match=r"counts has shape \(1, 2\).*\(2, 2\)"):
         confusion([[3, 1]], ["a", "b"], title="")
 
 

@@ -94,7 +94,7 @@ def test_load_over_steps_draws_a_line_for_each_expert_of_each_run():
 
 @pytest.mark.parametrize("runs", [{}, {"a": np.zeros((5, 3)), "b": np.zeros((5, 4))}])
 def test_load_over_steps_needs_runs_with_the_same_experts(runs):
-    with pytest.raises(ValueError, match="one or more"):
+    with pytest.raises(ValueError, match="loads has shapes"):
         load_over_steps(runs, even=0.25, title="")
 
 
@@ -123,5 +123,5 @@ def test_experts_touched_draws_formula_and_marks_and_says_what_8x7b_reads():
 
 @pytest.mark.parametrize("measured", [{"a": [1.0, 2.0]}, {str(i): [1.0, 2.0, 3.0] for i in range(5)}])
 def test_experts_touched_needs_a_number_for_each_batch_size(measured):
-    with pytest.raises(ValueError, match="up to 4 of length 3"):
+    with pytest.raises(ValueError, match="measured has lengths .*at most 4"):
         experts_touched([1, 2, 4], measured, BIG)

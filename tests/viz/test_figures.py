@@ -143,7 +143,7 @@ def test_coloured_tokens_with_sixteen_experts_and_four_choices():
     ("arguments", "message"),
     [
         ({"pieces": ["a"], "experts": [[0, 1], [1, 2]]}, "one row for each of the 1 pieces"),
-        ({"pieces": [], "experts": []}, "no token"),
+        ({"pieces": [], "experts": []}, "experts is empty"),
         ({"pieces": ["a"], "experts": [[0, 8]]}, r"0\.\.7"),
         ({"pieces": ["a"], "experts": [[0, 1]], "weights": [0.5]}, "shape"),
     ],

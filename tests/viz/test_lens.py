@@ -86,7 +86,7 @@ def test_the_table_frames_guesses_that_came_true():
     [([], [[]], [[]]), (PIECES, GUESSES[:1], SHARES), (PIECES, GUESSES, SHARES[0]), (PIECES, [["a"]] * 2, SHARES)],
 )
 def test_a_table_needs_a_guess_for_each_cell(pieces, guesses, shares):
-    with pytest.raises(ValueError, match=r"\(L \+ 1, T\) guesses and probabilities are wanted"):
+    with pytest.raises(ValueError, match=r"guesses .*\(L \+ 1, T\)"):
         lens_table(pieces, guesses, shares)
 
 
@@ -113,7 +113,7 @@ def test_panels_show_one_depth_each_and_since_when_the_last_guess_leads(leaders,
 
 @pytest.mark.parametrize(("guesses", "shares"), [([[], []], [[], []]), ([["a"], ["b"]], [[0.5]]), ([["a"]], [0.5])])
 def test_panels_need_a_probability_for_each_guess(guesses, shares):
-    with pytest.raises(ValueError, match="equally many of both"):
+    with pytest.raises(ValueError, match="guesses has rows"):
         guesses_by_depth(["<s>"], guesses, shares)
 
 
@@ -162,7 +162,7 @@ def test_the_lens_view_has_a_static_face(view):
     ("texts", "telling", "complaint"),
     [
         ({}, (1,), "texts is empty"),
-        ({"a": "b"}, (2,), r"telling=\[2\]: some of 0\.\.1"),
+        ({"a": "b"}, (2,), r"telling=\[2\].*0 to 1"),
         ({"a": "b"}, (), r"telling=\[\]"),
     ],
 )
@@ -208,5 +208,5 @@ def test_costs_of_tokens_stand_above_them():
 
 @pytest.mark.parametrize(("pieces", "bits"), [([], []), (["a"], [1.0, 2.0])])
 def test_costs_have_to_match_tokens(pieces, bits):
-    with pytest.raises(ValueError, match="equally many"):
+    with pytest.raises(ValueError, match="pieces has length"):
         token_costs(pieces, bits)

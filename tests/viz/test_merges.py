@@ -97,8 +97,8 @@ def test_steps_of_a_text_of_forty_characters_are_readable():
     [
         ([], [], "0 rows and 0 notes"),
         ([["a"]], ["x", "y"], "1 rows and 2 notes"),
-        ([["a", "b"], ["ac"]], ["x", "y"], "row 1 spells 'ac', and row 0 'ab'"),
-        ([["a"] * 41], ["x"], "41 characters: 1 to 40"),
+        ([["a", "b"], ["ac"]], ["x", "y"], "row 1 spells 'ac'.* row 0, 'ab'"),
+        ([["a"] * 41], ["x"], "41 characters.*1 to 40"),
         ([[]], ["x"], "0 characters"),
     ],
 )

@@ -42,5 +42,5 @@ def test_a_large_eps_draws_shorter_arrows():
 
 @pytest.mark.parametrize(("names", "points"), [("A", [1, 7]), ("A", [[1, 7, 2]]), ("AB", [[1, 7]])])
 def test_points_have_two_numbers_and_a_name_each(names, points):
-    with pytest.raises(ValueError, match="N names is wanted"):
+    with pytest.raises(ValueError, match="points has shape"):
         normalised_points(names, points)

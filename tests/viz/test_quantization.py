@@ -28,7 +28,7 @@ def test_the_number_line_joins_each_weight_with_its_level():
     joins = [line.get_xdata() for line in axes.lines if len(line.get_xdata()) == 2 and line.get_linestyle() == "-"]
     assert [tuple(ends) for ends in joins] == [(0.1, 0.0), (0.9, 1.0)]
     assert [segment[0][0] for segment in axes.collections[0].get_segments()] == [0.0, 0.5, 1.0]
-    with pytest.raises(ValueError, match="two rows of one length"):
+    with pytest.raises(ValueError, match="weights has shape"):
         number_line([0.1], [0.0, 1.0], [0.0], title="")
 
 
@@ -94,5 +94,5 @@ def test_the_view_has_a_static_face_with_numbers():
 
 
 def test_a_group_has_to_divide_the_row():
-    with pytest.raises(ValueError, match="group_sizes: 48 does not divide a row of 128"):
+    with pytest.raises(ValueError, match="group_sizes contains 48.*128"):
         QuantizationView(row(), group_sizes=(16, 48))

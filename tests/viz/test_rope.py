@@ -42,7 +42,7 @@ def test_a_turned_pair_points_where_the_packages_rotation_puts_it():
 
 @pytest.mark.parametrize(("pair", "positions"), [((1, 2, 3), [0]), ((1, 2), [])])
 def test_a_turned_pair_has_two_numbers_and_a_position(pair, positions):
-    with pytest.raises(ValueError, match="two numbers and at least one position"):
+    with pytest.raises(ValueError, match="pair=.*two numbers"):
         rope.turned_pair(pair, 1.0, positions)
 
 
@@ -75,7 +75,7 @@ def test_wavelengths_are_two_pi_theta_to_the_share_of_the_pair():
 
 @pytest.mark.parametrize("thetas", [(), (1, 2, 3, 4, 5)])
 def test_wavelengths_have_one_to_four_thetas(thetas):
-    with pytest.raises(ValueError, match="one to 4"):
+    with pytest.raises(ValueError, match="thetas=.*1 to 4"):
         rope.wavelengths(128, thetas, {})
 
 
@@ -91,7 +91,7 @@ def test_scores_by_distance_are_the_curves(log):
 
 @pytest.mark.parametrize("curves", [{}, {"a": [1, 2]}])
 def test_scores_by_distance_need_a_score_for_each_distance(curves):
-    with pytest.raises(ValueError, match="with 3 scores are wanted"):
+    with pytest.raises(ValueError, match="curves has lengths .*length 3"):
         rope.scores_by_distance([1, 2, 4], curves, "A finding")
 
 
@@ -142,7 +142,7 @@ def test_loss_by_start_draws_each_loss_over_its_start():
 
 @pytest.mark.parametrize("losses", [{}, {"a": [1]}, {"a": [1, 2], "b": [1, 2], "c": [1, 2]}])
 def test_loss_by_start_takes_one_or_two_curves(losses):
-    with pytest.raises(ValueError, match="one or two curves with 2 values"):
+    with pytest.raises(ValueError, match="losses has lengths .*length 2"):
         rope_mistakes.loss_by_start([0, 1], losses, 5, "A finding")
 
 
@@ -189,7 +189,7 @@ def test_the_widgets_score_is_that_of_the_packages_rotation_wherever_the_key_is(
 
 @pytest.mark.parametrize("wrong", [{"pair": 16}, {"key": -1}, {"distance": 128}])
 def test_pair_scores_refuse_a_place_that_is_not_there(wrong):
-    with pytest.raises(ValueError, match="a pair from 0 to 15"):
+    with pytest.raises(ValueError, match="pair must be from 0 to 15"):
         pair_scores(**{"head_dim": 32, "theta": 1e4, "pair": 0, "key": 0, "distance": 0, "longest": 127, **wrong})
 
 

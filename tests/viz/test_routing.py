@@ -88,13 +88,13 @@ def test_costs_are_written_with_their_sign_and_dear_ones_are_darker():
 @pytest.mark.parametrize(
     ("draw", "message"),
     [
-        (lambda: load_by_domain(LOADS, DOMAINS[:2], 0.25), r"\(L, 2, E\) is wanted"),
-        (lambda: load_by_domain(LOADS[0], DOMAINS, 0.25), r"\(L, 3, E\) is wanted"),
-        (lambda: repetition_and_baselines(LOADS, LOADS[:1], (0.1, 0.4), DOMAINS, "t"), r"and \(1, 3, 3\): \(2, L, 3\)"),
-        (lambda: repetition_and_baselines(LOADS, LOADS, (0.1, 0.4), DOMAINS[:1], "t"), r"\(2, L, 1\) is wanted"),
+        (lambda: load_by_domain(LOADS, DOMAINS[:2], 0.25), r"loads has shape .*\(L, 2, E\)"),
+        (lambda: load_by_domain(LOADS[0], DOMAINS, 0.25), r"loads has shape .*\(L, 3, E\)"),
+        (lambda: repetition_and_baselines(LOADS, LOADS[:1], (0.1, 0.4), DOMAINS, "t"), r"and \(1, 3, 3\).*\(2, L, 3\)"),
+        (lambda: repetition_and_baselines(LOADS, LOADS, (0.1, 0.4), DOMAINS[:1], "t"), r"shuffled .*\(2, L, 1\)"),
         (lambda: information([1, 2], {"token": [1, 2]}, {"domain": [1, 2]}, "t"), r"\['token'\] and .* \['domain'\]"),
         (lambda: information([1, 2], {"token": [1, 2]}, {"token": [1]}, "t"), "2 numbers each"),
-        (lambda: cost_of_changes([[0.1, 0.2]], ["random"], DOMAINS, "t"), r"\(1, 3\) is wanted"),
+        (lambda: cost_of_changes([[0.1, 0.2]], ["random"], DOMAINS, "t"), r"costs has shape .*\(1, 3\)"),
     ],
 )
 def test_figures_refuse_what_does_not_fit(draw, message):

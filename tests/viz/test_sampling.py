@@ -27,7 +27,7 @@ def test_no_text_is_clipped():
 
 @pytest.mark.parametrize(("pieces", "probabilities"), [([], []), (["a"], [0.5, 0.5])])
 def test_pieces_and_probabilities_have_to_match(pieces, probabilities):
-    with pytest.raises(ValueError, match="equally many"):
+    with pytest.raises(ValueError, match="pieces has length"):
         next_tokens(pieces, probabilities)
 
 
@@ -55,7 +55,7 @@ def test_no_bar_for_others_where_there_are_none():
 
 
 def test_probabilities_have_to_match_the_vocabulary():
-    with pytest.raises(ValueError, match=r"'here' has \[5, 4\] probabilities: 5 each"):
+    with pytest.raises(ValueError, match=r"'here'\] has \[5, 4\] probabilities.* 5"):
         before_and_after(VOCABULARY, {"here": (BEFORE, AFTER[1:])})
     with pytest.raises(ValueError, match="at least one panel"):
         before_and_after(VOCABULARY, {})
@@ -80,10 +80,10 @@ def test_curves_are_the_counts_and_no_label_is_clipped():
 
 @pytest.mark.parametrize("counts", [{}, {"flat": {}}, {"flat": {"a": [1, 2]}}])
 def test_each_temperature_needs_its_count(counts):
-    with pytest.raises(ValueError, match="3 in each"):
+    with pytest.raises(ValueError, match="counts has curves of lengths .*length 3"):
         tokens_left([0.5, 1.0, 2.0], counts)
 
 
 def test_panels_with_other_curves_are_refused():
-    with pytest.raises(ValueError, match="not the same"):
+    with pytest.raises(ValueError, match="counts has panels"):
         tokens_left([1.0], {"flat": {"one": [1]}, "peaked": {"other": [1]}})

@@ -29,7 +29,7 @@ def test_times_stand_beside_their_floors():
     assert drawn == {"all": [1.0, 4.0], "window": [1.0, 2.0], "floor of its products": [0.5, 2.0]}
     with pytest.raises(ValueError, match="rows of 2 numbers"):
         seconds_by_length([256, 512], {"all": [1.0]}, {}, title="")
-    with pytest.raises(ValueError, match="floors of \\['most'\\]"):
+    with pytest.raises(ValueError, match="floors has the names \\['most'\\]"):
         seconds_by_length([256], {"all": [1.0]}, {"most": [1.0]}, title="")
 
 
@@ -47,5 +47,5 @@ def test_tiles_are_counted_by_kind():
     (axes,) = figure.axes
     assert [text.get_text() for text in axes.get_legend().get_texts()] == ["skipped: 1", "cut: 2", "whole: 1"]
     assert [label.get_text() for label in axes.get_xticklabels()] == ["0", "16"]
-    with pytest.raises(ValueError, match="kinds reach 2, and there are 2 names"):
+    with pytest.raises(ValueError, match="kinds contains 2 and there are 2 names"):
         tile_map([[2]], ["a", "b"], title="")

@@ -83,7 +83,7 @@ def test_a_long_text_says_what_it_leaves_out(tokenizer):
     [
         ([], None, "pieces is empty"),
         ([Piece(261, "▁a", False)], ["byte", "byte"], "2 kinds for 1 pieces"),
-        ([Piece(261, "▁a", False)], ["system"], "unknown kind 'system': one of control"),
+        ([Piece(261, "▁a", False)], ["system"], "kinds contains 'system'.*control"),
     ],
 )
 def test_boxes_that_do_not_fit_are_refused(pieces, kinds, message):
@@ -116,7 +116,7 @@ def test_the_longest_text_is_readable_with_ids_of_five_digits():
 
 
 def test_bytes_that_do_not_fit_are_refused(tokenizer):
-    with pytest.raises(ValueError, match="text has 32 bytes: at most 31"):
+    with pytest.raises(ValueError, match="text has 32 bytes.*at most 31"):
         characters_and_bytes("é" * 16, tokenizer.pieces("é" * 16))
     with pytest.raises(ValueError, match="pieces spell b' hat'"):
         characters_and_bytes("cat", tokenizer.pieces("hat"))
@@ -146,7 +146,7 @@ def test_bars_of_one_tokenizer_need_no_legend():
         ({}, "values has 0 tokenizers"),
         ({"a": {}}, "each with a domain"),
         (dict.fromkeys("abcd", {"x": 1}), "values has 4"),
-        ({"a": {"x": 1}, "b": {"y": 1}}, r"'b' has the domains \['y'\], not \['x'\]"),
+        ({"a": {"x": 1}, "b": {"y": 1}}, r"'b'\] has the domains \['y'\].*\['x'\]"),
     ],
 )
 def test_bars_that_do_not_fit_are_refused(values, message):
