@@ -25,7 +25,7 @@ def _seconds(text: str) -> float:
 
 
 def _new_file(text: str) -> Path:
-    """A file that can be written: said before the work, not after it."""
+    """Return the path of a file that can be written, or raise an error before the work starts."""
     path = Path(text)
     if path.is_dir():
         raise argparse.ArgumentTypeError(f"{text} is a folder; name a file in it")
@@ -144,7 +144,7 @@ def main(argv: list[str] | None = None) -> None:
     train = commands.add_parser("train", help="train one of the bundled models again")
     train.add_argument("--recipe", required=True, metavar="NAME", help="tiny (plain text) or tiny-instruct (answers)")
     train.add_argument(
-        "--out", required=True, type=Path, metavar="FOLDER", help="where to write it; an interrupted run goes on"
+        "--out", required=True, type=Path, metavar="FOLDER", help="where to write it; an interrupted run resumes"
     )
     train.add_argument("--steps", type=_count, metavar="N", help="instead of the recipe's number")
     train.add_argument(
@@ -190,7 +190,7 @@ def main(argv: list[str] | None = None) -> None:
     benchmark.add_argument("--seconds", type=_seconds, metavar="S", help="to spend on each row (20, or 2 with --quick)")
     benchmark.add_argument("--config", type=Path, metavar="FILE", help="a config.json with other sizes")
     benchmark.add_argument(
-        "--json", type=_new_file, metavar="FILE", help="write each row here; an interrupted run goes on"
+        "--json", type=_new_file, metavar="FILE", help="write each row here; an interrupted run resumes"
     )
     benchmark.add_argument("--again", action="store_true", help="measure what FILE has already, too")
     benchmark.add_argument("--picture", type=_new_file, metavar="FILE.png", help="draw the rows here")

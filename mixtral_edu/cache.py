@@ -10,6 +10,7 @@ p mod W: each new token overwrites the one that has just left the window.
 [4, 5, 2, 3]
 """
 
+from math import prod
 from typing import NamedTuple
 
 import torch
@@ -55,6 +56,9 @@ class RollingKVCache:
         device: where the slots live; the CPU if None.
         dtype: their dtype, that of the model's activations; `config.dtype` or float32 if None.
 
+    Raises:
+        MemoryError: the device has no room for so many slots; on a CUDA device it is a `torch.OutOfMemoryError`.
+
     Source: Mistral 7B, arXiv 2310.06825, section 2 (rolling buffer cache, pre-fill and chunking).
     """
 
@@ -75,10 +79,20 @@ class RollingKVCache:
         dtype = dtype or getattr(torch, config.dtype or "float32")
         shape = (batch_size, config.num_key_value_heads, slots, config.head_dim)
         layers = range(config.num_hidden_layers)
-        self.keys = [torch.zeros(shape, dtype=dtype, device=device) for _ in layers]
-        self.values = [torch.zeros(shape, dtype=dtype, device=device) for _ in layers]
-        self.positions = torch.full((batch_size, slots), NO_POSITION, device=device)  # (B, slots)
-        self.next_position = torch.zeros(batch_size, dtype=torch.long, device=device)  # (B,)
+        device = torch.empty(0, device=device).device  # raises what is wrong with the device itself
+        try:
+            self.keys = [torch.zeros(shape, dtype=dtype, device=device) for _ in layers]
+            self.values = [torch.zeros(shape, dtype=dtype, device=device) for _ in layers]
+            self.positions = torch.full((batch_size, slots), NO_POSITION, device=device)  # (B, slots)
+            self.next_position = torch.zeros(batch_size, dtype=torch.long, device=device)  # (B,)
+        except RuntimeError as error:  # too little memory, or more bytes than torch can count
+            needed = 2 * len(layers) * prod(shape) * dtype.itemsize
+            name = "sliding_window" if self.window else "max_length" if max_length else "slots"
+            kind = torch.OutOfMemoryError if isinstance(error, torch.OutOfMemoryError) else MemoryError
+            raise kind(
+                f"{name}={slots} and batch_size={batch_size}: a cache of these sizes needs {needed / 1e9:.3g} GB, more "
+                f"than {device} has free; make one of them smaller"
+            ) from error
         self.seen = 0  # columns so far, padding counted
         self.padded = False  # whether any of them may have been padding
         self.half_written = False  # whether a step has written and not been committed

@@ -1,9 +1,10 @@
 """The sizes and settings of a Mixtral model, under the names of transformers' `config.json`."""
 
+import copy
 import json
 import warnings
 from collections.abc import Mapping
-from dataclasses import InitVar, dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,6 +19,14 @@ _SILENT_KEYS = frozenset(
 )
 # No fields of Mixtral in transformers either, but used there and here where they are in `extra`.
 _EXTRA_KEYS = {"classifier_dropout"}
+# What transformers' configs have beyond these fields, and what to use here.
+_NAMES_HERE = {
+    "_attn_implementation": "assign attn_implementation",
+    "_experts_implementation": "assign experts_implementation",
+    "num_experts": "assign num_local_experts",
+    "torch_dtype": "assign dtype, or convert a model with model.to(...)",
+    "return_dict": "a model always returns an output with named fields, such as model(...).logits",
+}
 
 
 class ParameterCounts(NamedTuple):
@@ -32,8 +41,17 @@ class ParameterCounts(NamedTuple):
     per_part: dict[str, int]
 
 
+class _Binding:
+    """Holds a config's `_bound`, whether a model is built from it, apart from the fields: `vars` has those alone.
+
+    It is missing while a config is constructed.
+    """
+
+    __slots__ = ("_bound",)
+
+
 @dataclass
-class MixtralConfig:
+class MixtralConfig(_Binding):
     """Sizes and settings of a Mixtral; field names and defaults are those of transformers.
 
     The defaults describe a Mixtral-8x7B but for `max_position_embeddings` and `router_aux_loss_coef`, where the
@@ -47,7 +65,8 @@ class MixtralConfig:
     the checkpoint. `extra` keeps what a `config.json` held beyond the known fields.
 
     A field can be assigned later: it is checked as in construction, and a model follows it from its next call on. Those
-    that the tensors of a built model fix (sizes, labels, `rms_norm_eps`, `dtype` …) then refuse another value.
+    that the tensors of a built model fix (sizes, labels, `rms_norm_eps`, `dtype` …) then refuse another value. Only a
+    subclass may have other attributes: fields of its own if it is a dataclass, or any that it assigns.
 
     Raises:
         ValueError: a size or a combination of sizes that no Mixtral can have; the message names the field. The config
@@ -89,14 +108,9 @@ class MixtralConfig:
     attn_implementation: str = "sdpa"
     experts_implementation: str = "sorted"
     extra: dict[str, Any] = field(default_factory=dict)
-    rope_parameters: InitVar[dict | None] = None  # transformers v5 keeps rope_theta in here
+    rope_parameters: dict | None = field(default=None, repr=False, compare=False)  # where v5 keeps rope_theta
 
-    def __post_init__(self, rope_parameters: dict | None):
-        if rope_parameters is not None:
-            theta = _theta_of(rope_parameters, default=self.rope_theta)
-            if self.rope_theta not in (theta, type(self).rope_theta):
-                raise ValueError(f"rope_theta={self.rope_theta} and rope_parameters with {theta} disagree")
-            self.rope_theta = theta
+    def __post_init__(self):
         if self.dtype is not None:
             self.dtype = str(self.dtype).removeprefix("torch.")
         check(self)
@@ -113,33 +127,51 @@ class MixtralConfig:
         self._bound = False
 
     def __setattr__(self, name: str, value: Any):
-        """Assign as `dataclasses.replace` does: with the checks of construction, and what follows from the value."""
-        if "_bound" not in vars(self) or isinstance(getattr(type(self), name, None), property):  # or half constructed
+        """Assign with the checks of construction, and with what follows from the value."""
+        if not hasattr(self, "_bound") or isinstance(getattr(type(self), name, None), property):
             return super().__setattr__(name, value)
-        names = [f.name for f in fields(self)]
-        if name not in names:
-            raise AttributeError(f"MixtralConfig has no field {name!r}; values without effect are kept in `extra`")
+        if type(self) is not MixtralConfig and name not in {f.name for f in fields(self)}:  # a subclass's own
+            return super().__setattr__(name, value)
         follows = {"num_labels": None} if name == "id2label" and value else {}  # their number is that of the labels
-        new = replace(self, **{name: value}, **follows)
-        changes = {n: getattr(new, n) for n in names if getattr(new, n) != getattr(self, n)}
+        changes = self._changes({name: value} | follows)
         if self._bound:
-            check_changes(self, changes)
-        vars(self).update(changes)
+            check_changes(self, name, changes)
+        for changed, new in changes.items():
+            super().__setattr__(changed, new)
 
     def bind(self, **facts: Any) -> None:
         """Note that a model is made of it, which fixes sizes; `facts` are fields that work on its modules has changed.
 
         A copy, `dataclasses.replace` and `from_dict` give a config that is free again.
         """
-        vars(self).update(vars(replace(self, **facts)), _bound=True)
+        for name, value in (self._changes(facts) | {"_bound": True}).items():
+            super().__setattr__(name, value)
 
-    def __getstate__(self) -> dict[str, Any]:  # of a copy
-        return vars(self) | {"_bound": False}
+    def _changes(self, values: dict[str, Any]) -> dict[str, Any]:
+        """Return the fields that change with these values, after the checks of construction."""
+        names = [f.name for f in fields(self)]
+        for name in values.keys() - set(names):
+            instead = _NAMES_HERE.get(name, f"keep a value without effect as config.extra[{name!r}] = …")
+            raise AttributeError(f"{type(self).__name__} has no field {name!r}: {instead}")
+        new = copy.copy(self)  # not by a call: the constructor of a subclass may take other arguments
+        del new._bound  # it is under construction again
+        for name, value in values.items():
+            setattr(new, name, value)
+        new.__post_init__()
+        return {name: getattr(new, name) for name in names if getattr(new, name) != getattr(self, name)}
+
+    def __getstate__(self) -> tuple[dict[str, Any], dict[str, Any]]:  # of a copy
+        values, slots = super().__getstate__()
+        return values, slots | {"_bound": False}
 
     @property
     def label2id(self) -> dict[str, int]:
-        """The class that each label's name stands for."""
-        return ReadOnly({label: index for index, label in self.id2label.items()})
+        """The class that each label's name stands for. It follows `id2label`: assign that to change it."""
+        return ReadOnly({label: index for index, label in self.id2label.items()}, "assign id2label")
+
+    @label2id.setter
+    def label2id(self, names: dict[str, int]) -> None:
+        raise AttributeError("label2id follows id2label: assign that")
 
     @classmethod
     def mixtral_8x7b(cls, **changes) -> "MixtralConfig":
@@ -215,8 +247,9 @@ class MixtralConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Return what a `config.json` holds; transformers v4 reads `rope_theta` from it, v5 `rope_parameters`."""
-        sound = replace(self)  # checked again: somebody may have changed a list or dictionary in place
-        values = {f.name: getattr(sound, f.name) for f in fields(self) if f.name not in NOT_SAVED}
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        values |= self._changes({})  # checked again: somebody may have changed a list or dictionary in place
+        values = {name: value for name, value in values.items() if name not in NOT_SAVED}
         del values["num_labels"]  # the length of id2label
         if self.quantization_config is None:
             del values["quantization_config"]  # transformers takes its presence for a quantized checkpoint
@@ -279,14 +312,21 @@ def settings_file(folder: str | Path) -> Path:
 
 def _rope_parameters(self: MixtralConfig) -> dict[str, Any]:
     """`rope_theta` as transformers v5 spells it; assigning such a dictionary sets `rope_theta`."""
-    return ReadOnly(rope_type="default", rope_theta=self.rope_theta)
+    return ReadOnly({"rope_type": "default", "rope_theta": self.rope_theta}, "assign rope_theta, or rope_parameters")
 
 
-def _set_rope_parameters(self: MixtralConfig, rope: dict) -> None:
-    self.rope_theta = _theta_of(rope, default=self.rope_theta)
+def _set_rope_parameters(self: MixtralConfig, rope: dict | None) -> None:
+    constructing = not hasattr(self, "_bound")
+    if constructing and rope is None:
+        return
+    theta = _theta_of(rope, default=self.rope_theta)
+    if constructing and self.rope_theta not in (theta, type(self).rope_theta):
+        raise ValueError(f"rope_theta={self.rope_theta} and rope_parameters with {theta} disagree")
+    self.rope_theta = theta
 
 
-# Here, as in the class the name is an argument of the constructor. What `dataclasses.replace` copies is `rope_theta`.
+# Another spelling of a field, not one more: an argument of the constructor, and then a property. What `fields` lists,
+# and `dataclasses.replace` copies, is `rope_theta`.
 MixtralConfig.rope_parameters = property(_rope_parameters, _set_rope_parameters)
 del MixtralConfig.__dataclass_fields__["rope_parameters"]
 

@@ -1,7 +1,7 @@
 """What no Mixtral can have: each rule names a config's field, whether it is fine, and what would be right."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields
 from typing import Any
 
@@ -33,32 +33,56 @@ def check(config: Any) -> None:
             raise ValueError(f"{name}={shown(getattr(config, name))}: it must be {wanted}")
 
 
-def check_changes(config: Any, changes: dict[str, Any]) -> None:
-    """Raise a ValueError for a change that a model which was built from `config` could not follow."""
-    for name in FIXED:
-        if name in changes:
-            raise ValueError(
-                f"{name}={changes[name]!r}: a model was built from this config with {name}={getattr(config, name)!r}, "
-                f"which it cannot change; build another from dataclasses.replace(config, {name}={changes[name]!r})"
-                + _INSTEAD.get(name, "")
-            )
+def check_changes(config: Any, name: str, changes: dict[str, Any]) -> None:
+    """Raise a ValueError if assigning the field `name` brings `changes` that a model built from `config` cannot follow.
+
+    They may be of other fields: names for more labels change `num_labels`.
+    """
+    fixed = [other for other in FIXED if other in changes]
+    if fixed:
+        old = " and ".join(f"{other}={shown(getattr(config, other))}" for other in fixed)
+        wanted = ", ".join(f"{other}={shown(changes[other])}" for other in dict.fromkeys([name, *fixed]))
+        instead = _INSTEAD.get(name, f"build another from dataclasses.replace(config, {wanted})")
+        raise ValueError(
+            f"{name}={shown(changes[name])}: a model was built from this config with {old}, which it cannot change; "
+            f"{instead}"
+        )
 
 
 _INSTEAD = {
-    "dtype": ", or convert the model with model.to(...)",
-    "quantization_config": ", or quantize the model with mixtral_edu.quantization.quantize_model",
+    "dtype": "convert the model with model.to(...)",
+    "quantization_config": "quantize a model with mixtral_edu.quantization.quantize_model(model, 'int8'), or load it "
+    "again with from_pretrained(..., quantization=...)",
 }
 
 
 class ReadOnly(dict):
-    """A dictionary that a property makes at each look: what is written into it would be lost, and is refused."""
+    """A dictionary that a property makes at each look: what is written into it would be lost, and is refused.
 
-    def __setitem__(self, key: Any, value: Any):
-        if self.get(key) != value:
-            raise TypeError(f"[{key!r}] = {value!r}: this is a copy to read; assign the config's field as a whole")
+    It is a dict, since transformers, json and copies take no other mapping; they may write what is there already.
+    """
+
+    def __init__(self, values: dict, instead: str):
+        super().__init__(values)
+        self.instead = instead
 
     def __reduce__(self):  # a copy is an ordinary one
         return dict, (dict(self),)
+
+
+def _refusing(method: str) -> Callable[..., Any]:
+    def write(self: ReadOnly, *args: Any, **kwargs: Any) -> Any:
+        changed = dict(self)
+        result = getattr(changed, method)(*args, **kwargs)
+        if changed != self:
+            raise TypeError(f"this dictionary is a copy to read, made at each look: {self.instead}")
+        return result
+
+    return write
+
+
+for _method in ("__setitem__", "__delitem__", "clear", "pop", "popitem", "setdefault", "update"):
+    setattr(ReadOnly, _method, _refusing(_method))
 
 
 def _rules(config: Any) -> Iterator[tuple[str, bool, str]]:
@@ -137,7 +161,11 @@ def is_count(value: Any) -> bool:
 def shown(value: Any) -> str:
     """Return `repr(value)` for an error message, cut where it is long: a damaged file may hold anything."""
     try:
-        text = repr(value)
+        return shortened(repr(value))
     except (ValueError, RecursionError):  # Python refuses to spell an int of more than 4300 digits
-        text = f"a {type(value).__name__} too long to show"
-    return text if len(text) <= 200 else f"{text[:200]}…"
+        return f"a {type(value).__name__} too long to show"
+
+
+def shortened(text: str, most: int = 200) -> str:
+    """Return `text` for a message, cut after so many characters."""
+    return text if len(text) <= most else f"{text[:most]}…"

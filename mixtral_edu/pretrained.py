@@ -101,6 +101,13 @@ class PreTrained(nn.Module):
         """Sizes and settings. To change a setting, assign its field: all layers read this one config."""
         return self._config
 
+    @config.setter
+    def config(self, config: MixtralConfig) -> None:
+        if config is not self._config:
+            name = type(self).__name__
+            raise AttributeError(f"config: a model keeps the one it was built from; assign its fields, as in "
+                                 f"model.config.use_cache = False, or build another model, {name}(config)")  # fmt: skip
+
     @property
     def device(self) -> torch.device:
         """Where the weights are."""

@@ -110,15 +110,17 @@ def _best_where_infinite(scaled: Tensor, logits: Tensor) -> Tensor:
     """Return `scaled` (B, V), and for a row whose highest score overflowed its limit: only the best tokens are left.
 
     Scores that leave a number's range differ by more than any softmax can show, unless they were equal. The best are
-    those with the highest of the `logits` before, among the ones that overflowed.
+    those with the highest of the `logits` before, among the ones that overflowed. A row whose highest score was
+    infinite before is broken and stays so: `next_token` refuses it.
     """
     highest = scaled.amax(-1, keepdim=True)  # (B, 1)
     if can_look_at(highest) and not highest.isinf().any():
         return scaled  # the usual case, for the price of one look
+    overflowed = highest.isinf() & logits.amax(-1, keepdim=True).isfinite()  # (B, 1)
     candidates = logits.masked_fill(scaled != highest, -torch.inf)
     best = candidates == candidates.amax(-1, keepdim=True)
     limit = torch.zeros_like(logits).masked_fill(~best, -torch.inf)
-    return torch.where(highest.isinf(), limit, scaled)
+    return torch.where(overflowed, limit, scaled)
 
 
 class _FromConfig:

@@ -450,6 +450,36 @@ def test_sizes_below_one_are_refused_by_name(make_config, arguments, name):
         RollingKVCache(make_config(), **arguments)
 
 
+@pytest.mark.parametrize("size", [2**45, 2**62])  # more than a process can address, and more bytes than torch counts
+def test_a_cache_that_no_memory_holds_is_named_with_its_size(make_config, model_with, size):
+    needed = f"{3 * 2 * 2 * size * 14 * 4 / 1e9:.3g} GB"
+    for changes, arguments, name in (
+        ({"sliding_window": size}, {"batch_size": 1}, f"sliding_window={size}"),
+        ({"sliding_window": None}, {"batch_size": 1, "max_length": size}, f"max_length={size}"),
+        ({"sliding_window": 1}, {"batch_size": size}, f"batch_size={size}"),
+    ):
+        with pytest.raises(MemoryError, match=rf"\b{name}\b") as caught:
+            RollingKVCache(make_config(**changes), **arguments)
+        assert needed in str(caught.value)
+    with pytest.raises(RuntimeError, match="nowhere"):  # a device that does not exist is no matter of memory
+        RollingKVCache(make_config(), 1, device="nowhere")
+    model = model_with(4)
+    model.config.sliding_window = size
+    for call in (model, lambda ids: model.generate(ids, max_new_tokens=1)):
+        with pytest.raises(MemoryError, match=f"sliding_window={size}"):
+            call(random_ids(1, 3))
+    assert model(random_ids(1, 3), use_cache=False).logits.isfinite().all()
+
+
+def test_a_full_cuda_device_stays_an_error_of_torchs_type(make_config, monkeypatch):
+    def full(*args, **kwargs):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(torch, "zeros", full)
+    with pytest.raises(torch.OutOfMemoryError, match="sliding_window=7"):
+        RollingKVCache(make_config(), 1)
+
+
 def test_the_configs_dtype_and_an_own_one(make_config):
     assert RollingKVCache(make_config(), 1).keys[0].dtype == torch.float32
     assert RollingKVCache(make_config(dtype="bfloat16"), 1).keys[0].dtype == torch.bfloat16

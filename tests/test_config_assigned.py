@@ -4,6 +4,7 @@ import copy
 import dataclasses
 import json
 import pickle
+import re
 
 import pytest
 import torch
@@ -19,7 +20,7 @@ from mixtral_edu import (
 from mixtral_edu.attention import ATTENTION_BACKENDS
 from mixtral_edu.config_checks import ATTENTION, EXPERTS, FIXED
 from mixtral_edu.dispatch import EXPERT_DISPATCH
-from mixtral_edu.quantization.model import quantize_model
+from mixtral_edu.quantization.model import quantization_of, quantize_model
 from test_config import INVALID
 
 pytestmark = pytest.mark.numerics
@@ -183,15 +184,32 @@ OTHER_VALUES = {
 }  # fmt: skip
 
 
+def follow_advice(message, model, name, value):
+    """Do what the message says; afterwards there is a model with the value."""
+    if name == "dtype":
+        assert "model.to(" in message
+        assert copy.deepcopy(model).to(getattr(torch, value)).dtype == getattr(torch, value)
+    elif name == "quantization_config":
+        (call,) = re.findall(r"quantize_model\(.*?\)", message)
+        quantized = MixtralModel(dataclasses.replace(model.config))
+        eval(call, {"model": quantized, "quantize_model": quantize_model})
+        assert quantized.config.quantization_config["bits"] == value["bits"]
+    else:
+        (call,) = re.findall(r"dataclasses\.replace\(.*\)", message)
+        other = eval(call, {"config": model.config, "dataclasses": dataclasses})
+        assert getattr(type(model)(other).config, name) == value
+
+
 @pytest.mark.parametrize("name", OTHER_VALUES)
 def test_what_a_built_model_fixes_is_refused_and_free_everywhere_else(make_config, name):
     assert set(FIXED) <= OTHER_VALUES.keys()
     config, value = make_config(pad_token_id=99), OTHER_VALUES[name]
     model, another = MixtralForSequenceClassification(config), MixtralModel(config)  # several may share one
-    before, field = copy.deepcopy(config), "num_labels" if name == "id2label" else name
-    with pytest.raises(ValueError, match=rf"^{field}=.*dataclasses.replace\(config, {field}="):
+    before = copy.deepcopy(config)
+    with pytest.raises(ValueError, match=rf"^{name}=") as caught:
         setattr(config, name, value)
     assert model.config is config is another.config and config == before
+    follow_advice(str(caught.value), model, name, value)
     setattr(config, name, getattr(config, name))  # no change
     logits(model)
 
@@ -203,7 +221,7 @@ def test_what_a_built_model_fixes_is_refused_and_free_everywhere_else(make_confi
         assert free == dataclasses.replace(config, **changes)
     for copied in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
         assert copied.config is not config and copied.model.layers[0].self_attn.config is copied.config
-        with pytest.raises(ValueError, match=f"^{field}="):
+        with pytest.raises(ValueError, match=f"^{name}="):
             setattr(copied.config, name, value)
 
 
@@ -231,15 +249,78 @@ def test_switches_and_numbers_are_what_they_are_called(make_config, name, wrong)
             assign()
 
 
-def test_a_name_that_is_no_field_is_refused(make_config):
-    with pytest.raises(AttributeError, match="num_expert_per_tok"):
-        make_config().num_expert_per_tok = 1
+@pytest.mark.parametrize(
+    ("name", "instead"),
+    [("num_expert_per_tok", r"config\.extra\['num_expert_per_tok'\] = "), ("return_dict", "always"),
+     ("_attn_implementation", " attn_implementation"), ("_experts_implementation", " experts_implementation"),
+     ("torch_dtype", r" dtype.*model\.to\("), ("num_experts", "num_local_experts"), ("label2id", "id2label")],
+)  # fmt: skip
+def test_a_name_that_is_no_field_is_refused_and_the_right_one_named(make_config, name, instead):
+    config = make_config()
+    MixtralModel(config)
+    with pytest.raises(AttributeError, match=f"{name}.*{instead}"):
+        setattr(config, name, 1)
+    config.extra["num_expert_per_tok"] = 1
+    assert config.to_dict()["num_expert_per_tok"] == 1
 
 
 def test_another_config_cannot_take_the_place_of_a_models(make_config):
-    model = MixtralForCausalLM(make_config())
-    with pytest.raises(AttributeError, match="config"):
-        model.config = make_config(sliding_window=2)
+    model, other = MixtralForCausalLM(make_config()), make_config(sliding_window=2)
+    model.config = model.config  # no change
+    with pytest.raises(AttributeError, match=r"^config: .* MixtralForCausalLM\(config\)"):
+        model.config = other
+    assert MixtralForCausalLM(other).config is other and model.config.sliding_window == 7
+
+
+def test_vars_are_the_fields(make_config):
+    config = make_config()
+    for bound in (False, True):
+        if bound:
+            MixtralModel(config)
+        assert MixtralConfig(**vars(config)) == config
+        assert set(vars(config)) == {f.name for f in dataclasses.fields(config)}
+
+
+@dataclasses.dataclass
+class WithField(MixtralConfig):
+    depth: int = 3
+
+
+class WithAttribute(MixtralConfig):
+    def __init__(self, depth, **settings):
+        super().__init__(sliding_window=None, **settings)
+        self.depth = depth
+
+
+@dataclasses.dataclass(slots=True)
+class WithSlot(MixtralConfig):
+    depth: int = 3
+
+
+@pytest.mark.filterwarnings("ignore:unknown config fields")
+@pytest.mark.parametrize("cls", [WithField, WithAttribute, WithSlot])
+def test_a_subclass_may_have_attributes_of_its_own(make_config, tmp_path, cls):
+    settings = vars(make_config()).copy()
+    del settings["sliding_window"]
+    config = cls(depth=4, **settings)
+    model = MixtralForCausalLM(config)
+    config.depth, config.rope_parameters = 5, {"rope_theta": 77.0}
+    config.num_experts_per_tok = 1
+    for each in (config, copy.copy(config), copy.deepcopy(config), pickle.loads(pickle.dumps(config))):
+        assert (each.depth, each.rope_theta, each.num_experts_per_tok, type(each)) == (5, 77.0, 1, cls)
+        with pytest.raises(ValueError, match="^hidden_act="):
+            each.hidden_act = "gelu"
+        with pytest.raises(ValueError, match="^rope_theta="):
+            each.rope_parameters = {"rope_theta": -1.0}
+        if each is not config:
+            each.vocab_size = 102
+    with pytest.raises(ValueError, match="^vocab_size="):
+        config.vocab_size = 102
+    model.save_pretrained(tmp_path / "saved")
+    assert MixtralConfig.from_pretrained(tmp_path / "saved").rope_theta == 77.0
+    if cls is not WithAttribute:  # fields are saved, replaced and read like any
+        assert cls.from_pretrained(tmp_path / "saved").depth == 5
+        assert dataclasses.replace(config, depth=6).depth == 6
 
 
 def test_labels_and_their_number_stay_one_thing(make_config, tmp_path):
@@ -257,8 +338,6 @@ def test_labels_and_their_number_stay_one_thing(make_config, tmp_path):
     assert again.num_labels == 3 and again.id2label == ours.id2label
     with pytest.raises(ValueError, match="num_labels=4 and id2label with 3"):  # names that somebody chose
         ours.num_labels = 4
-    with pytest.raises(TypeError):
-        ours.label2id["ugly"] = 3
     ours.id2label[3] = "ugly"  # in place, which nothing can see before the end
     with pytest.raises(ValueError, match="num_labels=3 and id2label with 4"):
         ours.save_pretrained(tmp_path)
@@ -286,19 +365,49 @@ def test_rope_parameters_are_rope_theta_spelled_out(make_config):
     for wrong in ({"rope_type": "yarn", "rope_theta": 20.0, "factor": 2.0}, {"rope_theta": -1.0}):
         with pytest.raises(ValueError, match="^rope_"):
             config.rope_parameters = wrong
-    with pytest.raises(TypeError, match="assign"):
-        config.rope_parameters["rope_theta"] = 3.0
-    assert config.rope_theta == 20.0
+    config.rope_parameters |= {"rope_theta": 30.0}  # which assigns
+    assert config.rope_theta == 30.0
     for theta in (1e6, 7.0):  # the default too
         assert dataclasses.replace(config, rope_theta=theta).rope_parameters["rope_theta"] == theta
 
 
-def test_quantizing_is_noted_by_the_model_itself(make_config):
-    model = MixtralForCausalLM(make_config())
+@pytest.mark.parametrize(("name", "field"), [("rope_parameters", "rope_theta"), ("label2id", "id2label")])
+def test_nothing_is_written_into_a_dictionary_that_is_a_copy(make_config, name, field):
+    config = make_config()
+    before = dict(getattr(config, name))
+    key, value = next(iter(before.items()))
+    for write in (
+        lambda d: d.__setitem__("new", 3), lambda d: d.__setitem__(key, 3), lambda d: d.__delitem__(key),
+        lambda d: d.update(new=3), lambda d: d.update({key: 3}), lambda d: d.pop(key), lambda d: d.popitem(),
+        lambda d: d.setdefault("new", 3), lambda d: d.clear(),
+    ):  # fmt: skip
+        view = getattr(config, name)
+        with pytest.raises(TypeError, match=f"assign {field}"):
+            write(view)
+        assert view == before == getattr(config, name)
+    view = getattr(config, name)
+    assert view.setdefault(key) == value == view.pop("no such", value)  # nothing is lost
+    writable = copy.copy(view)
+    writable["new"] = 3
+
+
+def test_quantizing_is_noted_by_the_model_itself_and_no_other(make_config, tmp_path):
+    config = make_config(attn_implementation="eager")
+    model, other = MixtralForCausalLM(config).eval(), MixtralForCausalLM(config).eval()
+    right = logits(other)
     quantize_model(model, "int8")
-    assert model.config.quantization_config["bits"] == 8
+    assert model.config.quantization_config["bits"] == 8 and quantization_of(model).bits == 8
     with pytest.raises(ValueError, match="quantization_config"):
         model.config.quantization_config = None
+    assert config is other.config and config.quantization_config is None
+    other.save_pretrained(tmp_path / "other")
+    assert quantization_of(MixtralForCausalLM.from_pretrained(tmp_path / "other")) is None
+
+    plain = logits(model)
+    model.config.sliding_window = 2  # all of its layers follow its own config, and the other model does not
+    assert not torch.equal(logits(model), plain) and torch.equal(logits(other), right)
+    for module in model.modules():
+        assert getattr(module, "config", model.config) is model.config
 
 
 def test_work_on_a_model_can_be_noted(make_config, tmp_path):

@@ -193,6 +193,18 @@ def test_nothing_is_drawn_from_what_is_no_distribution(row):
         next_token(logits, do_sample=True)
 
 
+@pytest.mark.parametrize("row", [[math.inf, 1.0, 2.0], [-math.inf] * 3, [math.nan, 1.0, 2.0]])
+@pytest.mark.parametrize("options", [{"temperature": 1.0}, {"temperature": 1e-40}, {"repetition_penalty": 1.3},
+                                     {"repetition_penalty": 1e-40, "temperature": 0.5, "top_k": 2, "top_p": 0.9,
+                                      "min_p": 0.1}])  # fmt: skip
+def test_logits_that_are_broken_stay_broken_on_their_way(row, options):
+    logits, ids = torch.tensor([[0.0, 1.0, 2.0], row]), torch.tensor([[0, 1], [0, 1]])
+    shaped = GenerationOptions(max_new_tokens=1, do_sample=True, **options).shape(logits, ids, torch.ones_like(ids))
+    next_token(shaped[:1], do_sample=True)
+    with pytest.raises(ValueError, match="logits"):
+        next_token(shaped, do_sample=True)
+
+
 @pytest.mark.parametrize("number", [Fraction(1, 2), np.float32(0.5), np.float64(0.5)])
 def test_numbers_of_any_kind_are_taken(number):
     ones = torch.ones_like(IDS)

@@ -2,6 +2,7 @@
 
 import shlex
 import warnings
+from copy import copy
 from dataclasses import replace
 from math import prod
 from pathlib import Path
@@ -169,8 +170,8 @@ def save_pretrained(
     limit = parse_size(max_shard_size)
     tensors = model.state_dict()
     form = quantization_of(model)
-    config = replace(
-        model.config,
+    config = copy(model.config)
+    config.bind(
         dtype=common_dtype(tensor.dtype for tensor in tensors.values() if tensor.is_floating_point()),
         quantization_config=form.to_dict() if form else None,
         extra=model.config.extra | {"architectures": [type(model).__name__]},

@@ -35,28 +35,18 @@ _RAW_WORDS = {  # published: raw
     "post_attention_layernorm": "ffn_norm",
     "block_sparse_moe": "feed_forward",
 }
-# What shows a size in the files of any layout: the config's field, which tensors, which axis, and what it must be.
+# What shows a size in the files of any layout: the config's fields, which tensors, which axis, and what that must be.
 _SIZES: tuple[tuple[str, str, int, Callable[[MixtralConfig], int]], ...] = (
     ("vocab_size", r"(embed_tokens|tok_embeddings)\.weight", 0, lambda c: c.vocab_size),
     ("hidden_size", r"(embed_tokens|tok_embeddings)\.weight", 1, lambda c: c.hidden_size),
     ("num_local_experts", r"\.gate\.weight", 0, lambda c: c.num_local_experts),
     ("intermediate_size", r"\.experts\.\d+\.w1\.weight\w*", 0, lambda c: c.intermediate_size),
-    ("intermediate_size", r"\.experts\.gate_up_proj", 1, lambda c: 2 * c.intermediate_size),
-    ("intermediate_size", r"\.block_sparse_moe\.w1", 0, lambda c: c.num_local_experts * c.intermediate_size),
-    ("num_attention_heads", r"\.(q_proj|wq)\.weight\w*", 0, lambda c: c.num_attention_heads * c.head_dim),
-    ("num_key_value_heads", r"\.(k_proj|wk)\.weight\w*", 0, lambda c: c.num_key_value_heads * c.head_dim),
-)
-# What shows a size in the files of any layout: the config's field, which tensors, which axis, and what that must be.
-_SIZES: tuple[tuple[str, str, int, Callable[[MixtralConfig], int]], ...] = (
-    ("vocab_size", r"(embed_tokens|tok_embeddings)\.weight", 0, lambda c: c.vocab_size),
-    ("hidden_size", r"(embed_tokens|tok_embeddings)\.weight", 1, lambda c: c.hidden_size),
-    ("num_local_experts", r"\.gate\.weight", 0, lambda c: c.num_local_experts),
-    ("intermediate_size", r"\.experts\.\d+\.w1\.weight\w*", 0, lambda c: c.intermediate_size),
-    ("intermediate_size", r"\.experts\.gate_up_proj", 1, lambda c: 2 * c.intermediate_size),
-    ("intermediate_size", r"\.block_sparse_moe\.w1", 0, lambda c: c.num_local_experts * c.intermediate_size),
-    ("num_attention_heads", r"\.(q_proj|wq)\.weight\w*", 0, lambda c: c.num_attention_heads * c.head_dim),
-    ("num_key_value_heads", r"\.(k_proj|wk)\.weight\w*", 0, lambda c: c.num_key_value_heads * c.head_dim),
-)
+    ("2 * intermediate_size", r"\.experts\.gate_up_proj", 1, lambda c: 2 * c.intermediate_size),
+    ("num_local_experts * intermediate_size", r"\.block_sparse_moe\.w1", 0,
+     lambda c: c.num_local_experts * c.intermediate_size),
+    ("num_attention_heads * head_dim", r"\.(q_proj|wq)\.weight\w*", 0, lambda c: c.num_attention_heads * c.head_dim),
+    ("num_key_value_heads * head_dim", r"\.(k_proj|wk)\.weight\w*", 0, lambda c: c.num_key_value_heads * c.head_dim),
+)  # fmt: skip
 _EXPERT = re.compile(r"(.+)\.block_sparse_moe\.experts\.(\d+)\.(w[123])\.weight")
 Shape = tuple[int, ...]
 
@@ -135,7 +125,7 @@ def check_sizes(config: MixtralConfig, tensors: Iterable[tuple[str, Shape]], set
         settings: the file, for the message.
 
     Raises:
-        ValueError: a size is not that of the files; the message names its field.
+        ValueError: a size is not that of the files; the message names its field, or the fields whose product it is.
     """
     shapes = {name: shape for name, shape in tensors if 0 not in shape}  # what holds no number costs no byte either
     layers, experts = _numbers(shapes, "layers"), _numbers(shapes, "experts")
@@ -145,12 +135,12 @@ def check_sizes(config: MixtralConfig, tensors: Iterable[tuple[str, Shape]], set
     routed = [shape[0] for name, shape in shapes.items() if name.endswith(".gate.weight")]
     if E > (most := max(routed, default=len(experts))):
         raise ValueError(f"{settings}: num_local_experts={E} but the files hold {most} experts")
-    for field, pattern, axis, expected in _SIZES:
+    for fields, pattern, axis, expected in _SIZES:
         same = {name: shape for name, shape in shapes.items() if len(shape) > axis and re.search(f"{pattern}$", name)}
         sizes = {shape[axis] for shape in same.values()}
         if len(sizes) == 1 and sizes != {expected(config)}:
             name, shape = next(iter(same.items()))
-            raise ValueError(f"{settings}: {field}={getattr(config, field)} but the files hold {name} {shape}")
+            raise ValueError(f"{settings}: {fields}={expected(config)} but the files hold {name} {shape}")
 
 
 def _numbers(names: Iterable[str], word: str) -> set[int]:

@@ -51,10 +51,10 @@ def read_params(path: Path) -> dict[str, Any]:
     for name, fine in _OTHER_MODELS.items():
         value = params.pop(name, None)
         if value not in fine:
-            raise ValueError(f"{path}: {name}={shown(value)} is no Mixtral's: {fine[-1]!r} is wanted")
+            raise ValueError(f"{path}: {name}={shown(value)} is another model's: in a Mixtral it must be {fine[-1]!r}")
     moe = params.pop("moe", None)
     if not isinstance(moe, dict | None):
-        raise ValueError(f"{path}: moe={shown(moe)} is no object with {' and '.join(MOE_NAMES)}")
+        raise ValueError(f"{path}: moe={shown(moe)}: it must be an object with {' and '.join(MOE_NAMES)}")
     if isinstance(params.get("sliding_window"), str):
         params["sliding_window"] = _window(params["sliding_window"], path)
 
@@ -64,7 +64,7 @@ def read_params(path: Path) -> dict[str, Any]:
         if value is None and ours in (*NAMES.values(), *MOE_NAMES.values()):
             continue  # as if it were missing
         if ours in COUNTS and not is_count(value):
-            raise ValueError(f"{path}: {name}={shown(value)} has to be a whole number of at least 1")
+            raise ValueError(f"{path}: {name}={shown(value)}: it must be a whole number of at least 1")
         if ours in values and values[ours] != value:
             raise ValueError(f"{path}: {spelled[ours]}={shown(values[ours])} and {name}={shown(value)} disagree")
         values[ours], spelled[ours] = value, name
@@ -96,5 +96,5 @@ def _window(text: str, path: Path) -> int | None:
     if text.lower() in ("", "none", "null"):
         return None
     if not text.isdecimal() or len(text) > 18:  # more digits than any window has
-        raise ValueError(f"{path}: sliding_window={shown(text)}: a number of keys is wanted, or null")
+        raise ValueError(f"{path}: sliding_window={shown(text)}: it must be a number of keys, or null")
     return int(text)

@@ -9,8 +9,9 @@ For students:
     check                        # lists all exercises
 
 For marks: `python -m mixtral_edu grade STUDENT.py` takes a script or a notebook. It runs a notebook's cells in order,
-as "Restart and run all" does, and each exercise gets what the notebook's own check says. An error costs its own cell
-(of a script, its own statement); shell commands do not run, nor do magic commands but those that time or capture
+as "Restart and run all" does, and each exercise gets what the notebook's own check says of the function that has its
+name at the end: one that is defined again after its check is checked once more. An error costs its own cell (of a
+script, its own statement); shell commands do not run, nor do magic commands but those that time or capture
 Python; each cell and each exercise may take 10 seconds (`--timeout`). The report names the cells that failed and what
 was left out. Or put the same call into an nbgrader test cell: `assert check.rms_norm(rms_norm)` gives all points or
 none, and `4 * check.rms_norm(rms_norm).score` as the last line of a cell worth 4 points gives a share. (A cell that

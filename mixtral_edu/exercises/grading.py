@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from mixtral_edu.config_checks import shortened
 from mixtral_edu.exercises.comparison import Rows, compare, show
 from mixtral_edu.exercises.deadline import DeadlinePassed, deadline
 from mixtral_edu.exercises.probe import Probe, random_state, set_random_state
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 TIDY = "Does it leave its inputs and the shared random numbers as they were?"  # the last check of every exercise
 TOO_LATE = "It did not come to an end in time. Does every loop end?"
+LONGEST = 500  # characters of an exception's text, or of what was printed
 PRINTED_LINES = 3  # of what the function printed
 
 
@@ -117,7 +119,7 @@ def _what_was_raised(error: BaseException, probe: Probe) -> tuple[str, Rows]:
     rows = [("in", line)] if line else []
     if isinstance(error, DeadlinePassed):
         return TOO_LATE, rows
-    what = traceback.format_exception_only(error)[-1].strip().partition("\n")[0]
+    what = shortened(traceback.format_exception_only(error)[-1].strip().partition("\n")[0], LONGEST)
     if error is probe.error:
         return f"It raised {what}", rows
     return f"Its result could not be used: {what}", rows
@@ -135,7 +137,7 @@ class _Printed(io.TextIOBase):
         self.kept, self.lines = "", 0
 
     def write(self, text: str) -> int:
-        self.kept += text[: 500 - len(self.kept)]
+        self.kept += text[: LONGEST - len(self.kept)]
         self.lines += text.count("\n")
         return len(text)
 

@@ -105,7 +105,7 @@ def _environment(folder: str) -> dict[str, str]:
 
 
 def _follow(process: subprocess.Popen, lines: TextIO, names: list[str], skipped: dict[int, str]) -> Marks:
-    """Read what the process reports, and say of what it could not survive that this was so."""
+    """Collect what the process reports; where it hangs or dies, blame the part or the exercise that it was at."""
     marks = Marks()
     doing, limit = None, START_LIMIT  # nothing, a part (a number), or an exercise (its name)
     while True:

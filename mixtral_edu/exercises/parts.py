@@ -60,7 +60,8 @@ class Notebook:
     def __init__(self, cells: dict[str, str]):
         self.parts = list(cells)
         self._sources = list(cells.values())
-        self._shell = _shell(dict(zip(self._sources, self.parts, strict=False)))
+        self._file_names: dict[str, str] = {}  # by source, for the cell that runs: two may have the same
+        self._shell = _shell(self._file_names)
         self.names = self._shell.user_ns
         self.left_out: list[str] = self._shell.left_out
 
@@ -68,13 +69,14 @@ class Notebook:
         """Run one cell; raises the first error that a notebook would show below it."""
         self.left_out.clear()
         self._shell.errors.clear()
+        self._file_names[self._sources[index]] = self.parts[index]
         self._shell.run_cell(self._sources[index], store_history=True)
         if self._shell.errors:
             raise self._shell.errors[0]
 
 
 def _shell(file_names: dict[str, str]) -> "InteractiveShell":
-    """An IPython shell that runs Python and nothing else; messages call the code of a cell by its file name."""
+    """An IPython shell that runs Python and nothing else; messages call code by what is in `file_names`."""
     from IPython.core.compilerop import CachingCompiler  # a script can be graded without IPython
     from IPython.core.interactiveshell import InteractiveShell
     from IPython.utils.text import SList

@@ -13,8 +13,9 @@ REPORT is a JSON list:
     ["result", fields]            of one exercise
     ["end"]
 
-A notebook's own `check.NAME(function)` gives the mark of the function, as what its names mean may change later. What
-the notebook never checks, such as the functions of a script, is checked at the end.
+The function that has an exercise's name at the end counts. If the notebook's own `check.NAME(function)` saw this very
+function, the mark is what it found, as the names that the function uses may mean something else later. One that is
+defined again after its check, or never checked, as in a script, is checked at the end.
 """
 
 import ast
@@ -31,9 +32,10 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from mixtral_edu.config_checks import shortened
 from mixtral_edu.exercises import Exercise, exercises
 from mixtral_edu.exercises.deadline import DeadlinePassed, deadline
-from mixtral_edu.exercises.grading import grade
+from mixtral_edu.exercises.grading import LONGEST, grade
 from mixtral_edu.exercises.parts import Notebook, Script
 from mixtral_edu.exercises.result import Result
 
@@ -124,6 +126,7 @@ class _Marking:
         self._problems: list[tuple[str, str]] = []  # the name of a part, and its error
         self._found: dict[str, list[tuple[Callable, Result]]] = defaultdict(list)  # by the submission's own checks
         self._spent: dict[str, float] = defaultdict(float)  # seconds that these took
+        self._own_checked: set[str] = set()  # names whose function, at that time, these checked
 
     def run(self, skipped: dict[int, str]) -> None:
         """Run all parts, but those that have ended a process before, as `skipped` says."""
@@ -139,7 +142,7 @@ class _Marking:
                 problem = self._run_part(limit)
                 left -= time.monotonic() - start
                 for text in self._submission.left_out:
-                    self._write("left out", f"{where}: {text}")
+                    self._write("left out", f"{where}: {shortened(text, LONGEST)}")
             if problem:
                 self._problems.append((where, problem))
                 self._write("error", problem if where in problem else f"{where}: {problem}")
@@ -163,6 +166,7 @@ class _Marking:
         if self._spent[name] > self._seconds:  # in a loop
             return self._found[name][-1][1]
         if answer is self._submission.names.get(name):
+            self._own_checked.add(name)
             self._write("checking", name, self._seconds)
         start = time.monotonic()
         result = grade(exercise, answer, self._seconds)
@@ -174,8 +178,8 @@ class _Marking:
     def mark(self, name: str) -> Result:
         """The mark of an exercise: what the submission's own check found last of the function of this name.
 
-        One that it did not check is checked now. Where there is none, or it is still the stub, another function that
-        was handed to the check stands for it, unless it is a given solution.
+        One that it did not check, or that was defined again since, is checked now. Where there is none, or it is still
+        the stub, another function that was handed to the check stands for it, unless it is a given solution.
         """
         own = self._submission.names.get(name)
         found = [result for answer, result in self._found[name] if answer is own]
@@ -184,6 +188,9 @@ class _Marking:
         elif name in self._submission.names:
             self._write("checking", name, self._seconds)
             result = grade(exercises()[name], own, self._seconds)
+            if name in self._own_checked:
+                again = f"{result.message}\n  It was defined again after its check; the last definition counts."
+                result = dataclasses.replace(result, message=again)
         else:
             result = self._missing(name)
         others = [result for answer, result in self._found[name] if not _is_given(answer, exercises()[name])]
@@ -204,7 +211,7 @@ def _is_given(answer: Callable, exercise: Exercise) -> bool:
 
 
 def _in_words(error: BaseException, parts: dict[str, str]) -> str:
-    what = traceback.format_exception_only(error)[-1].strip()
+    what = shortened(traceback.format_exception_only(error)[-1].strip(), LONGEST)
     if isinstance(error, SyntaxError) and error.filename in parts:
         return f"{what} ({error.filename}, line {error.lineno})"
     own = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename in parts]

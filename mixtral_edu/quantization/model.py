@@ -6,6 +6,7 @@ they are. `rounding` says how a matrix is rounded, `layers` how it is multiplied
 
 import re
 from collections.abc import Mapping
+from copy import copy
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -142,7 +143,8 @@ def quantize_model(model: nn.Module, quantization: str | QuantizationConfig) -> 
     """Quantize a model's attention and experts in place, one matrix at a time.
 
     `from_pretrained(..., quantization="int4")` does the same while loading, and never holds the whole model as it was.
-    What stays trainable are router, norms, embedding and head.
+    What stays trainable are router, norms, embedding and head. `model.config` becomes a copy that says how the model is
+    quantized, so that other models that were built from the same config keep it as it was.
 
     Args:
         model: with a `config`; on any device.
@@ -161,7 +163,11 @@ def quantize_model(model: nn.Module, quantization: str | QuantizationConfig) -> 
     for name, layer in layers.items():
         weight = model.get_submodule(name).weight.detach()
         install(model, {name: layer.quantize_(weight, weight.dtype).train(model.training)})
-    model.config.bind(quantization_config=quantization.to_dict())
+    shared = model.config  # perhaps with another model, which stays as it is
+    own = copy(shared)
+    own.bind(quantization_config=quantization.to_dict())
+    for module in model.modules():
+        vars(module).update({name: own for name, value in vars(module).items() if value is shared})
 
 
 def install(model: nn.Module, layers: Mapping[str, nn.Module]) -> None:

@@ -7,6 +7,7 @@ is unknown. `<s>` and `</s>` are control ids that only code may place: the chara
 
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby, takewhile
+from numbers import Integral
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -106,9 +107,10 @@ class MixtralTokenizer:
         if type(self) is MixtralTokenizer and not hasattr(self, name):
             raise AttributeError(f"{name}={value!r} would have no effect: a MixtralTokenizer has no attribute {name!r}")
         if name in ("pad_token_id", "bos_token_id", "eos_token_id"):
-            is_id = isinstance(value, int) and not isinstance(value, bool) and 0 <= value < self.vocab_size
+            is_id = isinstance(value, Integral) and not isinstance(value, bool) and 0 <= value < self.vocab_size
             if not is_id:
                 raise ValueError(f"{name}={value!r}: it must be an id from 0 to {self.vocab_size - 1}")
+            value = int(value)  # numpy's integers too
         super().__setattr__(name, value)
 
     @classmethod

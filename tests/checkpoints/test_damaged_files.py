@@ -117,11 +117,18 @@ def test_sizes_are_compared_with_the_tensors_before_anything_is_built(
     write_checkpoint(source, layout, make_config(), to_transformers)
     (source / "params.json").unlink(missing_ok=True)
     (source / "config.json").write_text(json.dumps(make_config().to_dict() | {field: size}))
-    named = "num_attention_heads" if field == "head_dim" else f"{field}={size}"
-    with pytest.raises(ValueError, match=rf"config\.json: {named}.* but the files hold .*{SIZES[field]}"):
+    named = {
+        "num_attention_heads": rf"num_attention_heads \* head_dim={14 * size} ",
+        "head_dim": rf"num_attention_heads \* head_dim={4 * size} ",  # either may be the wrong one
+        "intermediate_size": {
+            "fused": rf"2 \* intermediate_size={2 * size} ",
+            "stacked": rf"num_local_experts \* intermediate_size={5 * size} ",
+        }.get(layout, f"intermediate_size={size} "),
+    }.get(field, f"{field}={size} ")
+    with pytest.raises(ValueError, match=rf"config\.json: {named}but the files hold .*{SIZES[field]}"):
         convert_checkpoint(source, tmp_path / "target", progress=False)
     if layout == "published":
-        with pytest.raises(ValueError, match=rf"config\.json: {named}.* but the files hold .*{SIZES[field]}"):
+        with pytest.raises(ValueError, match=rf"config\.json: {named}but the files hold .*{SIZES[field]}"):
             MixtralForCausalLM.from_pretrained(source)
 
 

@@ -195,6 +195,39 @@ def test_the_mark_of_a_notebook_is_what_its_own_checks_say_in_jupyter(tmp_path: 
 
 
 @pytest.mark.slow
+def test_each_error_is_placed_cut_where_it_is_long_and_the_last_definition_counts(tmp_path: Path):
+    cells = [
+        SET_UP,
+        "1 / 0",
+        solution("rms_norm") + "\n\ncheck.rms_norm(rms_norm)",
+        "1 / 0",
+        "raise ValueError('long' * 2_500_000)",
+        "get_ipython().system('echo ' + 'long' * 2_500_000)",
+        "def rms_norm(x, weight, eps): return x",
+        solution("apply_rotary") + "\n\ncheck.apply_rotary(apply_rotary)",
+        solution("apply_rotary") + "\n\ncheck.apply_rotary(apply_rotary)",
+    ]
+    path = write_notebook(tmp_path, cells)
+    marks = mark(path, "02")
+    first, second, long = marks.errors
+    assert [error.count("code cell 2") for error in marks.errors] == [1, 0, 0]
+    assert [error.count("code cell 4") for error in marks.errors] == [0, 1, 0]
+    (command,) = marks.left_out
+    assert all(len(text) < 1000 + len(str(path)) and "code cell" in text for text in (long, command))
+    norm, rotary = marks.results["rms_norm"], marks.results["apply_rotary"]
+    assert norm.attempted and not norm.passed and "defined again" in norm.message
+    assert rotary.passed and "defined again" not in rotary.message, "checked again, too"
+
+
+def test_a_long_exception_is_cut_in_the_result_of_a_check():
+    def rms_norm(x, weight, eps):
+        raise ValueError("long" * 2_500_000)
+
+    result = check.rms_norm(rms_norm)
+    assert "ValueError: longlong" in result.message and len(result.message) < 2000
+
+
+@pytest.mark.slow
 def test_what_a_notebook_asks_for_and_does_not_get_is_said(tmp_path: Path, capsys):
     path = write_notebook(tmp_path, [*IPYTHON, "%%writefile written\ntext", f"!touch {tmp_path}/touched"])
     assert grade(path, "--json", str(tmp_path / "report.json")) == 1

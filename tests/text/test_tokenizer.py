@@ -4,8 +4,10 @@ import copy
 import io
 import json
 import pickle
+import re
 from importlib.resources import files
 
+import numpy as np
 import pytest
 import sentencepiece
 import tokenizers
@@ -210,8 +212,8 @@ def test_settings_that_would_have_no_effect_are_refused_by_name(official):
                 set_it()
     with pytest.raises(AttributeError, match="pad_tokn_id"):
         copy.copy(official).pad_tokn_id = 2
-    for value in (None, -1, 32000, "2", True, 2.0):
-        with pytest.raises(ValueError, match=rf"^pad_token_id={value!r}: .* 0 to 31999"):
+    for value in (None, -1, 32000, "2", True, 2.0, np.int64(32000), np.float64(2), np.True_):
+        with pytest.raises(ValueError, match=rf"^pad_token_id={re.escape(repr(value))}: .* 0 to 31999"):
             copy.copy(official).pad_token_id = value
 
 
@@ -220,6 +222,9 @@ def test_settings_that_have_an_effect_are_taken():
     assert tokenizer.padding_side == "left" and tokenizer(["a b", "a"], padding=True).input_ids[1][0] == 2
     tokenizer.padding_side, tokenizer.pad_token_id, tokenizer.bos_token_id = "left", 0, 3
     assert tokenizer.encode("a")[0] == 3
+    tokenizer.pad_token_id = np.int64(2)  # as numpy's functions return it
+    ids = tokenizer(["a b", "a"], padding=True).input_ids
+    assert ids[1][0] == 2 and {type(i) for row in ids for i in row} == {type(tokenizer.pad_token_id)} == {int}
 
     class Mine(MixtralTokenizer):
         def __init__(self, path):
