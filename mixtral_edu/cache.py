@@ -1,6 +1,6 @@
 """The rolling cache: keys and values of past tokens, in a ring of fixed size when attention has a window.
 
-A query sees at most W positions, so W slots a layer are enough for a text of any length. Position p lies in slot
+A query sees at most W positions, so W slots per layer are enough for a text of any length. Position p lies in slot
 p mod W: each new token overwrites the one that has just left the window.
 
 >>> slots = [None] * 4
@@ -40,7 +40,7 @@ class CacheView(NamedTuple):
 class RollingKVCache:
     """Keys and values of all layers for a batch of texts, each row with positions of its own.
 
-    With a window of W there are W slots a layer, from the start to the end. Without one there are `max_length` slots,
+    With a window of W there are W slots per layer, from the start to the end. Without one there are `max_length` slots,
     or, if that is not given either, as many as needed, doubling each time they are full. Padding is never stored:
     position p counts a row's columns from its first real token on, so rows of one batch may write different slots.
     What is stored carries no gradient, and decoding in place needs `torch.no_grad()`, as `generate` has it; where
@@ -72,14 +72,14 @@ class RollingKVCache:
     ):
         for name, size in (("batch_size", batch_size), ("max_length", max_length)):
             if size is not None and size < 1:
-                raise ValueError(f"{name}={size}: at least 1 is wanted")
+                raise ValueError(f"{name}={size}: it must be at least 1")
         self.window = config.sliding_window
         self.max_length = None if self.window else max_length
         slots = self.window or max_length or _FIRST_SLOTS
         dtype = dtype or getattr(torch, config.dtype or "float32")
         shape = (batch_size, config.num_key_value_heads, slots, config.head_dim)
         layers = range(config.num_hidden_layers)
-        device = torch.empty(0, device=device).device  # raises what is wrong with the device itself
+        device = torch.empty(0, dtype=dtype, device=device).device  # raises what is wrong with the device itself
         try:
             self.keys = [torch.zeros(shape, dtype=dtype, device=device) for _ in layers]
             self.values = [torch.zeros(shape, dtype=dtype, device=device) for _ in layers]
@@ -100,7 +100,7 @@ class RollingKVCache:
 
     @property
     def num_slots(self) -> int:
-        """Slots a layer: W with a window, for good."""
+        """Slots per layer: W with a window, for good."""
         return self.positions.shape[1]
 
     @property
@@ -127,8 +127,8 @@ class RollingKVCache:
         mine, theirs = ([*c.keys, *c.values, c.positions, c.next_position] for c in (self, other))
         if [tensor.shape for tensor in mine] != [tensor.shape for tensor in theirs] or self.window != other.window:
             raise ValueError(
-                f"other has {len(other.keys)} layers of keys {tuple(other.keys[0].shape)} and window={other.window}: "
-                f"{len(self.keys)} of {tuple(self.keys[0].shape)} and window={self.window} are wanted"
+                f"other has {len(other.keys)} layers of keys {tuple(other.keys[0].shape)} and window={other.window}; "
+                f"it must have {len(self.keys)} of {tuple(self.keys[0].shape)} and window={self.window}"
             )
         for tensor, content in zip(mine, theirs, strict=True):
             tensor.copy_(content)
