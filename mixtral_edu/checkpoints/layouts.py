@@ -136,7 +136,7 @@ def check_sizes(config: MixtralConfig, tensors: Iterable[tuple[str, Shape]], set
         settings: the settings file, named in the message.
 
     Raises:
-        ValueError: a size differs from the files'; the message names its field.
+        ValueError: a size is not that of the files; the message names its field, or the fields whose product it is.
     """
     shapes = {name: shape for name, shape in tensors if 0 not in shape}  # empty tensors prove no size
     layers, experts = _numbers(shapes, "layers"), _numbers(shapes, "experts")
