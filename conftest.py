@@ -1,16 +1,16 @@
-"""What has to be known before any test folder is read: options, threads, and how the suite is shared among workers."""
+"""Settings that pytest needs before it reads any test folder: options, threads, and how workers share the suite."""
 
 import os
 from pathlib import Path
 
 import pytest
 
-# For the tests and for the notebooks' kernels, which inherit it: the models are so small that threads wait for each
-# other most of the time, and on a busy machine nearly always.
+# The tests and the notebooks' kernels, which inherit this, use one thread. The models are so small that several threads
+# would mostly wait for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-# Where PyTorch's own kernels are limited to those of an older processor, oneDNN's are too, as they would be on one.
-# Else PyTorch's attention in bfloat16 takes instructions from both and ends in an error ("pack_vnni2 …").
+# If PyTorch's own kernels are limited to an older processor's, limit oneDNN's too, as on a real one. Otherwise
+# PyTorch's attention in bfloat16 uses instructions of both and ends in an error ("pack_vnni2 …").
 _ONEDNN_OF = {"default": "SSE41", "avx2": "AVX2"}
 if (_level := os.environ.get("ATEN_CPU_CAPABILITY")) in _ONEDNN_OF:
     os.environ.setdefault("ONEDNN_MAX_CPU_ISA", _ONEDNN_OF[_level])
@@ -21,16 +21,16 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--require-browser",
         action="store_true",
         default=os.environ.get("CI", "").lower() not in ("", "0", "false"),
-        help="fail where a browser test would skip for want of a Chromium (the default where CI is set)",
+        help="fail a browser test, instead of skipping it, if there is no Chromium (the default if CI is set)",
     )
 
 
-@pytest.hookimpl(optionalhook=True)  # of pytest-xdist
+@pytest.hookimpl(optionalhook=True)  # a hook of pytest-xdist
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
-    """How many workers `-n auto` starts: one for each core, at most four, as each takes some gigabytes with its kernel.
+    """Return how many workers `-n auto` starts: one per core, at most four, since each takes gigabytes with its kernel.
 
-    None (0) where nothing could be shared, so that no time goes into starting them: for one core, and for one file,
-    whose tests stay together. Nor with -s, since what workers print is not shown.
+    It starts none (0) if they could share nothing: on one core, and for one file, whose tests stay together. It also
+    starts none with -s, because pytest does not show what workers print.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     files = {argument.partition("::")[0] for argument in config.args}
@@ -39,9 +39,9 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Give workers the files that take longest first; else one of them would be left to the last, and all wait for it.
+    """Give workers the longest files first, so that they do not all wait for one that starts last.
 
-    A process that is alone keeps the usual order, in which quick tests come before notebooks.
+    A single process keeps the usual order, in which quick tests come before notebooks.
     """
     if hasattr(config, "workerinput"):  # set by pytest-xdist
         items.sort(key=lambda item: item.path.suffix != ".ipynb" and not item.get_closest_marker("browser"))

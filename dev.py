@@ -1,15 +1,15 @@
 #!/usr/bin/env python3
-"""Set this project up and run it; needs Python 3.11 or newer and nothing else.
+"""Set this project up and run it. You need Python 3.11 or newer and nothing else.
 
     python3 dev.py lab     open the first notebook in JupyterLab
     python3 dev.py test    run every test and every notebook; further arguments go to pytest
-    python3 dev.py test --processors    run the tests of numbers once for each kind of processor this one can act as
+    python3 dev.py test --processors    run the numerical tests once per kind of processor that this one can act as
 
-They work in the folder .venv beside this file. The first call makes it and installs into it, which takes some minutes;
-later calls find it ready and start at once, until pyproject.toml changes.
+All commands use the folder .venv beside this file. The first call creates it and installs the packages, which takes
+some minutes. Later calls start at once, until pyproject.toml changes.
 """
 
-from __future__ import annotations  # so that a Python too old for the annotations below still gets to say so
+from __future__ import annotations  # so that a Python too old for the annotations below can still report that
 
 import argparse
 import ast
@@ -29,21 +29,21 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent
 VENV = ROOT / ".venv"
 PYTHON = VENV / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
-STAMP = VENV / "dev-stamp.json"  # what was installed last; without one, a .venv is somebody else's
+STAMP = VENV / "dev-stamp.json"  # what was installed last; a .venv without a stamp was made by somebody else
 FIRST_NOTEBOOK = "notebooks/00_quickstart.ipynb"
 
-TORCH = "torch==2.13.0"  # pinned: an open range takes the newest CUDA build, several gigabytes
+TORCH = "torch==2.13.0"  # pinned, because an open range would install the newest CUDA build, several gigabytes
 TORCH_CPU_INDEX = "https://download.pytorch.org/whl/cpu"
-NETWORK_HINT = ("If the network failed, the same command goes on where this one ended.\n"
-                "Where packages come from is set in pip's own configuration: python3 -m pip config list")
+NETWORK_HINT = ("If the network failed, run the same command again; it resumes where this one ended.\n"
+                "pip's own configuration sets where packages come from: python3 -m pip config list")
 
 
 class SetupError(Exception):
-    """The environment cannot be made; the message says what to do."""
+    """The environment cannot be created; the message says what to do."""
 
 
 def main(argv: list[str]) -> int:
-    if sys.version_info < (3, 11):  # noqa: UP036 - this file is started by whatever Python a machine has
+    if sys.version_info < (3, 11):  # noqa: UP036 - any Python that a machine has may start this file
         print(f"Python 3.11 or newer is needed; this is {platform.python_version()} ({sys.executable}).\n"
               "Install a newer one and start this file with it, for example: python3.12 dev.py lab", file=sys.stderr)
         return 1
@@ -54,18 +54,18 @@ def main(argv: list[str]) -> int:
         print(f"\n{error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("\nStopped. The same command goes on where this one ended.", file=sys.stderr)
+        print("\nStopped. Run the same command again to resume.", file=sys.stderr)
         return 130
     if options.command == "lab":
         return run(lab_command(rest, browser=not options.no_browser))
-    test = [PYTHON, "-m", "pytest", "-n", "auto"]  # conftest.py decides how many workers that makes
+    test = [PYTHON, "-m", "pytest", "-n", "auto"]  # conftest.py decides how many workers that means
     if options.processors:
         return run_as_each_processor([*test, "-m", "numerics and not slow", *rest])
     return run([*test, *rest])
 
 
 def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
-    """Split the command line into this file's options and what JupyterLab or pytest gets."""
+    """Split the command line into this file's options and the arguments for JupyterLab or pytest."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
     lab = commands.add_parser("lab", allow_abbrev=False, help="open the first notebook in JupyterLab",
@@ -73,15 +73,15 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     lab.add_argument("--no-browser", action="store_true", help="print the address instead of opening a browser")
     test = commands.add_parser("test", allow_abbrev=False, help="run every test and every notebook",
                                epilog="Further arguments go to pytest: dev.py test -x tests/test_moe.py. Several "
-                                      "files are shared among processes, one for each core and at most four; "
-                                      "with -n 0 there is one.")
+                                      "files run in parallel processes, one per core and at most four; "
+                                      "-n 0 runs all in one process.")
     test.add_argument("--processors", action="store_true", help=(
-        "run only the tests marked as numerics, once for each kind of processor that this one can act as: PyTorch and "
+        "run only the tests marked as numerics, once per kind of processor that this one can act as: PyTorch and "
         "oneDNN limited to fewer instructions"))
     for command in (lab, test):
         command.add_argument("--torch-index", metavar="URL", help=(
-            "package index for torch alone; 'default' is the one that pip is configured with. Remembered. "
-            "Otherwise PyTorch's CPU index on Linux without an NVIDIA driver, and pip's own elsewhere"))
+            "package index for torch only; 'default' means the one in pip's configuration. Later calls remember it. "
+            "Without this option: PyTorch's CPU index on Linux without an NVIDIA driver, pip's own elsewhere"))
     options, rest = parser.parse_known_args(argv)
     if rest[:1] == ["--"]:
         del rest[0]
@@ -89,10 +89,10 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
 
 
 def lab_command(arguments: list[str], browser: bool) -> list[str | Path]:
-    """JupyterLab on the whole repository, so that its file list has README and tests, with the first notebook open."""
+    """Return the command that opens the first notebook in JupyterLab, whose file list shows the whole repository."""
     first_page = f"--LabApp.default_url=/lab/tree/{FIRST_NOTEBOOK}"
     command = [PYTHON, "-m", "jupyterlab", f"--ServerApp.root_dir={ROOT}", first_page]
-    if hasattr(os, "geteuid") and os.geteuid() == 0:  # in a container; JupyterLab refuses otherwise
+    if hasattr(os, "geteuid") and os.geteuid() == 0:  # root, as in a container: JupyterLab would refuse to start
         command.append("--allow-root")
     if not browser:
         command.append("--no-browser")
@@ -100,14 +100,14 @@ def lab_command(arguments: list[str], browser: bool) -> list[str | Path]:
 
 
 def run_as_each_processor(command: list[str | Path]) -> int:
-    """Run pytest's `command` under each of `processor_settings`; return 0 if all tests passed in all of them."""
+    """Run pytest's `command` under each of `processor_settings`; return 0 if all tests passed under all of them."""
     capability = output("-c", "import torch; print(torch.backends.cpu.get_cpu_capability())").strip()
     failed = []
     for settings in processor_settings(capability):
         title = " ".join(f"{name}={value}" for name, value in settings.items())
         print(f"\n{title}", flush=True)
         status = run(command, settings)
-        if status not in (0, 1):  # pytest was interrupted, or could not begin
+        if status not in (0, 1):  # pytest was interrupted or could not start
             return status
         if status == 1:  # tests failed
             failed.append(title)
@@ -116,12 +116,13 @@ def run_as_each_processor(command: list[str | Path]) -> int:
 
 
 def processor_settings(capability: str) -> list[dict[str, str]]:
-    """The environments that limit PyTorch, Intel's MKL and oneDNN, on a processor with `capability` for PyTorch.
+    """Return the environments that limit PyTorch, Intel's MKL and oneDNN on a processor with this PyTorch `capability`.
 
-    Levels above its own would end in illegal instructions, so they are left out. (conftest.py adds oneDNN's to them.)
+    Levels above the processor's own would end in illegal instructions, so they are skipped. conftest.py adds the limits
+    of oneDNN.
     """
     mkl = {"default": "SSE4_2", "avx2": "AVX2", "avx512": "AVX512"}
-    own = list(mkl).index(capability.lower()) if capability.lower() in mkl else 0  # elsewhere levels have other names
+    own = list(mkl).index(capability.lower()) if capability.lower() in mkl else 0  # other processors have other names
     levels = list(mkl)[: own + 1]
     settings = [{"ATEN_CPU_CAPABILITY": level, "MKL_ENABLE_INSTRUCTIONS": mkl[level]} for level in levels]
     return [*settings, {"ONEDNN_MAX_CPU_ISA": "AVX2"}]
@@ -130,20 +131,20 @@ def processor_settings(capability: str) -> list[dict[str, str]]:
 def run(command: list[str | Path], settings: dict[str, str] | None = None) -> int:
     """Run `command` in the repository until it ends, with `settings` in its environment; return its exit status.
 
-    Ctrl-C reaches the command from the terminal, and it decides what that means (JupyterLab asks, pytest reports);
-    a request to terminate, as a container gets it, is handed on.
+    Ctrl-C reaches the command from the terminal, and the command decides what it means (JupyterLab asks, pytest
+    reports). A request to terminate, such as a container gets, is passed on.
     """
     process = subprocess.Popen(command, cwd=ROOT, env=os.environ | (settings or {}))
     interrupt = signal.signal(signal.SIGINT, signal.SIG_IGN)
     terminate = signal.signal(signal.SIGTERM, lambda *_: process.terminate())
     status = process.wait()
-    signal.signal(signal.SIGINT, interrupt)  # a next command would inherit that it is ignored
+    signal.signal(signal.SIGINT, interrupt)  # otherwise the next command would ignore Ctrl-C too
     signal.signal(signal.SIGTERM, terminate)
     return status
 
 
 def set_up(torch_index: str | None) -> None:
-    """Make `.venv` and install into it, unless the stamp says that just this was installed before."""
+    """Create `.venv` and install into it, unless the stamp says that exactly this was installed before."""
     stamp = read_stamp()
     other_torch = torch_index is not None and torch_index != stamp.get("torch_index")
     if stamp.get("installed") == fingerprint() and not other_torch and starts(PYTHON):
@@ -152,7 +153,7 @@ def set_up(torch_index: str | None) -> None:
 
     print(f"Setting up {VENV} (some minutes the first time)")
     step("1/3  Python environment", make_venv)
-    # Not "installed" from here on: an interruption leaves a set-up to finish, with the torch that it was about.
+    # The stamp is not "installed" from here on: after an interruption, the next call finishes with the same torch.
     write_stamp({} if other_torch else {"torch_index": torch_index})
     index, reason = torch_source(
         torch_index, linux=sys.platform == "linux", nvidia=has_nvidia_driver(), wheel=local_torch_wheel()
@@ -174,7 +175,7 @@ def step(title: str, action: Callable[[], None]) -> None:
 def read_stamp() -> dict:
     try:
         return json.loads(STAMP.read_text(encoding="utf-8"))
-    except (OSError, ValueError):  # none yet, or a set-up that was interrupted
+    except (OSError, ValueError):  # there is none yet, or a set-up was interrupted
         return {}
 
 
@@ -183,13 +184,13 @@ def write_stamp(content: dict) -> None:
 
 
 def fingerprint() -> str:
-    """A hash of what the set-up depends on: the dependencies, and this folder, which the editable install points to."""
+    """Hash what the set-up depends on: the dependencies, and this folder, which the editable install points to."""
     parts = (ROOT / "pyproject.toml").read_bytes(), TORCH.encode(), str(ROOT).encode()
     return hashlib.sha256(b"\0".join(parts)).hexdigest()
 
 
 def starts(python: Path) -> bool:
-    """Whether `python` runs, is new enough and has pip."""
+    """Return whether `python` runs, is new enough and has pip."""
     probe = "import sys, pip; sys.exit(sys.version_info < (3, 11))"
     try:
         return subprocess.run([python, "-c", probe], capture_output=True).returncode == 0
@@ -204,7 +205,7 @@ def make_venv() -> None:
         if not STAMP.exists():
             raise SetupError(f"{VENV} has no working Python 3.11 or newer with pip, and this file did not make it.\n"
                              "Move or delete it, then run the same command again.")
-        print("     the old one does not start (was its Python removed?): making it anew", flush=True)
+        print("     the old one does not start (was its Python removed?): creating a new one", flush=True)
         shutil.rmtree(VENV)
     if not (importlib.util.find_spec("venv") and importlib.util.find_spec("ensurepip")):
         raise SetupError(no_venv_message())
@@ -216,9 +217,9 @@ def make_venv() -> None:
 
 def no_venv_message() -> str:
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
-    return (f"This Python {version} ({sys.executable}) cannot make virtual environments.\n"
-            f"On Debian or Ubuntu install the missing part and run this again: sudo apt install python{version}-venv\n"
-            "Elsewhere use a complete Python, for example from python.org or conda.")
+    return (f"This Python {version} ({sys.executable}) cannot create virtual environments.\n"
+            f"On Debian or Ubuntu, install the missing part and run this again: sudo apt install python{version}-venv\n"
+            "Elsewhere, use a complete Python, for example from python.org or conda.")
 
 
 def has_nvidia_driver() -> bool:
@@ -226,7 +227,7 @@ def has_nvidia_driver() -> bool:
 
 
 def torch_source(option: str | None, *, linux: bool, nvidia: bool, wheel: Path | None) -> tuple[str | None, str]:
-    """Return the index to take torch from (None for pip's own configuration) and the reason, in words."""
+    """Return the index to install torch from (None for pip's own configuration) and the reason, in words."""
     if option == "default":
         return None, "as pip is configured"
     if option:
@@ -239,7 +240,7 @@ def torch_source(option: str | None, *, linux: bool, nvidia: bool, wheel: Path |
 
 
 def local_torch_wheel() -> Path | None:
-    """The wheel of TORCH for `.venv` in a folder that pip is configured to look into (find-links), if there is one."""
+    """Return the wheel of TORCH for `.venv` in a folder of pip's find-links, or None."""
     tag = output("-c", "import sys; print('cp%d%d' % sys.version_info[:2])").strip()
     name = f"{TORCH.replace('==', '-')}[-+]*-{tag}-*.whl"
     for folder in find_links_folders(output("-m", "pip", "config", "list")):
@@ -253,7 +254,7 @@ def output(*arguments: str) -> str:
 
 
 def find_links_folders(pip_config: str) -> list[Path]:
-    """The folders named by find-links in what `pip config list` prints, lines such as `global.find-links='/a /b'`."""
+    """Return the folders of find-links in the output of `pip config list`, such as `global.find-links='/a /b'`."""
     folders = []
     for line in pip_config.splitlines():
         key, _, value = line.partition("=")
@@ -265,7 +266,7 @@ def find_links_folders(pip_config: str) -> list[Path]:
 def torch_hint() -> str:
     return (f"{TORCH} is published for 64-bit Python on Linux, Windows and Macs with Apple silicon; "
             f"this is Python {platform.python_version()} on {platform.system()} {platform.machine()}.\n"
-            "Another source can be named with --torch-index URL; --torch-index default is pip's own.\n" + NETWORK_HINT)
+            "Give another source with --torch-index URL, or pip's own with --torch-index default.\n" + NETWORK_HINT)
 
 
 def pip_install(arguments: list[str], hint: str) -> None:

@@ -13,14 +13,14 @@ import mixtral_edu
 def _count(text: str) -> int:
     number = int(text)
     if number < 1:
-        raise argparse.ArgumentTypeError(f"{number} is less than 1")
+        raise argparse.ArgumentTypeError(f"{number} is less than 1; it must be at least 1")
     return number
 
 
 def _seconds(text: str) -> float:
     number = float(text)
     if not 0 < number < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text} is not a number of seconds above 0")
+        raise argparse.ArgumentTypeError(f"{text}: it must be a number of seconds above 0")
     return number
 
 
@@ -32,7 +32,7 @@ def _new_file(text: str) -> Path:
     if not path.parent.is_dir():
         raise argparse.ArgumentTypeError(f"there is no folder {path.parent}; make it first")
     if not os.access(path if path.exists() else path.parent, os.W_OK):
-        raise argparse.ArgumentTypeError(f"{text} cannot be written")
+        raise argparse.ArgumentTypeError(f"{text} cannot be written; name another file")
     return path
 
 
@@ -59,7 +59,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     from mixtral_edu.training.evaluation import evaluate
     from mixtral_edu.training.recipes import RECIPES
 
-    # Weights and scales as they are stored, arithmetic in float32.
+    # Weights and scales keep their stored values; arithmetic is in float32.
     model = MixtralForCausalLM.from_pretrained(arguments.model, quantization=arguments.quantization).float()
     tokenizer = MixtralTokenizer.from_pretrained(arguments.model)
     domains = arguments.domains or [*RECIPES["tiny"].domains, *PROBES]
@@ -90,7 +90,7 @@ def _benchmark(arguments: argparse.Namespace) -> None:
             import matplotlib
         except ImportError:
             raise ValueError("--picture needs matplotlib: pip install matplotlib") from None
-        matplotlib.use("Agg")  # a file is wanted, not a window
+        matplotlib.use("Agg")  # draw to a file, not to a window
     results = benchmark(
         mixtral_edu.MixtralConfig.from_pretrained(arguments.config) if arguments.config else None,
         tasks=arguments.tasks,
@@ -122,11 +122,11 @@ def _grade(arguments: argparse.Namespace) -> None:
 
     try:
         marks = mark(arguments.submission, arguments.lesson, arguments.timeout)
-        encoding = sys.stdout.encoding or "utf-8"  # messages hold what students wrote, and a terminal may lack it
+        encoding = sys.stdout.encoding or "utf-8"  # messages quote students, and a terminal may lack their characters
         print(as_table(marks).encode(encoding, "backslashreplace").decode(encoding))
         if arguments.json:
             text = json.dumps(as_dict(arguments.submission, marks), indent=1, ensure_ascii=False)
-            # Half of a surrogate pair, which UTF-8 lacks, becomes \udXXX, as JSON writes it.
+            # UTF-8 cannot encode half of a surrogate pair. It becomes \udXXX, as JSON writes it.
             arguments.json.write_text(text + "\n", encoding="utf-8", errors="backslashreplace")
     except (ValueError, OSError) as error:
         print(f"python -m mixtral_edu grade: {error}", file=sys.stderr)
@@ -146,62 +146,62 @@ def main(argv: list[str] | None = None) -> None:
     train.add_argument(
         "--out", required=True, type=Path, metavar="FOLDER", help="where to write it; an interrupted run resumes"
     )
-    train.add_argument("--steps", type=_count, metavar="N", help="instead of the recipe's number")
+    train.add_argument("--steps", type=_count, metavar="N", help="number of steps instead of the recipe's")
     train.add_argument(
-        "--tokenizer", metavar="NAME", help="use this one instead of training one: a name, folder or file"
+        "--tokenizer", metavar="NAME", help="use this tokenizer instead of training one: a name, folder or file"
     )
-    train.add_argument("--cache", type=Path, metavar="FOLDER", help="where downloaded sources are kept")
-    train.add_argument("--device", default="cpu")
+    train.add_argument("--cache", type=Path, metavar="FOLDER", help="folder of downloaded sources")
+    train.add_argument("--device", default="cpu", help="cpu (default) or cuda")
     train.add_argument("--threads", type=_count, metavar="N", help="processor threads")
     train.set_defaults(run=_train)
 
     evaluate = commands.add_parser("evaluate", help="measure a trained model: bits per byte, answers, experts")
     evaluate.add_argument("model", help="tiny, tiny-instruct, or a checkpoint folder with a tokenizer")
     evaluate.add_argument("--quantization", choices=("int8", "int4"), help="round attention and experts first")
-    evaluate.add_argument("--domains", nargs="+", metavar="DOMAIN", help="held-out texts to read; all by default")
-    evaluate.add_argument("--cache", type=Path, metavar="FOLDER", help="where downloaded sources are kept")
-    evaluate.add_argument("--json", type=_new_file, metavar="FILE", help="write the figures here too")
+    evaluate.add_argument("--domains", nargs="+", metavar="DOMAIN", help="held-out texts to read (all by default)")
+    evaluate.add_argument("--cache", type=Path, metavar="FOLDER", help="folder of downloaded sources")
+    evaluate.add_argument("--json", type=_new_file, metavar="FILE", help="write the figures to this file too")
     evaluate.set_defaults(run=_evaluate)
 
     convert = commands.add_parser("convert", help="write a checkpoint in another layout")
-    convert.add_argument("source", metavar="SOURCE", help="a folder in Hugging Face's or Mistral's layout, or tiny")
+    convert.add_argument("source", metavar="SOURCE", help="folder in Hugging Face's or Mistral's layout, or tiny")
     convert.add_argument("target", metavar="TARGET", help="the folder to write")
     convert.add_argument(
         "--to", choices=("hf", "mistral"), default="hf", help="Hugging Face's layout (default), or Mistral's own"
     )
-    convert.add_argument("--overwrite", action="store_true", help="replace a checkpoint that TARGET holds")
-    convert.add_argument("--max-shard-size", default="5GB", metavar="SIZE", help="of a Hugging Face file; default 5GB")
+    convert.add_argument("--overwrite", action="store_true", help="replace the checkpoint in TARGET")
+    convert.add_argument("--max-shard-size", default="5GB", metavar="SIZE", help="largest Hugging Face file (5GB)")
     convert.set_defaults(run=_convert)
 
     benchmark = commands.add_parser("benchmark", help="measure speed and memory, alone or against transformers")
-    benchmark.add_argument("--against", choices=("transformers",), help="measure this too, in turns, on equal weights")
-    benchmark.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="float32; on a GPU bfloat16")
+    benchmark.add_argument("--against", choices=("transformers",), help="compare with this, in turns, on equal weights")
+    benchmark.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="float32, or bfloat16 on a GPU")
     benchmark.add_argument("--threads", type=_count, metavar="N", help="processor threads")
     benchmark.add_argument("--device", default="cpu", help="cpu (default) or cuda")
     benchmark.add_argument(
-        "--tasks", nargs="+", metavar="TASK", help="prefill, decode, train, loading, attention, or one such as "
-        "decode-8-4096; all but attention"
+        "--tasks", nargs="+", metavar="TASK", help="prefill, decode, train, loading, attention, or one task such as "
+        "decode-8-4096 (all but attention)"
     )
     benchmark.add_argument(
-        "--full-size", action="store_true", help="Mixtral-8x7B, its weights made on the device: 93 GB, in 4 bits 27"
+        "--full-size", action="store_true", help="Mixtral-8x7B, with weights made on the device: 93 GB, 27 GB in 4 bits"
     )
-    benchmark.add_argument("--layers", type=_count, metavar="N", help="only so many layers")
+    benchmark.add_argument("--layers", type=_count, metavar="N", help="number of layers")
     benchmark.add_argument("--quick", action="store_true", help="fewer layers, shorter contexts: under 3 minutes")
-    benchmark.add_argument("--seconds", type=_seconds, metavar="S", help="to spend on each row (20, or 2 with --quick)")
+    benchmark.add_argument("--seconds", type=_seconds, metavar="S", help="seconds per row (20, or 2 with --quick)")
     benchmark.add_argument("--config", type=Path, metavar="FILE", help="a config.json with other sizes")
     benchmark.add_argument(
         "--json", type=_new_file, metavar="FILE", help="write each row here; an interrupted run resumes"
     )
-    benchmark.add_argument("--again", action="store_true", help="measure what FILE has already, too")
-    benchmark.add_argument("--picture", type=_new_file, metavar="FILE.png", help="draw the rows here")
+    benchmark.add_argument("--again", action="store_true", help="measure the rows in FILE again")
+    benchmark.add_argument("--picture", type=_new_file, metavar="FILE.png", help="draw the rows to this file")
     benchmark.set_defaults(run=_benchmark)
 
     grade = commands.add_parser("grade", help="check a student's exercises; exit status 0 if all passed, 1 if not")
     grade.add_argument("submission", type=Path, metavar="STUDENT.py", help="a script or a notebook (.ipynb)")
-    grade.add_argument("--lesson", metavar="NN", help="which; by default, each of which it defines a function")
-    grade.add_argument("--json", type=_new_file, metavar="FILE", help="write a report here")
+    grade.add_argument("--lesson", metavar="NN", help="lesson to grade (default: all whose functions it defines)")
+    grade.add_argument("--json", type=_new_file, metavar="FILE", help="write a report to this file")
     grade.add_argument(
-        "--timeout", type=_seconds, default=10.0, metavar="S", help="seconds for each cell and each exercise (10)"
+        "--timeout", type=_seconds, default=10.0, metavar="S", help="seconds per cell and per exercise (10)"
     )
     grade.set_defaults(run=_grade)
 
@@ -213,5 +213,5 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # stopped, a command still takes its temporary files away
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # a stopped command still deletes its temporary files
     main()

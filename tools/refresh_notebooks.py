@@ -4,8 +4,8 @@
     python tools/refresh_notebooks.py notebooks/05*.ipynb
     python tools/refresh_notebooks.py --check            change nothing; say which notebooks would change
 
-The only writer of stored outputs. Two runs write the same bytes, but for cells tagged `nbval-ignore-output`. A notebook
-in which a cell fails is left as it was.
+No other tool writes stored outputs. Two runs write the same bytes, except in cells tagged `nbval-ignore-output`. A
+notebook with a failing cell is left unchanged.
 """
 
 import argparse
@@ -35,14 +35,14 @@ METADATA = {
     "language_info": {"name": "python"},
 }
 IGNORED = "nbval-ignore-output"
-WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"  # names a model that lives in the kernel alone
+WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"  # names a model that exists only in the kernel
 
 
 def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("paths", nargs="*", type=Path, default=[NOTEBOOKS], help="notebooks, or folders of notebooks")
     parser.add_argument("--check", action="store_true", help="change nothing; exit 1 if a notebook would change")
-    parser.add_argument("--timeout", type=int, default=120, metavar="SECONDS", help="limit for one cell (120)")
+    parser.add_argument("--timeout", type=int, default=120, metavar="SECONDS", help="limit per cell (120)")
     options = parser.parse_args(argv)
 
     unwell = 0
@@ -52,14 +52,14 @@ def main(argv: list[str]) -> int:
         try:
             verdict, well = refresh(path, check=options.check, timeout=options.timeout)
         except (CellExecutionError, TimeoutError, ValueError) as error:
-            verdict, well = f"failed, left as it was\n{error}", False
+            verdict, well = f"failed, left unchanged\n{error}", False
         print(f"{time.monotonic() - start:.1f} s  {verdict}", flush=True)
         unwell += not well
     return 1 if unwell else 0
 
 
 def find_notebooks(paths: list[Path]) -> list[Path]:
-    """The notebooks that `paths` name or, where one is a folder, contain.
+    """Return the notebooks in `paths`, and those inside its folders.
 
     Raises:
         FileNotFoundError: a path does not exist.
@@ -67,14 +67,14 @@ def find_notebooks(paths: list[Path]) -> list[Path]:
     found = []
     for path in paths:
         if not path.exists():
-            raise FileNotFoundError(f"{path}: no such notebook or folder")
+            raise FileNotFoundError(f"{path}: it must be an existing notebook or folder")
         inside = sorted(p for p in path.rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts)
         found += inside if path.is_dir() else [path]
     return found
 
 
 def refresh(path: Path, check: bool, timeout: int) -> tuple[str, bool]:
-    """Run one notebook and store what came out; return a verdict in words and whether all is well."""
+    """Run one notebook and store its outputs. Return a verdict in words, and whether all is well."""
     stored = read(path)
     fresh = normalised(execute(stored, path.parent, timeout))
     nbformat.validate(fresh)
@@ -90,10 +90,10 @@ def refresh(path: Path, check: bool, timeout: int) -> tuple[str, bool]:
 
 
 def read(path: Path) -> NotebookNode:
-    """Read a notebook of format 4 as it stands, valid or not."""
+    """Read a notebook of format 4 as it is, valid or not."""
     notebook = nbformat.v4.reads(path.read_text(encoding="utf-8"))
     if notebook.get("nbformat") != 4:
-        raise ValueError(f"{path} has notebook format {notebook.get('nbformat')}; 4 is wanted")
+        raise ValueError(f"{path} has notebook format {notebook.get('nbformat')}: it must have format 4")
     return notebook
 
 
@@ -115,12 +115,12 @@ def execute(notebook: NotebookNode, folder: Path, timeout: int) -> NotebookNode:
         record_timing=False,
         resources={"metadata": {"path": str(folder)}},
     )
-    client.execute(stderr=subprocess.DEVNULL)  # the kernel's own log; what a cell writes there is among its outputs
+    client.execute(stderr=subprocess.DEVNULL)  # drops the kernel's own log; the outputs keep what cells write
     return notebook
 
 
 class ThisPython(AsyncKernelManager):
-    """Starts kernels of the Python that runs this tool, whatever kernels the user has installed."""
+    """Start kernels of the Python that runs this tool, whatever kernels the user has installed."""
 
     def _kernel_spec_manager_default(self) -> NbvalKernelspecManager:
         return NbvalKernelspecManager()
@@ -135,7 +135,7 @@ def tags(cell: NotebookNode) -> list[str]:
 
 
 def normalised(notebook: NotebookNode) -> NotebookNode:
-    """A copy of `notebook` in which nothing depends on the machine, the editor or the moment."""
+    """Return a copy of `notebook` in which nothing depends on the machine, the editor or the time."""
     notebook = copy.deepcopy(notebook)
     notebook.metadata = nbformat.from_dict(METADATA)
     notebook.nbformat_minor = 5
@@ -158,7 +158,7 @@ def normalised_metadata(metadata: NotebookNode) -> NotebookNode:
 
 
 def normalised_outputs(outputs: list[NotebookNode]) -> list[NotebookNode]:
-    """Join what a stream wrote in pieces, drop views of widgets, cut tracebacks, and replace addresses and the like."""
+    """Join the pieces of a stream, drop views of widgets, cut tracebacks, and replace addresses and the like."""
     result: list[NotebookNode] = []
     for output in copy.deepcopy(outputs):
         if output.output_type == "stream":
@@ -174,7 +174,7 @@ def normalised_outputs(outputs: list[NotebookNode]) -> list[NotebookNode]:
         result.append(output)
     for output in result:
         if output.output_type == "stream":
-            output.text = sanitized(re.sub(r".*\r(?=[^\n])", "", output.text))  # what a carriage return overwrote
+            output.text = sanitized(re.sub(r".*\r(?=[^\n])", "", output.text))  # drops what a carriage return overwrote
         elif output.output_type == "error":
             output.evalue, output.traceback = sanitized(output.evalue), [sanitized(line) for line in output.traceback]
         else:
@@ -190,11 +190,11 @@ def normalised_data(kind: str, value: object) -> object:
 
 
 def with_palette(picture: str) -> str:
-    """A PNG in base64 with at most 256 colours, if that is shorter: flat figures look the same in half the bytes."""
+    """Return a PNG in base64 with at most 256 colours, if that is shorter. Flat figures then take half the bytes."""
     image = PIL.Image.open(BytesIO(base64.b64decode(picture)))
-    if image.mode == "P":  # has one already
+    if image.mode == "P":  # it has a palette already
         return picture
-    if image.convert("RGBA").getextrema()[3][0] < 255:  # a palette would lose what shows through
+    if image.convert("RGBA").getextrema()[3][0] < 255:  # a palette would lose the transparency
         return picture
     file = BytesIO()
     image.convert("RGB").quantize(256).save(file, format="png", optimize=True)

@@ -1,10 +1,10 @@
-"""Write the code cells of a lesson's exercises into its notebook, from what `mixtral_edu/exercises/` says.
+"""Write the code cells of a lesson's exercises into its notebook, as `mixtral_edu/exercises/` defines them.
 
     python tools/write_exercises.py notebooks/exercises/02_rmsnorm_and_rope.ipynb
 
-Each exercise has five cells, known by their ids: NAME-task and NAME-hints, which are yours to write, and NAME-stub,
-NAME-check and NAME-solution, which this tool keeps as the package has them. Missing cells are added, with texts to fill
-in; so is a missing notebook. Run tools/refresh_notebooks.py afterwards.
+Each exercise has five cells with fixed ids. You write NAME-task and NAME-hints. This tool keeps NAME-stub, NAME-check
+and NAME-solution as the package has them. It adds missing cells, with texts to fill in, and a missing notebook. Run
+tools/refresh_notebooks.py afterwards.
 """
 
 import sys
@@ -59,7 +59,7 @@ def empty_notebook(name: str) -> NotebookNode:
 
 
 def write_cells(notebook: NotebookNode, exercise: Exercise, number: int) -> None:
-    """Bring the code cells of one exercise up to date, and add the cells that are missing."""
+    """Update the code cells of one exercise, and add missing cells."""
     for cell in cells_of(exercise, number):
         stored = next((each for each in notebook.cells if each.id == cell.id), None)
         if stored is None:
@@ -70,7 +70,7 @@ def write_cells(notebook: NotebookNode, exercise: Exercise, number: int) -> None
 
 
 def cells_of(exercise: Exercise, number: int) -> list[NotebookNode]:
-    """The cells of one exercise, in order."""
+    """Return the cells of one exercise, in order."""
     name = exercise.name
     solution = f"{exercise.solution}\n\n\ncheck.{name}({name}_solution)"
     return [

@@ -1,4 +1,4 @@
-"""Write the README.md beside each bundled checkpoint from what was measured and recorded.
+"""Write the README.md of each bundled checkpoint from its stored measurements.
 
 python -m mixtral_edu evaluate tiny --json mixtral_edu/data/tiny/evaluation.json
 python -m mixtral_edu evaluate tiny --quantization int4 --json mixtral_edu/data/tiny/evaluation-int4.json
@@ -20,7 +20,7 @@ from mixtral_edu.training.corpus import DOMAINS, PROBES, SOURCES
 from mixtral_edu.training.recipes import RECIPES
 
 PURPOSE = {
-    "tiny": "continues plain text of several domains. It has read conversations too, but answers badly.",
+    "tiny": "continues plain text in several domains. It was also trained on conversations, but answers badly.",
     "tiny-instruct": "answers in the instruct format: a story on request, or a small fact.",
 }
 GENERATED = {
@@ -32,25 +32,25 @@ HELD_OUT = {
     "shakespeare": "four works: *Twelfth Night*, *Macbeth*, *Richard II*, *A Lover's Complaint*",
     "python": "files chosen by a hash of their path",
     "spanish": "three books: Ruth, 1 Samuel, Mark",
-    "jargon": "entries chosen by a hash of the headword (of a work that training read otherwise)",
+    "jargon": "entries chosen by a hash of the headword; `tiny` is trained on the other entries",
     "arithmetic": "pages of a seed that training never uses",
     "stories": "stories about combinations of animal, colour and object that training never uses",
-    "chat": "conversations about such combinations; the questions count too, which tiny-instruct never learned",
-    "english_bible": "a whole other work, the Bible in Basic English: plain English prose that training never saw",
-    "python_docs": "a whole other work, Python's help topics: English about code",
+    "chat": "conversations about such combinations; questions count too, though tiny-instruct never learned them",
+    "english_bible": "another work, the Bible in Basic English: plain English prose that training never saw",
+    "python_docs": "another work, Python's help topics: English about code",
 }
 LIMITS = {
     "tiny": """\
-* It has read {tokens:.0f} million tokens; large models read trillions. Its stories are fluent and simple; in verse,
-  code, Spanish and prose it gets the texture right and the sense wrong.
-* What it says of the world is not knowledge, and it does not do what it is asked. Use it to learn how such models work.
+* It was trained on {tokens:.0f} million tokens; large models are trained on trillions. Its stories are fluent and
+  simple. Its verse, code, Spanish and prose have the right texture but make no sense.
+* What it says about the world is not knowledge, and it does not follow requests. Use it to learn how such models work.
 * The texts are of their time: the Bible, Shakespeare, and the humour of programmers of the 1980s and 1990s.""",
     "tiny-instruct": """\
-* It knows the words, plots and facts of its generators and nothing else, as the bits per byte on other text show. Other
-  requests get an answer that sounds like one of those, and is wrong.
-* Capitals, opposites and number words are remembered. Sums up to 20 + 20 are also right for most pairs that training
-  left out ({unseen_sums_right} of {unseen_sums} above); larger ones it has never seen.
-* Stories are built from a limited set of sentences.""",
+* It knows the words, plots and facts of its generators and nothing else, as the bits per byte on other text show. It
+  answers other requests with something that sounds similar and is wrong.
+* It has memorised capitals, opposites and number words. Sums up to 20 + 20 are also right for most pairs that training
+  left out ({unseen_sums_right} of {unseen_sums} above). It has never seen larger sums.
+* Its stories are built from a limited set of sentences.""",
 }
 
 
@@ -63,7 +63,7 @@ def card(name: str) -> str:
     counts = MixtralConfig.from_pretrained(folder).parameter_counts()
     sections = [
         f"# {name}",
-        f"A Mixtral of {counts.total:,} parameters ({counts.active:,} for each token) that {PURPOSE[name]}",
+        f"A Mixtral of {counts.total:,} parameters ({counts.active:,} per token) that {PURPOSE[name]}",
         sizes(folder),
         "## What it does",
         bits(name, measured["held_out_bits_per_byte"]),
@@ -86,7 +86,7 @@ def evaluation(folder: Path, file: str) -> dict:
 
 
 def table(*rows: tuple) -> str:
-    """Rows as a Markdown table, the first one as its head."""
+    """Return rows as a Markdown table, with the first row as its header."""
     lines = [f"| {' | '.join(map(str, row))} |" for row in rows]
     return "\n".join([lines[0], "|" + "---|" * len(rows[0]), *lines[1:]])
 
@@ -98,9 +98,9 @@ def sizes(folder: Path) -> str:
     return table(
         ("size", ""),
         ("layers", config.num_hidden_layers),
-        ("hidden size", f"{config.hidden_size}, in each expert {config.intermediate_size}"),
+        ("hidden size", f"{config.hidden_size}; {config.intermediate_size} in each expert"),
         ("heads", f"{config.num_attention_heads} for queries, {config.num_key_value_heads} for keys and values"),
-        ("experts", f"{config.num_local_experts}, of which {config.num_experts_per_tok} work on a token"),
+        ("experts", f"{config.num_local_experts}, of which {config.num_experts_per_tok} work on each token"),
         ("window", f"{config.sliding_window} tokens"),
         ("vocabulary", f"{config.vocab_size:,} pieces, byte fallback"),
         ("weights", f"{dtype}, {weights.stat().st_size / 1e6:.1f} MB"),
@@ -115,7 +115,7 @@ def bits(name: str, measured: dict[str, float]) -> str:
         rows.append((domain + note, f"{measured[domain]:.2f}", HELD_OUT[domain]))
     return (
         "Bits per byte on documents that training never saw: the storage that a byte of text needs with the model's\n"
-        "help. Fewer is better; a model that predicts nothing needs 8.\n\n" + table(*rows)
+        "help. Lower is better; without any prediction, a byte needs 8.\n\n" + table(*rows)
     )
 
 
@@ -123,12 +123,12 @@ def answers(measured: dict[str, int]) -> str:
     stories, facts, sums = measured["stories"], measured["facts"], measured["unseen_sums"]
     naming, keeping = measured["stories_naming_all"], measured["stories_keeping_hero"]
     return (
-        "Asked in the instruct format, and always taking the likeliest token:\n\n"
-        f"* of {stories} stories on request, about combinations that training never uses, {naming}\n"
-        f"  name the animal, the colour and the object asked for, and {keeping} keep their hero's name;\n"
-        f"* of {facts} small facts (sums, capitals, opposites, number words; all were in training),\n"
-        f"  {measured['facts_right']} are right;\n"
-        f"* of {sums} sums that training left out, {measured['unseen_sums_right']} are right."
+        "Asked in the instruct format, with greedy decoding:\n\n"
+        f"* Of {stories} stories on request, about combinations that training never uses, {naming}\n"
+        f"  name the requested animal, colour and object, and {keeping} keep their hero's name.\n"
+        f"* Of {facts} small facts (sums, capitals, opposites, number words; all were in training),\n"
+        f"  {measured['facts_right']} are right.\n"
+        f"* Of {sums} sums that training left out, {measured['unseen_sums_right']} are right."
     )
 
 
@@ -142,15 +142,16 @@ def in_fewer_bits(folder: Path, measured: dict, rounded: dict[str, dict]) -> str
         rows.append((name, *(figures["behaviour"][key] for _, figures in forms.values())))
     rows.append(("weights", *(f"{checkpoint_bytes(config, form) / 1e6:.1f} MB" for form, _ in forms.values())))
     return (
-        'With `from_pretrained(..., quantization="int8")` or `"int4"` the weights of attention and experts are\n'
-        "rounded to 8 bits, or to 4 bits in groups of 64, scales in bfloat16; measured in float32:\n\n" + table(*rows)
+        'With `from_pretrained(..., quantization="int8")` or `"int4"`, the weights of attention and experts are\n'
+        "rounded to 8 bits, or to 4 bits in groups of 64, with scales in bfloat16. Measured in float32:\n\n"
+        + table(*rows)
     )
 
 
 def load(measured: dict) -> str:
     return (
         f"Over all layers, the least used expert gets {measured['least']:.1%} of the choices and the most used one\n"
-        f"{measured['most']:.1%}; with eight experts, balance would be 12.5%."
+        f"{measured['most']:.1%}. With eight experts, perfect balance is 12.5%."
     )
 
 
@@ -164,13 +165,13 @@ def data(name: str, python_version: str) -> str:
     probes = ((probe, *origin(probe, python_version)) for probe in PROBES)
     read = "; ".join(f"{probe}: {text} ({licence}, sha256 {sha256})" for probe, text, licence, sha256 in probes)
     return (
-        table(*rows) + f"\n\nRead to measure, never to train: {read}.\n\nThe tokenizer was trained on a sample of all "
-        f"{len(DOMAINS)} domains of the corpus.\nNo source text is stored in this package."
+        table(*rows) + f"\n\nUsed for evaluation, never for training: {read}.\n\nThe tokenizer was trained on a sample "
+        f"of all {len(DOMAINS)} domains of the corpus.\nThis package stores no source text."
     )
 
 
 def origin(domain: str, python_version: str) -> tuple[str, str, str]:
-    """Where a domain's text comes from, its licence and its sha256."""
+    """Return a domain's source, licence and sha256."""
     if domain not in SOURCES:
         return GENERATED[domain], "Apache-2.0", "generated"
     source = SOURCES[domain]
@@ -194,17 +195,17 @@ def how(name: str, training: dict) -> str:
         train, evaluate = f"{train} --tokenizer tiny", f"{evaluate} --domains {' '.join(recipe.domains)}"
     facts = [
         f"{training['steps']:,} steps of {rows} tokens, {tokens / 1e6:.1f} million tokens in all",
-        *(f"other shares from step {first:,} on" for first in recipe.stages if first),
-        f"AdamW, betas {settings.betas}, weight decay {decay}, gradient norm at most {norm:g}",
-        f"learning rate {rate:g} after {settings.warmup_steps} steps, falling along a cosine to a tenth",
-        *(f"warm-up and cosine anew from step {first:,} on" for first in settings.restarts),
-        f"{settings.aux_loss_coef:g} times the load-balancing loss of each layer",
-        "matrix products in bfloat16" + ("; loss on the answers only" if recipe.answers_only else ""),
+        *(f"new shares of the domains from step {first:,}" for first in recipe.stages if first),
+        f"AdamW, betas {settings.betas}, weight decay {decay}, gradient norm clipped to {norm:g}",
+        f"warm-up to a learning rate of {rate:g} in {settings.warmup_steps} steps, then a cosine down to a tenth of it",
+        *(f"warm-up and cosine restart at step {first:,}" for first in settings.restarts),
+        f"load-balancing loss of each layer, times {settings.aux_loss_coef:g}",
+        "matrix products in bfloat16" + ("; loss only on the answers" if recipe.answers_only else ""),
         f"seed {recipe.seed}; {training['seconds'] / 60:.0f} minutes on {threads} thread of {training['processor']}",
         *(f"interrupted and resumed at step {step:,}" for step in training["resumed_at"]),
         f"finished on {training['date']} with torch {training['torch']} and Python {training['python']}",
     ]
-    note = "" if downloads else "This needs no network; its tokenizer is the one that was trained for `tiny`.\n\n"
+    note = "" if downloads else "This needs no network: it uses the tokenizer that was trained for `tiny`.\n\n"
     return f"```\n{train}\n{evaluate}\n```\n\n{note}" + "\n".join(f"* {fact}" for fact in facts)
 
 

@@ -1,1 +1,1 @@
-"""What the router does, and ways to interfere."""
+"""Measure what the router does, and interfere with it."""

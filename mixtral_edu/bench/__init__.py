@@ -1,1 +1,1 @@
-"""The `benchmark` command: tasks, forms and peers, timed in turns, beside what the hardware allows."""
+"""The `benchmark` command: forms of the model and a peer, timed in turns and compared with the hardware's limits."""

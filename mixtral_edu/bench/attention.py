@@ -1,7 +1,7 @@
-"""Attention alone, on one text with heads as many and as large as a model's: each way's time, memory and error.
+"""Benchmark attention alone, on one text and with a model's heads: the time, memory and error of each way.
 
-The floor is that of a roofline: the longer of two times, that of the two products' multiplications with all pairs that
-may meet, and that of reading queries, keys and values once and writing the output.
+The floor is a roofline, the longer of two times: the time to multiply all pairs that may attend in both products, and
+the time to read queries, keys and values once and to write the output.
 """
 
 from collections.abc import Callable
@@ -22,21 +22,21 @@ _QUERIES_CHECKED = 16
 
 
 class Attention:
-    """The work of one way to compute attention: a whole text at once, as a prefill does it in each layer.
+    """The work of one way to compute attention: a whole text at once, as in a prefill's layer.
 
-    The way "eager" writes all scores down and gets the window as a mask, which is made once, as for all layers of a
-    model, and is not in its time or memory; the others leave out what no window reaches.
+    The way "eager" stores all scores and gets the window as a mask. A model makes that mask once for all layers, so its
+    time and memory do not count here. The other ways skip what no window reaches.
 
     Raises:
-        ValueError: the way cannot run on that device or in that type.
-        MemoryError: there is no room for the scores.
+        ValueError: the way cannot run on this device or in this dtype.
+        MemoryError: the scores do not fit in memory.
     """
 
     def __init__(self, way: str, config: MixtralConfig, task: Task, dtype: torch.dtype, device: torch.device):
         T, Hq, Hkv, Dh = task.tokens, config.num_attention_heads, config.num_key_value_heads, config.head_dim
         if way == "flash_attention_2":
             check_flash(device, dtype, Dh)
-        if way == "eager":  # scores and weights, the softmax in float32, and the mask
+        if way == "eager":  # it stores scores and weights, the softmax in float32, and the mask
             needed = Hq * T * T * (2 * dtype.itemsize + 4) + T * T
             require_memory(needed, device, f"the scores of {T:,} tokens in {Hq} heads")
         generator = torch.Generator("cpu").manual_seed(T)
@@ -53,14 +53,14 @@ class Attention:
         }[way]
 
     def prepare(self) -> None:
-        """Nothing to do: the inputs stay as they are."""
+        """Do nothing: a run does not change its inputs."""
 
     @torch.no_grad()
     def run(self) -> Tensor:
         return self.attend(self.q, self.k, self.v, self.visibility)
 
     def peak_bytes(self) -> int | None:
-        """What one run holds at most beside its inputs; None on a CPU, where PyTorch does not count it."""
+        """Return the peak memory of one run besides its inputs; None on a CPU, where PyTorch does not count it."""
         if self.q.device.type != "cuda":
             return None
         torch.cuda.reset_peak_memory_stats(self.q.device)
@@ -70,7 +70,7 @@ class Attention:
 
     @torch.no_grad()
     def error(self) -> float:
-        """The largest difference to attention in double precision, over queries spread evenly over the text."""
+        """Return the largest difference from attention in float64, at queries spread evenly over the text."""
         T, G = self.q.shape[2], self.q.shape[1] // self.k.shape[1]
         out, window, errors = self.run(), self.visibility.window or T, []
         k, v = (x[0].double().repeat_interleave(G, 0) for x in (self.k, self.v))  # (Hq, T, Dh)
@@ -93,13 +93,16 @@ def compare_attention(
     rate: float,
     report: Callable[[str], None],
 ) -> list[Result]:
-    """Measure all ways in turns, each beside "eager" where there is room for that; what cannot run is reported.
+    """Measure all ways in turns, and compare each with "eager" where that fits in memory.
 
     Args:
-        config: heads and their size.
+        config: gives the number and the size of the heads.
         task: `attention-T-W`.
-        seconds: to spend on the rounds.
-        bandwidth, rate: bytes and operations a second that the device reaches.
+        dtype: of queries, keys and values.
+        device: the device to measure.
+        seconds: time to spend on the rounds.
+        bandwidth, rate: the device's bytes and operations per second.
+        report: gets a line for each way that cannot run.
     """
     works, found = {}, {}
     for way in ways_of(device):
@@ -107,8 +110,8 @@ def compare_attention(
             work = Attention(way, config, task, dtype, device)
             found[way] = {"error": work.error(), "peak_bytes": work.peak_bytes()}
             works[way] = work
-        except (ValueError, MemoryError, RuntimeError) as error:  # the last: memory, or a kernel for other cards
-            report(f"    {row_name(way, dtype)} is left out: {error}".partition("\n")[0])
+        except (ValueError, MemoryError, RuntimeError) as error:  # RuntimeError: no memory, or a kernel for other GPUs
+            report(f"    {row_name(way, dtype)} is skipped: {error}".partition("\n")[0])
     rounds = paired_rounds([*works.values()], seconds, device)
     times = {way: tuple(each) for way, each in zip(works, rounds, strict=True)}
     floor, floor_from = max(
@@ -126,28 +129,28 @@ def compare_attention(
 
 
 def row_name(way: str, dtype: torch.dtype) -> str:
-    """How a row of results names a way."""
+    """Return the name of a way in a row of results."""
     return f"{way} {dtype_name(dtype)}"
 
 
 def ways_of(device: torch.device) -> tuple[str, ...]:
-    """The ways to compare."""
+    """Return the ways to compare on a device."""
     return ("eager", "sdpa", "flash_attention_2") if device.type == "cuda" else ("eager", "sdpa")
 
 
 def dtypes_of(dtype: torch.dtype, device: torch.device) -> tuple[torch.dtype, ...]:
-    """The types to compare: both short ones on a GPU, else that of the run."""
+    """Return the dtypes to compare: bfloat16 and float16 on a GPU, the run's own elsewhere."""
     return (torch.bfloat16, torch.float16) if device.type == "cuda" else (dtype,)
 
 
 def operations_of_attention(config: MixtralConfig, task: Task) -> int:
-    """Multiplications and additions of the two products, with all pairs that causality and window allow."""
+    """Count the multiplications and additions of the two products over all pairs that causality and window allow."""
     T, W = task.tokens, min(task.window, task.tokens)
     pairs = W * T - W * (W - 1) // 2
     return pairs * config.num_attention_heads * config.head_dim * 4
 
 
 def bytes_of_attention(config: MixtralConfig, task: Task, dtype: torch.dtype) -> int:
-    """Bytes of queries, keys, values and output."""
+    """Count the bytes of queries, keys, values and output."""
     heads = 2 * config.num_attention_heads + 2 * config.num_key_value_heads
     return task.tokens * heads * config.head_dim * dtype.itemsize

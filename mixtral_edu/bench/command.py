@@ -1,11 +1,10 @@
-"""How fast this model is: against transformers on the same weights, and against what the machine could do.
+"""Measure how fast this model is, compared with transformers on the same weights and with what the machine could do.
 
     python -m mixtral_edu benchmark --against transformers --json results.json --picture results.png
 
-Both systems load one checkpoint of random weights and work in one process, in turns; the ratio of each row is the
-median over rounds. transformers is given its fastest setting for each task. On a CUDA device the same tasks run, with a
-row for each way to compute attention, and `--tasks attention` times attention alone; that path has not run on a card
-yet.
+Both systems load one checkpoint of random weights and take turns in one process. The ratio of each row is the median
+over rounds. transformers runs each task in its fastest setting. A CUDA device runs the same tasks, with one row per way
+to compute attention, and `--tasks attention` times attention alone. That path has not run on a GPU yet.
 """
 
 import tempfile
@@ -25,7 +24,7 @@ from mixtral_edu.checkpoints.memory import choose_device, choose_dtype, dtype_na
 from mixtral_edu.config import MixtralConfig
 
 __all__ = ["Result", "Task", "as_table", "benchmark", "benchmark_config"]
-_SECONDS, _QUICK_SECONDS = 20.0, 2.0  # a row
+_SECONDS, _QUICK_SECONDS = 20.0, 2.0  # per row
 
 
 def benchmark(
@@ -44,51 +43,51 @@ def benchmark(
     again: bool = False,
     report: Callable[[str], None] = lambda line: None,
 ) -> list[Result]:
-    """Measure, and return one row for each task and form of the model.
+    """Run the benchmark and return one row per task and form of the model.
 
     Args:
-        config: sizes; `benchmark_config()` if None.
-        tasks: names, or beginnings of names: "prefill", "decode-8"; see `Task`. If None, all of `TASKS`; of
+        config: the model's sizes; None for `benchmark_config()`.
+        tasks: names, or beginnings of names: "prefill", "decode-8"; see `Task`. None for all of `TASKS`, or of
             `QUICK_TASKS` or `FULL_TASKS` if quick or full size. "attention" is measured only if it is named.
-        dtype: of the checkpoint, which both systems run in; float32 if None, on CUDA bfloat16. Quantized forms are
-            measured in bfloat16, on a CPU in float32 too, against the peer in `dtype`.
-        device: the CPU if None.
-        threads: of PyTorch; as they are if None.
-        against: "transformers", or None to measure our times alone.
-        full_size: Mixtral-8x7B, or `config`, without training. Its weights are made on the device, form by form, and
-            have no copy on disk or in host memory: 93 GB in bfloat16, 27 GB in 4 bits. A form without room is left out.
-            Beside a peer there is room for some `layers` only; they come from a checkpoint in the temporary folder, as
-            both read the same: 24 GB for 8.
-        layers: only so many; as many as the sizes say if None.
-        quick: fewer layers, forms and rounds, shorter contexts: under three minutes on a quiet machine.
-        seconds: to spend on a row, beside warming up; at least three rounds are done.
-        json_file: written after each row. What it holds of an equal run (machine, sizes, dtype, device, threads,
-            against) is not measured again.
-        again: measure it all the same.
+        dtype: the checkpoint's dtype, in which both systems run; None for float32, or bfloat16 on CUDA. Quantized forms
+            run in bfloat16, on a CPU also in float32, and are compared with the peer in `dtype`.
+        device: None for the CPU.
+        threads: PyTorch's threads; None leaves them as they are.
+        against: "transformers", or None to measure only this package.
+        full_size: measure Mixtral-8x7B, or `config`, without training. Its weights are made on the device, one form
+            after the other, with no copy on disk or in host memory: 93 GB in bfloat16, 27 GB in 4 bits. Forms that do
+            not fit in memory are skipped. With a peer only some `layers` fit. They come from a checkpoint in the
+            temporary folder, which both systems read: 24 GB for 8 layers.
+        layers: the number of layers; None for as many as `config` has.
+        quick: fewer layers, forms and rounds, and shorter contexts: under three minutes on a quiet machine.
+        seconds: time to spend per row, warm-up not included; each row gets at least three rounds.
+        json_file: a file to write after each row. Rows that it holds of an equal run (machine, sizes, dtype, device,
+            threads, against) are not measured again.
+        again: measure those rows again.
         report: gets a line at each step.
 
     Raises:
-        ValueError: an argument without meaning; the message names it.
-        MemoryError: the device has no room for any form, or for the peer beside it.
-        RuntimeError: the two systems disagree about the scores of the same weights.
+        ValueError: an argument is not valid; the message names it.
+        MemoryError: no form fits in the device's memory, or the peer does not fit next to it.
+        RuntimeError: the two systems compute different scores from the same weights.
     """
     device = choose_device(device)
     dtype = choose_dtype(dtype) or (torch.bfloat16 if device.type == "cuda" else torch.float32)
     check_peer(against)
     if seconds is not None and not seconds > 0:
-        raise ValueError(f"seconds={seconds}: more than 0 is wanted")
+        raise ValueError(f"seconds={seconds}: it must be above 0")
     if threads is not None and threads < 1:
-        raise ValueError(f"threads={threads}: at least 1 is wanted")
+        raise ValueError(f"threads={threads}: it must be at least 1")
     if full_size and quick:
-        raise ValueError("full_size=True: there is no quick form of it")
+        raise ValueError("full_size=True and quick=True: give only one of them")
     if full_size and against is not None and layers is None:
-        raise ValueError(f"full_size=True: there is no room for {against} beside it; with layers=8 there is")
+        raise ValueError(f"full_size=True: {against} does not fit in memory next to it; give layers=8")
     config = config or (MixtralConfig.mixtral_8x7b() if full_size else benchmark_config(quick))
     if layers is not None:
         config = replace(config, num_hidden_layers=layers)
     chosen = choose_tasks(tasks, FULL_TASKS if full_size else QUICK_TASKS if quick else TASKS)
     if full_size and (unfit := [task.name for task in chosen if task.kind in ("train", "loading")]):
-        raise ValueError(f"tasks={unfit}: with full_size=True prefill, decode and attention can be measured")
+        raise ValueError(f"tasks={unfit}: with full_size=True they must be prefill, decode or attention")
     with _threads(threads):
         settings = {
             "sizes": {name: value for name, value in config.to_dict().items() if isinstance(value, int)},
@@ -111,7 +110,7 @@ def benchmark(
 
 @contextmanager
 def _threads(count: int | None) -> Iterator[None]:
-    """Give PyTorch so many threads inside a `with` block."""
+    """Give PyTorch `count` threads inside a `with` block."""
     before = torch.get_num_threads()
     torch.set_num_threads(count or before)
     try:

@@ -1,8 +1,8 @@
-"""What it takes to load a checkpoint: seconds to import, seconds to load, and memory, each time in a fresh process.
+"""Measure what it takes to load a checkpoint: seconds to import, seconds to load, and memory, in fresh processes.
 
-This file is both sides. `measure_loading` starts processes, of the systems in turn; each runs this file by its path,
-imports one system, loads the checkpoint with it, and prints what that took. So nothing but the standard library is
-imported at the top.
+This file is both sides. `measure_loading` starts a process for each system in turn. The process runs this file by its
+path, imports one system, loads the checkpoint with it, and prints what that took. So the top of this file imports
+nothing but the standard library.
 """
 
 import json
@@ -20,9 +20,9 @@ OURS = "mixtral_edu"
 class Loading(TypedDict):
     """Seconds and bytes of one process.
 
-    `torch_seconds`: to import torch; `import_seconds`: torch and the model's class. Parts that a system imports only
-    when it loads count in `load_seconds`. `peak_bytes`: the most memory that the process held at once; `extra_bytes`:
-    by how much that is more than it held before loading.
+    `torch_seconds` is the time to import torch, `import_seconds` the time to import torch and the model's class. Parts
+    that a system imports only when it loads count in `load_seconds`. `peak_bytes` is the most memory that the process
+    held at once, and `extra_bytes` is how much more that is than before loading.
     """
 
     torch_seconds: float
@@ -35,17 +35,17 @@ class Loading(TypedDict):
 def measure_loading(
     systems: Sequence[str], folder: Path, device: str, threads: int, rounds: int
 ) -> dict[str, list[Loading]]:
-    """Load `folder` with each system in each round, after a round that does not count and fills the file cache.
+    """Load `folder` with each system in each round. A first round fills the file cache and does not count.
 
     Args:
         systems: "mixtral_edu" and "transformers", or one of them.
         folder: a checkpoint.
-        device: to load to. Memory is the host's in any case.
-        threads: of PyTorch.
-        rounds: how often.
+        device: the device to load to. The memory reported is always the host's.
+        threads: PyTorch's threads.
+        rounds: the number of rounds that count.
 
     Raises:
-        RuntimeError: a process failed; with its last line.
+        RuntimeError: a process failed; the message holds its last line.
     """
     times: dict[str, list[Loading]] = {system: [] for system in systems}
     for round_idx in range(rounds + 1):
@@ -60,7 +60,7 @@ def _in_new_process(system: str, folder: Path, device: str, threads: int) -> Loa
     packages = str(Path(__file__).resolve().parents[2])
     search_path = os.pathsep.join(filter(None, (packages, os.environ.get("PYTHONPATH"))))
     environment = os.environ | {"PYTHONPATH": search_path, "OMP_NUM_THREADS": str(threads)}
-    # -P: this file's neighbours are not to be found as `timing`, `tasks` or `run`.
+    # -P keeps this file's folder off the search path, where its neighbours would be found as `timing` or `tasks`.
     command = [sys.executable, "-P", __file__, system, str(folder), device]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     if done.returncode:
@@ -69,7 +69,7 @@ def _in_new_process(system: str, folder: Path, device: str, threads: int) -> Loa
 
 
 def _load(system: str, folder: str, device: str) -> Loading:
-    """The other side: import, load and measure, in this process."""
+    """Import, load and measure in this process: the other side."""
     started = time.perf_counter()
     import torch  # noqa: F401
 
@@ -94,8 +94,8 @@ def _load(system: str, folder: str, device: str) -> Loading:
 
 
 def _memory() -> tuple[int, int]:
-    """Bytes that this process holds now, and the most that it ever held."""
-    if sys.platform == "linux":  # `getrusage` may tell the peak of the process that started this one
+    """Return the bytes that this process holds now, and the most that it ever held."""
+    if sys.platform == "linux":  # `getrusage` may report the peak of the process that started this one
         lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
         return 1024 * int(lines["VmRSS"].split()[0]), 1024 * int(lines["VmHWM"].split()[0])
     import psutil

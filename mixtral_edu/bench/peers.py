@@ -15,12 +15,12 @@ from mixtral_edu.bench.timing import seconds_of
 
 PEERS = ("transformers",)
 _EXPERTS = ("eager", "grouped_mm")
-_MOST_TOKENS_OF_EAGER = 4096  # it holds T² scores of each head several times
-_FEWEST_TOKENS_OF_FLEX = 2048  # below, there is nothing to gain
-_FLEX_SECONDS = 60  # to compile it and run it once
+_MOST_TOKENS_OF_EAGER = 4096  # eager attention holds T² scores per head several times
+_FEWEST_TOKENS_OF_FLEX = 2048  # for shorter texts flex attention gains nothing
+_FLEX_SECONDS = 60  # limit for compiling flex attention and running it once
 _LONG = 2.0  # seconds after which one trial is enough
 
-# A process of its own can be stopped when compiling takes too long; what it compiled is kept on disk for the next.
+# A separate process can be stopped when compiling takes too long. What it compiled stays on disk for the next one.
 _TRY_FLEX = """
 import sys, torch, transformers
 heads, kv_heads, head_dim, window, tokens = map(int, sys.argv[1:])
@@ -45,21 +45,21 @@ class Setting(NamedTuple):
 
 
 class Transformers:
-    """transformers' model of a checkpoint, and for each task the setting in which it is fastest.
+    """transformers' model of a checkpoint, and its fastest setting for each task.
 
-    First the ways to compute experts are tried, then with the best of them the ways to compute attention. "batched_mm"
-    is left out: it copies the weights of its experts for each token, and can exhaust memory. "eager" attention is tried
-    up to 4,096 tokens; "flex_attention" for prefill from 2,048 on, if wanted and if it compiles within a minute (on a
-    CPU it has no backward pass, and does not compile for decoding).
+    The ways to compute experts are tried first. Then the ways to compute attention are tried with the best of them.
+    "batched_mm" is never tried: it copies the weights of its experts for each token and can exhaust memory. "eager"
+    attention is tried up to 4,096 tokens. "flex_attention" is tried for prefill from 2,048 tokens, if `with_flex` is
+    set and if it compiles within a minute. On a CPU it has no backward pass and does not compile for decoding.
 
     Args:
         folder: the checkpoint.
-        device: to work on.
+        device: the device to run on.
         with_flex: whether to try flex attention.
 
     Attributes:
         tried: for each task, the seconds of each setting's trial.
-        left_out: for each task, settings that were not tried or did not run, and why.
+        left_out: for each task, the settings that were not tried or did not run, and why.
     """
 
     def __init__(self, folder: Path, device: torch.device, with_flex: bool = True):
@@ -72,17 +72,17 @@ class Transformers:
         self.tried: dict[Task, dict[Setting, float]] = {}
         self.left_out: dict[Task, dict[str, str]] = {}
         self._works: dict[Task, Prefill | Decode | TrainingStep] = {}
-        self._has_flex: dict[int, str] = {}  # by number of tokens: why not, or ""
+        self._has_flex: dict[int, str] = {}  # number of tokens: why it does not run, or "" if it does
 
     def use(self, setting: Setting) -> None:
-        """Switch the model over."""
+        """Switch the model to a setting."""
         self.model.set_attn_implementation(setting.attention)
         self.model.set_experts_implementation(setting.experts)
 
     def fastest(self, task: Task) -> tuple[Prefill | Decode | TrainingStep, Setting] | None:
-        """Return this system's work on a task, switched to its fastest setting, and that setting; None if none runs."""
+        """Return this system's work on a task, in its fastest setting, and that setting; None if no setting runs."""
         if task not in self._works:
-            self.use(Setting("sdpa", "eager"))  # for the context of decoding, which all trials share
+            self.use(Setting("sdpa", "eager"))  # computes the context of decoding, which all trials share
             self._works[task] = work = work_on(self.model, task)
             self.tried[task], self.left_out[task] = {}, {}
             for experts in _EXPERTS:
@@ -100,25 +100,25 @@ class Transformers:
         return min(self.tried[task], key=self.tried[task].__getitem__)
 
     def _try(self, task: Task, work: Prefill | Decode | TrainingStep, setting: Setting) -> None:
-        """Time one setting: the best of three runs, or the first that is long. The first of flex attention compiles."""
+        """Time one setting: the best of three runs, fewer if they are long. Flex attention compiles in the first."""
         try:
             self.use(setting)
             least, seconds = 2 if setting.attention == "flex_attention" else 1, []
             while len(seconds) < least or len(seconds) < 3 and seconds[-1] < _LONG:
                 work.prepare()
                 seconds.append(seconds_of(work.run, self.device))
-        except (ImportError, RuntimeError, ValueError) as error:  # a kernel that refuses sizes, or memory runs out
+        except (ImportError, RuntimeError, ValueError) as error:  # a kernel refuses these sizes, or memory runs out
             self.left_out[task][str(setting)] = str(error).partition("\n")[0]
         else:
             self.tried[task][setting] = min(seconds)
 
     def _other_attention(self, task: Task) -> Iterator[str]:
-        """The ways to compute attention beside "sdpa" that are worth a trial."""
+        """Yield the ways to compute attention, besides "sdpa", that are worth a trial."""
         left_out, keys = self.left_out[task], 1 if task.kind == "decode" else task.tokens
         if keys <= _MOST_TOKENS_OF_EAGER:
             yield "eager"
         else:
-            left_out["eager"] = f"holds {keys:,}² scores of each head"
+            left_out["eager"] = f"holds {keys:,}² scores per head"
         if task.kind == "prefill" and task.tokens >= _FEWEST_TOKENS_OF_FLEX and self.device.type == "cpu":
             reason = self._why_no_flex(task.tokens) if self.with_flex else "not tried in a quick run"
             if reason:
@@ -148,15 +148,15 @@ class Transformers:
 
 
 def check_peer(name: str | None) -> None:
-    """Raise a ValueError unless `name` is None or that of a peer that is installed."""
+    """Raise a ValueError unless `name` is None or names an installed peer."""
     if name not in (None, *PEERS):
-        raise ValueError(f"against={name!r}: one of {', '.join(PEERS)} is wanted, or None")
+        raise ValueError(f"against={name!r}: it must be {', '.join(PEERS)} or None")
     if name is not None and importlib.util.find_spec(name) is None:
         raise ValueError(f"against={name!r} is not installed here: pip install {name}")
 
 
 def largest_difference(model: torch.nn.Module, peer: Transformers) -> float:
-    """How far the scores of both systems lie apart, at most, for 64 tokens; NaN where a score is not finite."""
+    """Return the largest difference between both systems' scores of 64 tokens; NaN if any score is not finite."""
     ids = torch.arange(3, 67, device=peer.device)[None] % model.config.vocab_size
     with torch.no_grad():
         difference = (model(ids, use_cache=False).logits - peer.model(ids, use_cache=False).logits).abs().max().item()

@@ -1,4 +1,4 @@
-"""What a benchmark found: rows with their times and floors, the machine that they hold for, a table, a file."""
+"""The results of a benchmark: rows with times and floors, the machine that they hold for, a table, and a file."""
 
 import json
 import platform
@@ -19,32 +19,32 @@ from mixtral_edu.checkpoints.folders import read_json_object, whole_file
 from mixtral_edu.training.recipes import processor_name
 
 _STORED = Path(__file__).parents[1] / "data" / "results"
-_COLUMNS = ("task", "ours", "takes", "a token", "theirs", "theirs / ours", "floor", "reached", "rounds", "their way",
-            "memory", "error")  # fmt: skip
-_ALWAYS = 10  # so many columns are shown even if they are empty
-_WORDS = ("task", "ours", "their way")  # columns that are no numbers
+_COLUMNS = ("task", "ours", "takes", "per token", "theirs", "theirs / ours", "floor", "reached", "rounds",
+            "their setting", "memory", "error")  # fmt: skip
+_ALWAYS = 10  # the first columns, which are shown even if they are empty
+_WORDS = ("task", "ours", "their setting")  # columns that hold words, not numbers
 
 
 @dataclass(frozen=True)
 class Result:
-    """One row: a task, in one of our variants, beside a peer.
+    """One row: a task in one of our variants, compared with a peer.
 
     Args:
-        task: its name.
-        variant: which form of our model, such as "packed float32" or "int4 bfloat16"; of loading, what is measured.
-        ours: what each round took: seconds of one pass or step, or bytes.
-        theirs: the peer's, round by round; empty without one.
+        task: the task's name.
+        variant: the form of our model, such as "packed float32" or "int4 bfloat16"; for loading, what is measured.
+        ours: what each round took: seconds per pass or step, or bytes.
+        theirs: the peer's, round by round; empty without a peer.
         unit: "s" or "bytes".
-        tokens: that one pass takes in; 0 where that has no meaning.
+        tokens: tokens per pass; 0 where that has no meaning.
         against: the peer's name.
-        setting: how the peer was set, and its dtype.
-        floor: the least that it can take, in the same unit; None if unknown.
-        floor_from: how the floor comes about, in words.
-        peak_bytes: of attention alone, what it holds at most beside its inputs; None where that was not measured.
-        error: of attention alone, the largest difference to double precision.
-        tried: the peer's other settings with the seconds of their trial.
-        left_out: settings that were not tried, and why.
-        date: when it was measured.
+        setting: the peer's setting and dtype.
+        floor: the least that the task can take, in the same unit; None if unknown.
+        floor_from: how the floor is computed, in words.
+        peak_bytes: for attention alone, the peak memory besides its inputs; None if not measured.
+        error: for attention alone, the largest difference from float64.
+        tried: the peer's settings with the seconds of their trials.
+        left_out: settings that were not tried or did not run, and why.
+        date: when the row was measured.
     """
 
     task: str
@@ -65,18 +65,18 @@ class Result:
 
     @property
     def ratio(self) -> Quartiles | None:
-        """Theirs by ours, paired round by round: above 1 we are faster, or take less. None without a peer."""
+        """Theirs divided by ours, paired by round: above 1, we are faster or take less. None without a peer."""
         ratios = [theirs / ours for theirs, ours in zip(self.theirs, self.ours, strict=True)] if self.theirs else []
         return quartiles(ratios) if ratios else None
 
     @property
     def share_of_floor(self) -> float | None:
-        """The floor by our median: 1 if nothing could be faster. None without a floor."""
+        """The floor divided by our median: 1 if nothing could be faster. None without a floor."""
         return None if self.floor is None else self.floor / median(self.ours)
 
 
 def describe_machine(device: torch.device) -> dict[str, Any]:
-    """Processor, versions, and on a GPU its name, driver and CUDA version: what times depend on, beside settings."""
+    """Return what times depend on besides settings: processor, versions, and a GPU's name, driver and CUDA version."""
     machine = {
         "processor": processor_name(),
         "capability": torch.backends.cpu.get_cpu_capability(),
@@ -95,17 +95,17 @@ def describe_machine(device: torch.device) -> dict[str, Any]:
 
 
 class ResultFile:
-    """A JSON file of runs, each with its machine, settings and results; written anew after each result.
+    """A JSON file of runs, each with its machine, settings and results. It is rewritten after each result.
 
-    A run goes on where its machine and settings are the same as those of a run in the file.
+    A run resumes if the file holds a run with the same machine and settings.
 
     Args:
-        path: None keeps nothing on disk.
-        machine, settings: of this run.
-        again: forget what an equal run has found.
+        path: the file; None keeps nothing on disk.
+        machine, settings: this run's machine and settings.
+        again: forget the results of an equal run.
 
     Raises:
-        ValueError: the file holds something else.
+        ValueError: the file holds something other than runs.
     """
 
     def __init__(self, path: Path | None, machine: dict[str, Any], settings: dict[str, Any], again: bool = False):
@@ -115,7 +115,7 @@ class ResultFile:
             self._content = read_json_object(path)
             if not isinstance(self._content.get("runs"), list):
                 raise ValueError(f"json_file={str(path)!r} holds no runs of a benchmark: name another file")
-        own = json.loads(json.dumps({"machine": machine, "settings": settings}))  # tuples as the file has them: lists
+        own = json.loads(json.dumps({"machine": machine, "settings": settings}))  # turns tuples into lists, as files do
         equal = [run for run in self._content["runs"] if {key: run.get(key) for key in own} == own]
         self._run = equal[0] if equal else own | {"results": []}
         if not equal:
@@ -125,21 +125,21 @@ class ResultFile:
 
     @property
     def results(self) -> list[Result]:
-        """What this run has found so far."""
+        """The results of this run so far."""
         return [as_result(row) for row in self._run["results"]]
 
     @property
     def left_out(self) -> set[tuple[str, str]]:
-        """Tasks and variants that this run has tried in vain."""
+        """Tasks and variants that this run could not measure."""
         return {(row["task"], row["variant"]) for row in self._run.get("left_out", [])}
 
     def add(self, result: Result) -> None:
-        """Keep one more row."""
+        """Add one row and write the file."""
         self._run["results"].append(asdict(result))
         self._write()
 
     def leave_out(self, task: str, variant: str, reason: str) -> None:
-        """Keep that a row cannot be measured, and why."""
+        """Record that a row cannot be measured, and why."""
         self._run.setdefault("left_out", []).append({"task": task, "variant": variant, "reason": reason})
         self._write()
 
@@ -150,7 +150,7 @@ class ResultFile:
 
 
 class StoredRun(NamedTuple):
-    """A run that was stored with the package: its machine, settings and rows."""
+    """A run that is stored with the package: its machine, settings and rows."""
 
     machine: dict[str, Any]
     settings: dict[str, Any]
@@ -158,7 +158,7 @@ class StoredRun(NamedTuple):
 
     @property
     def origin(self) -> str:
-        """When it ran, where, and with which versions, in words."""
+        """The run's date, processor or GPU, and versions, in words."""
         machine, day = self.machine, min(result.date for result in self.results)[:10]
         place = machine["processor"]
         if "gpu" in machine:
@@ -168,7 +168,7 @@ class StoredRun(NamedTuple):
 
 
 def stored_runs(device: str) -> list[StoredRun]:
-    """Return the runs on "cpu" or "cuda" that are stored with the package; none if there is no file of them."""
+    """Return the runs on "cpu" or "cuda" that are stored with the package; an empty list if there is no file."""
     path = _STORED / f"benchmark-{device}.json"
     runs = read_json_object(path)["runs"] if path.exists() else []
     return [StoredRun(run["machine"], run["settings"], [as_result(row) for row in run["results"]]) for run in runs]
@@ -180,7 +180,7 @@ def as_result(row: dict[str, Any]) -> Result:
 
 
 def amount(value: float, unit: str = "s") -> str:
-    """A number of seconds or bytes, in three digits and the prefix that suits.
+    """Format seconds or bytes with three digits and a fitting prefix.
 
     >>> amount(0.0123), amount(2.5), amount(46.7e9, "bytes")
     ('12.3 ms', '2.5 s', '46.7 GB')
@@ -191,7 +191,7 @@ def amount(value: float, unit: str = "s") -> str:
 
 
 def ratio_text(ratio: Quartiles | None) -> str:
-    """A median with its quartiles.
+    """Format a median with its quartiles.
 
     >>> ratio_text(Quartiles(1.42, 1.5, 1.618))
     '1.50 (1.42–1.62)'
@@ -200,12 +200,12 @@ def ratio_text(ratio: Quartiles | None) -> str:
 
 
 def floor_by_operations(count: float, rate: float) -> tuple[float, str]:
-    """Seconds that so many operations take at a rate a second, and that in words."""
+    """Return the seconds that `count` operations take at `rate` per second, and the calculation in words."""
     return count / rate, f"{count / 1e9:.4g} GFLOP at {rate / 1e9:.4g} GFLOP/s"
 
 
 def floor_by_bytes(count: float, bandwidth: float, note: str = "") -> tuple[float, str]:
-    """Seconds that it takes to move so many bytes at a bandwidth, and that in words."""
+    """Return the seconds that it takes to move `count` bytes at a bandwidth, and the calculation in words."""
     return count / bandwidth, f"{amount(count, 'bytes')}{note} at {amount(bandwidth, 'bytes')}/s"
 
 

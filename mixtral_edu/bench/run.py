@@ -1,4 +1,4 @@
-"""One run of the benchmark: rows of whole models, of loading and of attention, each written once it is measured."""
+"""One run of the benchmark: rows for whole models, loading and attention, each written once it is measured."""
 
 import gc
 import sys
@@ -36,7 +36,7 @@ _LOADINGS, _QUICK_LOADINGS = 5, 2
 
 
 class Run:
-    """One call of `benchmark`: makes the checkpoint, loads models when they are needed, and adds rows to a file."""
+    """One call of `benchmark`: make the checkpoint, load models when they are needed, and add rows to a file."""
 
     def __init__(
         self,
@@ -60,10 +60,10 @@ class Run:
         self.rates: dict[torch.dtype, float] = {}
 
     def measure(self, tasks: Sequence[Task], seconds: float) -> None:
-        """Measure all tasks that a whole model does, one form of it at a time.
+        """Measure all tasks of a whole model, one form at a time.
 
         Raises:
-            MemoryError: there is no room for any form, or for the peer beside it.
+            MemoryError: no form fits in memory, or the peer does not fit next to it.
         """
         forms = [form for form in variants(self.dtype, self.device, self.quick) if form.packed or not self.full_size]
         self.todo = [(form, task) for form in forms for task in tasks if form.takes(task)]
@@ -73,14 +73,14 @@ class Run:
         for form, tasks_of_form in rows.items():
             try:
                 model = self._model(form)
-            except (ValueError, MemoryError) as error:  # sizes that cannot be quantized so, a backend that cannot run
-                self.report(f"{form.name} is left out: {error}")
+            except (ValueError, MemoryError) as error:  # these sizes cannot be quantized, or the backend cannot run
+                self.report(f"{form.name} is skipped: {error}")
                 no_room += [str(error)] if isinstance(error, MemoryError) else []
             else:
                 self._measure_form(model, form, tasks_of_form, seconds)
-                del model  # two of the full size have no room
+                del model  # two models of full size do not fit in memory
                 if form.compiled and "torch._dynamo" in sys.modules:
-                    torch.compiler.reset()  # it holds the model, and counts how often it compiled
+                    torch.compiler.reset()  # the compiler keeps a reference to the model and limits recompilations
         if rows and len(no_room) == len(rows) and not self.file.results:
             raise MemoryError(no_room[-1])
 
@@ -89,7 +89,10 @@ class Run:
             try:
                 self.peer = Transformers(self.folder, self.device, with_flex=not self.quick)
             except torch.OutOfMemoryError as error:
-                raise MemoryError(f"{self.device} has no room for {self.against} beside {variant.name}") from error
+                raise MemoryError(
+                    f"{self.against} does not fit in the memory of {self.device} next to {variant.name}: "
+                    "measure fewer layers, or this package alone"
+                ) from error
         if variant.dtype == self.dtype == torch.float32 and variant.quantization is None and self.peer:
             _require_agreement(model, self.peer)
         for task in tasks:
@@ -102,18 +105,18 @@ class Run:
                 if not of_compiler and not isinstance(error, (NotRecordable, torch.OutOfMemoryError)):
                     raise
                 reason = str(error).partition("\n")[0]
-                self.report(f"    left out: {reason}")
-                if not of_compiler:  # with one installed it would run
+                self.report(f"    skipped: {reason}")
+                if not of_compiler:  # once a compiler is installed, the row can be measured
                     self.file.leave_out(task.name, variant.name, reason)
 
     def measure_loading(self, tasks: Sequence[Task]) -> None:
-        """Measure import, loading and memory in processes of their own."""
+        """Measure import, loading and memory in separate processes."""
         name, last = "loading", "memory to load"
         if Task.parse(name) not in tasks or (name, last) in self.done:
             return
         self._make_checkpoint()
         rounds = _QUICK_LOADINGS if self.quick else _LOADINGS
-        self.report(f"loading, {rounds} times and once to warm up")
+        self.report(f"loading: {rounds} times, after one warm-up")
         self.peer = None  # its memory may be needed
         systems = [OURS, self.against] if self.against else [OURS]
         loadings = measure_loading(systems, self.folder, str(self.device), torch.get_num_threads(), rounds)
@@ -131,7 +134,7 @@ class Run:
         add(last, "extra_bytes", "bytes", floor=weights, floor_from="the weights")
 
     def measure_attention(self, tasks: Sequence[Task], seconds: float) -> None:
-        """Measure attention alone: all ways in turns, each beside the one that writes all scores down."""
+        """Measure attention alone: all ways in turns, each compared with "eager", which stores all scores."""
         for task in tasks:
             for dtype in dtypes_of(self.dtype, self.device) if task.kind == "attention" else ():
                 if any((task.name, row_name(way, dtype)) in self.done for way in ways_of(self.device)):
@@ -151,9 +154,9 @@ class Run:
         return self.rates[dtype]
 
     def _model(self, variant: Variant) -> MixtralForCausalLM:
-        gc.collect()  # a compiled step and its model refer to each other, and two models may have no room
+        gc.collect()  # a compiled step and its model refer to each other, and two models may not fit in memory
         if self.device.type == "cuda":
-            torch.cuda.empty_cache()  # graphs and libraries take theirs beside PyTorch's
+            torch.cuda.empty_cache()  # graphs and libraries allocate memory outside PyTorch's cache
         try:
             if self.on_device:
                 self.report(f"making {variant.name} on {self.device}")
@@ -161,7 +164,7 @@ class Run:
             self._make_checkpoint()
             return variant.load(self.folder, self.device)
         except torch.OutOfMemoryError as error:
-            raise MemoryError(f"{self.device} has no room: {error}".partition("\n")[0]) from None
+            raise MemoryError(f"{self.device} is out of memory: {error}".partition("\n")[0]) from None
 
     def _make_checkpoint(self) -> None:
         if not self.folder.exists():
@@ -182,7 +185,7 @@ class Run:
                 "tried": {str(other): trial / steps for other, trial in self.peer.tried[task].items()},
                 "left_out": self.peer.left_out[task],
             }
-        if variant.one_program:  # making it is not a round
+        if variant.one_program:  # compiling or recording it does not count as a round
             works[0].prepare()
             works[0].run()
         times = [tuple(t / steps for t in each) for each in paired_rounds(works, seconds, self.device)]
@@ -191,10 +194,10 @@ class Run:
                       **found)  # fmt: skip
 
     def _floor(self, model: MixtralForCausalLM, variant: Variant, task: Task, work: object) -> tuple[float, str]:
-        """The least time of one pass or step, and where it comes from."""
+        """Return the least time of one pass or step, and how it is computed."""
         if isinstance(work, Decode):
             experts = work.experts_met()
-            note = f" ({experts:.2f} experts a layer)"
+            note = f" ({experts:.2f} experts per layer)"
             return floor_by_bytes(bytes_read(model, task, experts), self.bandwidth, note)
         return floor_by_operations(operations(self.config, task), self._rate(variant.dtype))
 
@@ -207,8 +210,8 @@ class Run:
 
 
 def _compiler_errors() -> tuple[type[Exception], ...]:
-    """What `torch.compile` raises: where it cannot take a program, or finds no C++ compiler."""
-    from torch._dynamo.exc import TorchDynamoException  # not at the top: it takes seconds
+    """Return what `torch.compile` raises when it cannot compile a program or finds no C++ compiler."""
+    from torch._dynamo.exc import TorchDynamoException  # not at the top, because this import takes seconds
     from torch._inductor.exc import CppCompileError, InvalidCxxCompiler
 
     return TorchDynamoException, CppCompileError, InvalidCxxCompiler
@@ -217,4 +220,7 @@ def _compiler_errors() -> tuple[type[Exception], ...]:
 def _require_agreement(model: nn.Module, peer: Transformers) -> None:
     difference = largest_difference(model, peer)
     if not difference < _TOLERANCE:
-        raise RuntimeError(f"both systems have the same weights, but their scores differ by {difference:.2g}")
+        raise RuntimeError(
+            f"both systems have the same weights, but their scores differ by {difference:.2g}; "
+            f"the difference must be below {_TOLERANCE:g}"
+        )

@@ -1,8 +1,8 @@
-"""What is timed: prefill, decoding and training, as work on any causal model, and the least that each can take.
+"""The tasks that are timed: prefill, decoding and training, as work on any causal model, and the floor of each.
 
-The floor of decoding is the time to read once, at the machine's measured bandwidth, each weight that is needed and the
-keys and values that are seen. That of prefill and training is the time of their multiplications and additions at the
-measured rate of a large matrix product.
+The floor is the least time that a task can take. For decoding it is the time to read each needed weight and the visible
+keys and values once, at the machine's measured bandwidth. For prefill and training it is the time of their
+multiplications and additions, at the measured rate of a large matrix product.
 """
 
 import copy
@@ -20,9 +20,9 @@ from mixtral_edu.cache import RollingKVCache
 from mixtral_edu.config import MixtralConfig
 from mixtral_edu.model import MixtralForCausalLM
 
-STEPS = 16  # tokens that each row decodes in one timed stretch
-_FIRST_ID = 3  # what lies below are special tokens
-_FORMS = {  # the numbers in each kind's names
+STEPS = 16  # tokens per row that one timed stretch decodes
+_FIRST_ID = 3  # lower ids are special tokens
+_FORMS = {  # the numbers in the names of each kind
     "prefill": ("tokens",),
     "decode": ("batch", "tokens"),
     "train": ("batch", "tokens"),
@@ -35,15 +35,16 @@ _FORMS = {  # the numbers in each kind's names
 class Task:
     """One thing to measure.
 
-    `prefill-T`: T tokens of one text into a new cache, scores of the last. `decode-B-C`: one more token for each of B
-    rows, C tokens of context. `train-B-T`: forward, loss, backward and optimizer step. `attention-T-W`: attention
-    alone, over T tokens with a window of W, which is none if W is T or more. `loading`: import, load, memory.
+    `prefill-T` reads T tokens of one text into a new cache and computes the scores of the last token. `decode-B-C` adds
+    one token to each of B rows with a context of C tokens. `train-B-T` is a forward pass, loss, backward pass and
+    optimizer step on B rows of T tokens. `attention-T-W` is attention alone, over T tokens with a window of W; there is
+    no window if W is T or more. `loading` is import, load and memory.
 
     >>> Task.parse("decode-8-4096")
     Task(kind='decode', batch=8, tokens=4096, window=0)
 
     Raises:
-        ValueError: a name of another form, or a number of 0.
+        ValueError: the name has another form, or one of its numbers is 0.
     """
 
     kind: str
@@ -56,8 +57,8 @@ class Task:
         kind, *numbers = name.split("-")
         fits = all(re.fullmatch("[1-9][0-9]*", number) for number in numbers)
         if kind not in _FORMS or len(_FORMS[kind]) != len(numbers) or not fits:
-            raise ValueError(f"task {name!r}: prefill-TOKENS, decode-BATCH-CONTEXT, train-BATCH-TOKENS, "
-                             "attention-TOKENS-WINDOW or loading is wanted")  # fmt: skip
+            raise ValueError(f"task {name!r}: it must be prefill-TOKENS, decode-BATCH-CONTEXT, train-BATCH-TOKENS, "
+                             "attention-TOKENS-WINDOW or loading")  # fmt: skip
         return cls(kind, **dict(zip(_FORMS[kind], map(int, numbers), strict=True)))
 
     @property
@@ -66,12 +67,12 @@ class Task:
 
     @property
     def has_window(self) -> bool:
-        """Whether attention alone is limited to fewer keys than the text has."""
+        """Whether the window is shorter than the text."""
         return 0 < self.window < self.tokens
 
     @property
     def new_tokens(self) -> int:
-        """Tokens that one pass, or step, takes in; what its time is divided by for the time of a token."""
+        """Tokens per pass or step; a row's time divided by them is its time per token."""
         return self.batch if self.kind == "decode" else self.batch * self.tokens
 
 
@@ -80,7 +81,7 @@ TASKS = tuple(
     for name in ("prefill-512", "prefill-2048", "prefill-16384", "decode-1-64", "decode-1-4096", "decode-8-64",
                  "decode-8-4096", "train-4-256", "loading")
 )  # fmt: skip
-ATTENTION_TASKS = tuple(  # not among the usual ones: asked for by name
+ATTENTION_TASKS = tuple(  # measured only if they are named
     Task("attention", tokens=tokens, window=window)
     for tokens in (512, 1024, 2048, 4096, 8192, 16384, 32768)
     for window in ((tokens, 4096) if tokens > 4096 else (tokens,))
@@ -96,15 +97,16 @@ FULL_TASKS = tuple(
 
 
 def choose_tasks(names: Sequence[str] | None, usual: Sequence[Task] = TASKS) -> list[Task]:
-    """Return the tasks that names mean: a task's name, or the beginning of usual tasks' names; None for all of them.
+    """Return the tasks that `names` stand for; all usual tasks if it is None.
 
-    "attention" means those of `ATTENTION_TASKS` that are no longer than the longest usual prefill.
+    A name is a task's name, or the beginning of usual tasks' names. "attention" stands for those of `ATTENTION_TASKS`
+    that are no longer than the longest usual prefill.
 
     >>> [task.name for task in choose_tasks(["prefill", "decode-32-64"])]
     ['prefill-512', 'prefill-2048', 'prefill-16384', 'decode-32-64']
 
     Raises:
-        ValueError: a name that is neither.
+        ValueError: a name is neither.
     """
     if names is None:
         return list(usual)
@@ -116,7 +118,7 @@ def choose_tasks(names: Sequence[str] | None, usual: Sequence[Task] = TASKS) -> 
 
 
 def cache_name(model: nn.Module) -> str:
-    """How a model's forward pass and its result call the cache; in transformers that changed with 5.24."""
+    """Return the name of the cache in a model's forward pass and result. transformers 5.24 changed it."""
     return "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
 
 
@@ -135,16 +137,16 @@ class Prefill:
 
 
 class Decode:
-    """The work of a decode task on one model: `STEPS` tokens for each row, always from the same context on.
+    """The work of a decode task on one model: `STEPS` tokens per row, always after the same context.
 
-    The rows have the context in common and go on with tokens of their own, which are given, not chosen.
+    All rows share the context and continue with tokens of their own, which are given, not generated.
     """
 
     @torch.no_grad()
     def __init__(self, model: nn.Module, task: Task):
         self.model, self.cache_name = model.eval(), cache_name(model)
         room = {}
-        if isinstance(model, MixtralForCausalLM):  # for all steps, so that no round grows it
+        if isinstance(model, MixtralForCausalLM):  # a cache with room for all steps, so that no round grows it
             most = task.tokens + STEPS
             room = {self.cache_name: RollingKVCache(model.config, 1, most, model.device, model.dtype)}
         out = model(random_ids(model, 1, task.tokens), use_cache=True, logits_to_keep=1, **room)
@@ -155,7 +157,7 @@ class Decode:
 
     def prepare(self) -> None:
         self.model.eval()
-        if isinstance(self.cache, RollingKVCache):  # which a graph may have been recorded for
+        if isinstance(self.cache, RollingKVCache):  # a CUDA graph may be recorded on this very cache
             self.cache.copy_(self.context)
         else:
             self.cache = copy.deepcopy(self.context)
@@ -170,7 +172,7 @@ class Decode:
         return [step(ids, **options) for ids in self.ids.split(1, dim=1)]
 
     def experts_met(self) -> float:
-        """How many experts of a layer one step reads, counted in the router's decisions: mean over steps and layers."""
+        """Count how many experts per layer a step reads, by the router's decisions: the mean over steps and layers."""
         self.prepare()
         K = self.model.config.num_experts_per_tok
         logits = [layer for out in self._steps(output_router_logits=True) for layer in out.router_logits]  # (B, E) each
@@ -180,7 +182,8 @@ class Decode:
 class TrainingStep:
     """The work of a training task on one model.
 
-    Plain gradient descent, with a learning rate of 0: a step costs as much as any, and every round has equal weights.
+    It is plain gradient descent with a learning rate of 0. A step costs as much as with any other rate, and every round
+    starts from the same weights.
     """
 
     def __init__(self, model: nn.Module, task: Task):
@@ -197,19 +200,19 @@ class TrainingStep:
 
 
 def work_on(model: nn.Module, task: Task) -> Prefill | Decode | TrainingStep:
-    """Return a task's work on a causal model, of this package or of transformers."""
+    """Return a task's work on a causal model of this package or of transformers."""
     return {"prefill": Prefill, "decode": Decode, "train": TrainingStep}[task.kind](model, task)
 
 
 def random_ids(model: nn.Module, batch: int, tokens: int) -> Tensor:
-    """Token ids (batch, tokens), the same at each call."""
+    """Return token ids (batch, tokens), the same at each call."""
     generator = torch.Generator("cpu").manual_seed(tokens)
     ids = torch.randint(_FIRST_ID, model.config.vocab_size, (batch, tokens), generator=generator, device="cpu")
     return ids.to(model.device)
 
 
 def repeat_rows(cache: Any, times: int) -> None:
-    """Turn the cache of one text into that of `times` equal texts, in place."""
+    """Turn the cache of one text into the cache of `times` equal texts, in place."""
     if not isinstance(cache, RollingKVCache):
         cache.batch_repeat_interleave(times)
         return
@@ -219,10 +222,10 @@ def repeat_rows(cache: Any, times: int) -> None:
 
 
 def bytes_read(model: MixtralForCausalLM, task: Task, experts_met: float) -> float:
-    """Bytes that a decoding step has to read, on average over `STEPS` steps.
+    """Return the bytes that a decoding step must read, on average over `STEPS` steps.
 
-    All weights but the embedding's, of which B rows, and the experts that no token meets; and the keys and values that
-    the rows see. `experts_met` of E are read a layer.
+    It reads B rows of the embedding, all other weights except the experts that no token is routed to, and the keys and
+    values that the rows see. Each layer reads `experts_met` of its E experts.
     """
     config, embedding = model.config, model.model.embed_tokens.weight
     experts = sum(_nbytes(layer.block_sparse_moe.experts) for layer in model.model.layers)
@@ -234,10 +237,10 @@ def bytes_read(model: MixtralForCausalLM, task: Task, experts_met: float) -> flo
 
 
 def operations(config: MixtralConfig, task: Task) -> int:
-    """Multiplications and additions of a prefill or a training step, counted as matrix products need them.
+    """Count the multiplications and additions of a prefill or a training step, as matrix products need them.
 
-    Two for each active weight and token (the head's only where scores are wanted), and four for each number of a head
-    and each query-key pair inside the window. Going backward takes twice as many again.
+    There are two per active weight and token; the head's weights count only where scores are computed. There are four
+    per number of a head and query-key pair inside the window. The backward pass takes twice as many as the forward.
     """
     counts, B, T = config.parameter_counts(), task.batch, task.tokens
     head = counts.per_part["lm_head"]

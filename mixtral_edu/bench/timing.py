@@ -1,7 +1,7 @@
-"""Times that can be compared: rounds in which all take their turn, and what the machine could do at best.
+"""Times that can be compared: rounds in which all works take a turn, and the most that the machine can do.
 
-On a shared machine a time says little by itself. Two pieces of work that alternate meet the same disturbances, so the
-ratio of their times in a round is steady where each time is not.
+On a shared machine a single time says little. Two works that alternate meet the same disturbances, so the ratio of
+their times in a round is steady even where each time is not.
 """
 
 import gc
@@ -12,10 +12,10 @@ from typing import NamedTuple, Protocol
 
 import torch
 
-_FLOATS_TO_READ = 2**27  # 512 MiB in float32: far more than any cache holds
-_PRODUCT_SIZE = 2048  # of a square matrix product: large enough that memory does not limit it
+_FLOATS_TO_READ = 2**27  # 512 MiB in float32, far more than any cache holds
+_PRODUCT_SIZE = 2048  # rows of a square matrix product, enough that memory does not limit it
 _REPEATS = 5
-_LONG = 10.0  # seconds of a round after which it does not matter that caches and memory were cold
+_LONG = 10.0  # seconds; in a longer round it does not matter that caches and memory were cold
 
 
 class Work(Protocol):
@@ -27,7 +27,7 @@ class Work(Protocol):
 
 
 class Quartiles(NamedTuple):
-    """A quarter of the values lies below `low`, half below `median`, three quarters below `high`."""
+    """A quarter of the values are below `low`, half below `median`, three quarters below `high`."""
 
     low: float
     median: float
@@ -41,12 +41,12 @@ def quartiles(values: Sequence[float]) -> Quartiles:
     Quartiles(low=2.0, median=3.0, high=4.0)
     """
     if not values:
-        raise ValueError("values is empty: at least one is wanted")
+        raise ValueError("values is empty: it must hold at least one number")
     return Quartiles(*quantiles(values, n=4, method="inclusive")) if len(values) > 1 else Quartiles(*values * 3)
 
 
 def seconds_of(run: Callable[[], object], device: torch.device) -> float:
-    """Time one call, until the device has done all of it. The garbage collector rests meanwhile."""
+    """Time one call until the device has finished it, with the garbage collector paused."""
     collecting = gc.isenabled()
     gc.disable()
     try:
@@ -63,16 +63,18 @@ def seconds_of(run: Callable[[], object], device: torch.device) -> float:
 def paired_rounds(
     works: Sequence[Work], budget: float, device: torch.device, least: int = 3, most: int = 100
 ) -> list[list[float]]:
-    """Time all `works` in each round, from first to last and in the next round from last to first.
+    """Time all `works` in each round, from first to last, and in the next round from last to first.
+
+    A first round warms up. It counts only if it is long.
 
     Args:
-        works: a first round warms up, and counts only if it is long.
-        budget: seconds to spend, preparation included. No round begins that would exceed it, as long as others did.
-        device: what the works run on.
-        least, most: bounds of the number of rounds, whatever they take.
+        works: what to time.
+        budget: seconds to spend, preparation included. No round starts that is expected to exceed it.
+        device: the device that the works run on.
+        least, most: bounds on the number of rounds, whatever the budget.
 
     Returns:
-        for each work the seconds of all rounds; equal places in two lists belong to the same round.
+        For each work, the seconds of all rounds; items at the same index belong to the same round.
     """
 
     def one_round(backwards: bool) -> list[float]:
@@ -96,9 +98,9 @@ def paired_rounds(
 
 
 def read_bandwidth(device: torch.device, floats: int | None = None) -> float:
-    """Measure how many bytes a second PyTorch reads from memory: the fastest of three ways, in float32.
+    """Measure how many bytes per second PyTorch reads from memory: the fastest of three ways, in float32.
 
-    They are a sum, a matrix times a vector, and a copy, which writes as many bytes as it reads.
+    The ways are a sum, a matrix times a vector, and a copy, which writes as many bytes as it reads.
     """
     floats = floats or _FLOATS_TO_READ * (4 if device.type == "cuda" else 1)
     buffer = torch.ones(floats, dtype=torch.float32, device=device)
@@ -109,10 +111,10 @@ def read_bandwidth(device: torch.device, floats: int | None = None) -> float:
 
 
 def product_rate(dtype: torch.dtype, device: torch.device, size: int | None = None) -> float:
-    """Measure how many operations a second a large matrix product takes; each multiply-add counts as two.
+    """Measure how many operations per second a large matrix product does; each multiply-add counts as two.
 
-    On a CPU it is that of `dtype`, or of float32 where that is faster: some processors have no instructions for shorter
-    numbers. A small product tells which.
+    A CPU computes it in `dtype` or in float32, whichever is faster in a small product: some processors have no
+    instructions for shorter numbers.
     """
     is_gpu = device.type == "cuda"
     size = size or _PRODUCT_SIZE * (4 if is_gpu else 1)
@@ -126,7 +128,7 @@ def product_rate(dtype: torch.dtype, device: torch.device, size: int | None = No
 
 
 def _fastest(run: Callable[[], object], device: torch.device) -> float:
-    calls = 10 if device.type == "cuda" else 1  # of a GPU, so that starting one does not count
+    calls = 10 if device.type == "cuda" else 1  # ten on a GPU, so that the time to launch one does not count
 
     def several() -> None:
         for _ in range(calls):

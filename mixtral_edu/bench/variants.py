@@ -1,4 +1,4 @@
-"""Which model is measured, and in which forms."""
+"""The model that is measured, and its forms."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,7 +18,7 @@ _LONGEST_QUANTIZED_PREFILL = 512
 
 
 def benchmark_config(quick: bool = False) -> MixtralConfig:
-    """The sizes that are measured: 8 layers, 214 million parameters; 2 layers if quick."""
+    """Return the sizes of the measured model: 8 layers and 214 million parameters, or 2 layers if quick."""
     return MixtralConfig(
         vocab_size=32000,
         hidden_size=512,
@@ -33,9 +33,9 @@ def benchmark_config(quick: bool = False) -> MixtralConfig:
 
 @dataclass(frozen=True)
 class Variant:
-    """One form of our model: plain as loaded, or packed for inference, compiled, a CUDA graph; quantized or not.
+    """One form of our model: plain as loaded, packed for inference, compiled, or a CUDA graph; quantized or not.
 
-    `attention` and `experts`: implementations; None for the default.
+    `attention` and `experts` name implementations; None for the default.
     """
 
     dtype: torch.dtype
@@ -56,12 +56,12 @@ class Variant:
 
     @property
     def one_program(self) -> bool:
-        """Whether a decoding step is one program, that has to be made first."""
+        """Whether a decoding step is one program, which must be compiled or recorded first."""
         return self.compiled or self.graph
 
     def takes(self, task: Task) -> bool:
-        """Whether this form is measured in that task."""
-        if self.one_program:  # which concerns the step that adds a token
+        """Return whether this form is measured in a task."""
+        if self.one_program:  # only the step that adds a token is one program
             return task.kind == "decode"
         if self.quantization is not None:
             short_prefill = task.kind == "prefill" and task.tokens <= _LONGEST_QUANTIZED_PREFILL
@@ -81,7 +81,7 @@ class Variant:
         return self._prepared(model)
 
     def make(self, config: MixtralConfig, device: torch.device) -> MixtralForCausalLM:
-        """Make this form with random weights, where there is no checkpoint."""
+        """Make this form with random weights, without a checkpoint."""
         config = replace(
             config,
             attn_implementation=self.attention or config.attn_implementation,
@@ -99,13 +99,13 @@ class Variant:
 def random_model(
     config: MixtralConfig, dtype: torch.dtype, device: torch.device, quantization: str | None = None
 ) -> MixtralForCausalLM:
-    """Make a model with random weights in `dtype` on the device, where each is drawn; the same ones at each call.
+    """Make a model with random weights in `dtype`, drawn on the device, the same at each call.
 
-    Matrices that are quantized are so one by one, so that no more than one is held as it was drawn.
+    Matrices are quantized one by one, so that no more than one is held unquantized.
 
     Raises:
-        MemoryError: the device has not so much memory free.
-        ValueError: sizes that cannot be quantized so.
+        MemoryError: the model needs more memory than the device has free.
+        ValueError: the sizes cannot be quantized in this form.
     """
     form = QuantizationConfig.parse(quantization)
     require_memory(checkpoint_bytes(config, form, dtype), device, "a model of these sizes")
@@ -120,16 +120,17 @@ def random_model(
             init_module(module, config.initializer_range)
             if name in quantized:
                 install(model, {name: quantized.pop(name).quantize_(module.weight.detach(), dtype)})
-            del module  # before the next one is drawn
+            del module  # frees its memory before the next module is drawn
     return model
 
 
 def variants(dtype: torch.dtype, device: torch.device, quick: bool = False) -> list[Variant]:
-    """The forms to measure; on a CUDA device each with all ways to compute attention, and experts in one product.
+    """Return the forms to measure.
 
-    Quantized forms take bfloat16, and on a CPU float32 too. On a CUDA device each is recorded as a graph as well; on a
-    CPU a prefill with 4 bits has a row for the plain layout too, to compare. Quick runs leave float32 out, and
-    compiling.
+    On a CUDA device the plain and the packed form get one row per way to compute attention, with the experts in one
+    product. Quantized forms run in bfloat16, on a CPU also in float32. On a CUDA device they are recorded as a graph
+    too. On a CPU a prefill in 4 bits has a second row, in the plain layout. Quick runs skip quantized forms in float32,
+    and compiling.
     """
     on_card, rounded = device.type == "cuda", []
     for quantization in ("int8", "int4"):

@@ -1,1 +1,1 @@
-"""Checkpoints: folders, files of tensors, Hugging Face's and Mistral's layouts and the way between them, memory."""
+"""Checkpoints: folders, tensor files, conversion between Hugging Face's and Mistral's layouts, and memory checks."""

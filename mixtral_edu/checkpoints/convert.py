@@ -1,4 +1,4 @@
-"""Converting checkpoints between Hugging Face's layout and Mistral's own, one tensor at a time."""
+"""Convert checkpoints between Hugging Face's layout and Mistral's own, one tensor at a time."""
 
 import json
 import os
@@ -36,7 +36,7 @@ from mixtral_edu.config import MixtralConfig, settings_file
 from mixtral_edu.rope import to_interleaved
 from mixtral_edu.text.tokenizer import FILE_PATTERNS
 
-# What goes along: the SentencePiece model, and what transformers keeps beside it.
+# Files that are copied along: the SentencePiece model, and the files that transformers stores with it.
 TOKENIZER_FILES = (*FILE_PATTERNS, "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 
 
@@ -48,38 +48,38 @@ def convert_checkpoint(
     max_shard_size: int | str = "5GB",
     progress: bool = True,
 ) -> None:
-    """Write a causal Mixtral's checkpoint in another layout: every number as it was, one tensor in memory at a time.
+    """Write a causal Mixtral's checkpoint in another layout. No number changes; one tensor is in memory at a time.
 
-    What headers can tell is checked before anything is written. The new files grow in a folder beside `target` and are
-    swapped in at the end, as in `save_pretrained`; a tokenizer's files go along under the names they have.
+    Everything that headers can show is checked before anything is written. The new files are written to a folder beside
+    `target` and swapped in at the end, as in `save_pretrained`. A tokenizer's files are copied under their own names.
 
     Args:
-        source: "tiny", "tiny-instruct", or a folder: Hugging Face's layout, sharded or not, with the published names or
-            those of a transformers 5 model in memory; or raw Mistral files, `consolidated.*` with `params.json`, where
-            each expert's matrices are tensors of their own, or stacked as in the first release.
+        source: "tiny", "tiny-instruct", or a folder. It may hold Hugging Face's layout, sharded or not, under the
+            published names or those of a transformers 5 model in memory. It may also hold raw Mistral files,
+            `consolidated.*` with `params.json`, with one tensor per expert matrix or stacked as in the first release.
         target: a folder that is missing or empty; or, with `overwrite`, one with content.
         to: "hf" for safetensors under the published names with `config.json`; "mistral" for one
-            `consolidated.safetensors` with `params.json`, each expert's matrices by themselves.
-        overwrite: whether a checkpoint in `target` may be replaced; files that are no part of one are kept.
-        max_shard_size: for "hf": bytes, as a number or as text ("5GB", "200MiB").
+            `consolidated.safetensors` with `params.json`, with one tensor per expert matrix.
+        overwrite: whether to replace a checkpoint in `target`. Other files there are kept.
+        max_shard_size: for "hf", bytes as a number or as text ("5GB", "200MiB").
         progress: show a bar on standard error.
 
     Raises:
         FileNotFoundError: the source, its settings or one of its files is missing.
         FileExistsError: the target has content, and `overwrite` is False.
-        ValueError: an argument without meaning, source and target inside one another, a damaged file or one that holds
-            more than tensors, or tensors that are missing, unexpected, doubled or wrongly shaped (by file and name).
-        OSError, MemoryError: too little space on the disk, or too little memory.
+        ValueError: an argument is not valid, source and target lie inside one another, a file is damaged or holds more
+            than tensors, or tensors are missing, unexpected, doubled or wrongly shaped; the message names them.
+        OSError, MemoryError: the disk or the memory has too little space.
     """
     if to not in ("hf", "mistral"):
-        raise ValueError(f"to={to!r}: 'hf' or 'mistral' is wanted")
+        raise ValueError(f"to={to!r}: it must be 'hf' or 'mistral'")
     limit = parse_size(max_shard_size)
     for name, path in (("source", source), ("target", target)):
         if not isinstance(path, str | os.PathLike):
-            raise TypeError(f"{name} is a {type(path).__name__}: a folder is wanted")
+            raise TypeError(f"{name} is a {type(path).__name__}: it must be the path of a folder")
     source, target = find_folder(source).resolve(), Path(target).expanduser().resolve()
     if source == target or source in target.parents or target in source.parents:
-        raise ValueError(f"target={str(target)!r}: a folder is wanted that is not, holds or lies in {str(source)!r}")
+        raise ValueError(f"target={str(target)!r}: it must not be {str(source)!r}, contain it or lie inside it")
     config, tensors = open_checkpoint(source)
     dtype = common_dtype(tensor.dtype for tensor in tensors.values())
     config.dtype = config.dtype or dtype
@@ -105,17 +105,17 @@ def convert_checkpoint(
 
 
 def open_checkpoint(folder: Path) -> tuple[MixtralConfig, dict[str, LazyTensor]]:
-    """Read a causal Mixtral's settings and headers, in whatever layout: its config, its tensors by published name.
+    """Read a causal Mixtral's settings and headers in any layout; return its config, and its tensors by published name.
 
     Raises:
-        FileNotFoundError, ValueError: as for `convert_checkpoint`.
+        FileNotFoundError, ValueError: as in `convert_checkpoint`.
     """
     if not (folder / "config.json").is_file() and not (folder / PARAMS_FILE).is_file():
         beside = " beside its weights" if is_raw(folder) else ""
-        raise FileNotFoundError(f"{folder} holds neither config.json nor {PARAMS_FILE}{beside}: it is no checkpoint")
+        raise FileNotFoundError(f"{folder} holds neither config.json nor {PARAMS_FILE}{beside}: it is not a checkpoint")
     config = MixtralConfig.from_pretrained(folder)
     if config.quantization_config:
-        raise ValueError(f"{folder} holds quantized weights: convert the checkpoint that they were made from")
+        raise ValueError(f"{folder} holds quantized weights: convert the checkpoint they were made from instead")
     stored = raw_tensors(folder) if is_raw(folder) else stored_tensors(folder)
     check_sizes(config, ((tensor.name, tensor.shape) for tensor in stored), settings_file(folder))
     layout = layout_of([tensor.name for tensor in stored], is_raw(folder))
@@ -131,7 +131,7 @@ def open_checkpoint(folder: Path) -> tuple[MixtralConfig, dict[str, LazyTensor]]
 def _match(
     places: dict[str, Place], stored: list[StoredTensor | PickledTensor], otherwise: str
 ) -> dict[str, StoredTensor | PickledTensor]:
-    """Return the stored tensors by name, if they are exactly those of `places`; raise, naming all that does not fit."""
+    """Return the stored tensors by name if they are exactly those of `places`; else raise an error with all misfits."""
     wanted = {place.name: place.shape for place in places.values()}
     found, unexpected, doubled, misfits = {}, [], [], []
     for tensor in stored:
@@ -142,9 +142,9 @@ def _match(
         elif tensor.name in found:
             doubled.append(f"{place} and in {found[tensor.name].file.name}")
         elif tensor.shape != wanted[tensor.name]:
-            misfits.append(f"{place} is {tensor.shape}, the settings want {wanted[tensor.name]}")
+            misfits.append(f"{place} is {tensor.shape} but must be {wanted[tensor.name]} by the settings")
         elif tensor.dtype not in FLOATS:
-            misfits.append(f"{place} is stored as {tensor.dtype}, one of {', '.join(FLOATS)} is wanted")
+            misfits.append(f"{place} is stored as {tensor.dtype} but must be {' or '.join(FLOATS)}")
         found[tensor.name] = tensor
     kinds = {
         "missing": [name for name in wanted if name not in found],
@@ -168,11 +168,11 @@ def _to_raw(name: str, tensor: LazyTensor, config: MixtralConfig) -> LazyTensor:
 
 def _check_space(tensors: dict[str, LazyTensor], source: Path, target: Path) -> None:
     sizes = [byte_count(tensor) for tensor in tensors.values()]
-    require_memory(2 * max(sizes), torch.device("cpu"), f"converting {source}")  # a tensor as stored, and as written
+    require_memory(2 * max(sizes), torch.device("cpu"), f"converting {source}")  # one tensor, as stored and as written
     folder = next(parent for parent in target.parents if parent.exists())
     free = shutil.disk_usage(folder).free
     if sum(sizes) > free:
-        raise OSError(f"{target} needs {sum(sizes) / 1e9:.3g} GB, and {free / 1e9:.3g} GB are free on that disk")
+        raise OSError(f"{target} needs {sum(sizes) / 1e9:.3g} GB, but only {free / 1e9:.3g} GB are free on that disk")
 
 
 def _counted(tensor: LazyTensor, count: Callable[[int], None]) -> LazyTensor:
@@ -184,6 +184,6 @@ def _counted(tensor: LazyTensor, count: Callable[[int], None]) -> LazyTensor:
 
 
 def _progress_bar(tensors: dict[str, LazyTensor], progress: bool):
-    from tqdm.auto import tqdm  # not at the top: in a notebook it loads widgets
+    from tqdm.auto import tqdm  # not at the top, because in a notebook it loads widgets
 
     return tqdm(total=sum(map(byte_count, tensors.values())), unit="B", unit_scale=True, disable=not progress)

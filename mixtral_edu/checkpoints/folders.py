@@ -1,4 +1,4 @@
-"""Folders on disk: find a checkpoint's, and replace one so that an interruption loses nothing."""
+"""Folders on disk: find a checkpoint's folder, and replace a folder so that an interruption loses nothing."""
 
 import json
 import os
@@ -18,14 +18,14 @@ def find_folder(name_or_folder: str | Path) -> Path:
     """Return the folder that a bundled name ("tiny", "tiny-instruct") or a path stands for.
 
     Raises:
-        FileNotFoundError: no such folder; the message tells what to do with the name of a model on the hub, and where
-            an interrupted save left its files.
-        NotADirectoryError: the path leads to a file.
+        FileNotFoundError: there is no such folder. The message says how to download a model of that name from the hub,
+            and where an interrupted save left its files.
+        NotADirectoryError: the path is a file.
     """
     if not isinstance(name_or_folder, str | os.PathLike):
-        raise TypeError(f"name_or_folder is a {type(name_or_folder).__name__}: a bundled name or a folder is wanted")
+        raise TypeError(f"name_or_folder is a {type(name_or_folder).__name__}: it must be a bundled name or a folder")
     name = os.fspath(name_or_folder)
-    bundled = bundled_folder(name) if isinstance(name_or_folder, str) else None  # Path("tiny") is a folder
+    bundled = bundled_folder(name) if isinstance(name_or_folder, str) else None  # Path("tiny") always means a folder
     if bundled is not None:
         return bundled
     folder = Path(name).expanduser()
@@ -35,10 +35,13 @@ def find_folder(name_or_folder: str | Path) -> Path:
         raise NotADirectoryError(f"{name!r} is a file: give the folder that holds it")
     leftovers = [str(path) for path in _places_beside(folder.resolve()) if path.exists()]
     if leftovers:
-        raise FileNotFoundError(f"{name!r} is missing, but an interrupted save left {' and '.join(leftovers)}")
+        raise FileNotFoundError(
+            f"{name!r} is missing, but an interrupted save left {' and '.join(leftovers)}; "
+            "the next save to this folder finishes or removes that"
+        )
     if re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name):
         raise FileNotFoundError(
-            f"{name!r} is no folder here, and nothing is fetched from the hub. Download it first:\n"
+            f"{name!r} is not a folder here, and nothing is fetched from the hub. Download it first:\n"
             f"    hf download {name} --exclude 'consolidated*' --local-dir {folder.name}\n"
             f"then load {folder.name!r}"
         )
@@ -51,26 +54,26 @@ def replace_folder(
 ) -> Iterator[Path]:
     """Let the `with` block fill a new folder beside `target`, and swap it in when the block ends without an exception.
 
-    The old folder is renamed away, the new one renamed in, the old one deleted: whenever the run is interrupted, either
-    the old or the new files are whole. What an interrupted run left is found and dealt with by the next call.
+    The old folder is renamed away, the new one is renamed to `target`, and the old one is deleted. Whenever a run is
+    interrupted, either the old or the new files are complete. The next call finds and cleans up what it left.
 
     Args:
-        target: missing or empty, or, with `overwrite`, a folder with content.
+        target: a folder that is missing or empty; or, with `overwrite`, one with content.
         overwrite: whether content may be replaced.
-        written: patterns of the names that belong to the writer. Other old files (a tokenizer, a README) are carried
-            over, unless the block writes a file of that name.
-        argument: what the caller's caller calls `target`, for errors.
+        written: patterns of the file names that belong to the writer. Other old files (a tokenizer, a README) are
+            carried over, unless the block writes a file of that name.
+        argument: the name of `target` in error messages.
 
     Yields:
-        the new, empty folder.
+        The new, empty folder.
 
     Raises:
         FileExistsError: the target has content, and `overwrite` is False.
         NotADirectoryError: the target is a file.
-        ValueError: the target is the current working folder or holds it.
+        ValueError: the target is or holds the current working folder.
 
     Warns:
-        UserWarning: an interrupted run had left its folders; what was found, and what became of it.
+        UserWarning: an interrupted run left its folders; the message says what was found and what became of it.
     """
     target = Path(target).expanduser().resolve()
     if target.exists() and not target.is_dir():
@@ -81,8 +84,8 @@ def replace_folder(
     _settle_interrupted(target, new, old)
     if _has_content(target) and not overwrite:
         raise FileExistsError(
-            f"{argument}={str(target)!r} has content already: give overwrite=True to replace a checkpoint in it "
-            "(other files are kept)"
+            f"{argument}={str(target)!r} has content already: give overwrite=True to replace a checkpoint in it; "
+            "other files are kept"
         )
 
     new.mkdir(parents=True)
@@ -103,20 +106,20 @@ def read_json_object(path: Path) -> dict[str, Any]:
     """Return the object that a JSON file holds.
 
     Raises:
-        ValueError: the file holds no JSON, or something else than an object.
+        ValueError: the file does not hold JSON, or holds something other than an object.
     """
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:  # brackets may open without end
-        raise ValueError(f"{path} is no valid JSON: {error}") from error
+    except (ValueError, RecursionError) as error:  # RecursionError: brackets nested too deeply
+        raise ValueError(f"{path} is not valid JSON: {error}") from error
     if not isinstance(values, dict):
-        raise ValueError(f"{path} holds a {type(values).__name__}, a JSON object is wanted")
+        raise ValueError(f"{path} holds a {type(values).__name__}: it must hold a JSON object")
     return values
 
 
 @contextmanager
 def whole_file(path: str | Path) -> Iterator[Path]:
-    """Let the `with` block write a file beside `path`, and rename it to `path` at the end: never half a file there."""
+    """Let the `with` block write a file beside `path`, then rename it to `path`, which never holds half a file."""
     path = Path(path)
     beside = path.with_name(path.name + ".partial")
     yield beside
@@ -124,7 +127,7 @@ def whole_file(path: str | Path) -> Iterator[Path]:
 
 
 def _places_beside(target: Path) -> tuple[Path, Path]:
-    """Where the new folder grows, and where the old one waits during the swap: names nobody else would choose."""
+    """Return where the new folder is written and where the old one waits during the swap, under names of our own."""
     return (target.with_name(f".{target.name}.mixtral-edu-new"), target.with_name(f".{target.name}.mixtral-edu-old"))
 
 
@@ -135,21 +138,21 @@ def _has_content(folder: Path) -> bool:
 def _settle_interrupted(target: Path, new: Path, old: Path) -> None:
     """Finish or undo what an interrupted run left, and say so in a warning."""
     if old.exists() and new.exists() and _has_content(target):
-        # Stopped between the two renames, and since then somebody filled the target: nobody can tell what to keep.
+        # The run stopped between the two renames, and the target was filled since then. Only the user can decide.
         raise FileExistsError(
-            f"an interrupted save left {old} (before it) and {new} (complete), and {target} has other content: "
+            f"an interrupted save left {old} (the old files) and {new} (complete), and {target} has other content: "
             "move what you want to keep, and delete the rest of the first two"
         )
     if old.exists() and not _has_content(target):
-        # Stopped between the two renames: the new folder was complete, so it belongs in place.
+        # The run stopped between the two renames. The new folder was complete, so it becomes the target.
         found = f"{new} (complete) and {old}" if new.exists() else str(old)
         kept = new if new.exists() else old
         if target.exists():
             target.rmdir()
         os.rename(kept, target)
-        done = f"{kept} is {target} now"
+        done = f"{kept} is now {target}"
     elif new.exists():
-        # Stopped while writing, or before the first rename: the target was not touched.
+        # The run stopped while writing, or before the first rename. The target was not touched.
         found, done = str(new), "this unfinished copy was deleted"
     elif old.exists():
         found, done = str(old), f"these replaced files were deleted: {target} is complete"
@@ -172,7 +175,7 @@ def _carry_over(target: Path, new: Path, written: Sequence[str]) -> None:
 
 
 def _link_or_copy(source: Path, copy: Path) -> None:
-    """A hard link costs no space, and outlives the old folder's name; some file systems have none."""
+    """Make a hard link, which takes no space and survives the old folder; copy where the file system has no links."""
     try:
         os.link(source, copy, follow_symlinks=False)
     except (OSError, NotImplementedError):
@@ -180,7 +183,7 @@ def _link_or_copy(source: Path, copy: Path) -> None:
 
 
 def _flush_to_disk(folder: Path) -> None:
-    """Without this a power cut soon after the swap could find renamed but empty files."""
+    """Write the files through to the disk: otherwise a power cut soon after the swap could leave them empty."""
     for path in folder.iterdir():
         if path.is_file():
             with open(path, "rb") as file:

@@ -1,4 +1,4 @@
-"""Checkpoints in the Hugging Face layout: a `config.json` beside safetensors files under the published names."""
+"""Load and save checkpoints in the Hugging Face layout: `config.json`, and safetensors files under published names."""
 
 import shlex
 import warnings
@@ -45,11 +45,11 @@ from mixtral_edu.quantization.model import (
     quantized_layers,
 )
 
-PREFIX = "model."  # of everything but the head, in models that have one
-HEADS = ("lm_head.", "score.", "qa_outputs.")  # of all Mixtral models: a checkpoint may hold another model's
+PREFIX = "model."  # in models with a head, the names of all other tensors start with it
+HEADS = ("lm_head.", "score.", "qa_outputs.")  # the heads of all Mixtral models; a checkpoint may hold another's
 
 
-@torch.inference_mode(False)  # a parameter that is made in inference mode can never be trained
+@torch.inference_mode(False)  # a parameter made in inference mode could never be trained
 def load_pretrained(
     model_class: type[nn.Module],
     name_or_folder: str | Path,
@@ -65,32 +65,32 @@ def load_pretrained(
     torch_dtype: torch.dtype | str | None = None,
     device_map: torch.device | str | None = None,
 ) -> nn.Module:
-    """Build `model_class` from a checkpoint, with no more than one tensor in memory beside the model.
+    """Build `model_class` from a checkpoint, with at most one tensor in memory besides the model.
 
-    Whatever can be checked is checked before memory is taken. The checkpoint has to hold exactly the model's tensors,
-    with three exceptions: the prefix `model.` is optional, the heads of other models are left out, and where the class
-    says `optional_head` its own head may be missing: it is initialised, with one warning.
+    Everything that can be checked is checked before memory is allocated. The checkpoint must hold exactly the model's
+    tensors, with three exceptions. The prefix `model.` is optional. The heads of other models are skipped. If the class
+    sets `optional_head`, its own head may be missing; it is then initialised at random, with one warning.
 
     Args:
-        model_class: has `head_keys` and `optional_head`, and is built as `model_class(config)`.
-        name_or_folder: "tiny", "tiny-instruct", or a folder; nothing is ever fetched.
-        dtype: a floating-point type ("bfloat16") to convert to, or None or "auto" for the checkpoint's own.
+        model_class: a class with `head_keys` and `optional_head`, built as `model_class(config)`.
+        name_or_folder: "tiny", "tiny-instruct", or a folder. Nothing is ever downloaded.
+        dtype: the floating-point type to convert to ("bfloat16"), or None or "auto" for the checkpoint's own.
         device: None for the CPU.
-        attn_implementation, experts_implementation, num_labels, problem_type: None for the config's value. What
-            "flash_attention_2" runs on here is `mixtral_edu.fast.flash.flash_kernel().name`.
+        attn_implementation, experts_implementation, num_labels, problem_type: None for the config's value.
+            `mixtral_edu.fast.flash.flash_kernel().name` says which kernel "flash_attention_2" uses here.
         quantization: "int8", "int4" or a `QuantizationConfig`: round attention and experts while loading, each matrix
             as soon as it is read. None for the checkpoint's own form.
-        quantization_config, torch_dtype, device_map: transformers' names of `quantization`, `dtype` and `device`;
-            `device_map="auto"` takes a CUDA device if any.
+        quantization_config, torch_dtype, device_map: transformers' names for `quantization`, `dtype` and `device`.
+            `device_map="auto"` chooses a CUDA device if there is one.
 
     Returns:
-        the model in eval mode, every parameter trainable.
+        The model in eval mode, with every parameter trainable.
 
     Raises:
         FileNotFoundError: the folder, its `config.json` or a safetensors file is missing.
-        ValueError: a damaged file, an index that contradicts its shards, tensors that are missing, unexpected or
-            wrongly shaped (by name), an argument without meaning, or an `attn_implementation` that cannot run on that
-            device or dtype, or that has no weights to show where the config wants `output_attentions`.
+        ValueError: a file is damaged, an index contradicts its shards, tensors are missing, unexpected or wrongly
+            shaped (the message names them), an argument is not valid, or `attn_implementation` cannot run on the device
+            or in the dtype, or cannot return the weights that the config's `output_attentions` asks for.
         MemoryError: the model needs more memory than the device has free.
     """
     folder = find_folder(name_or_folder)
@@ -103,7 +103,7 @@ def load_pretrained(
         "problem_type": problem_type,
     }
     config = _read_config(folder)
-    if num_labels not in (None, config.num_labels):  # the checkpoint's names are for another number
+    if num_labels not in (None, config.num_labels):  # the checkpoint's names are for another number of labels
         config = replace(config, num_labels=num_labels, id2label=None)
     config = replace(config, **{name: value for name, value in changes.items() if value is not None})
     dtype = dtype or choose_dtype(config.dtype)
@@ -120,14 +120,14 @@ def load_pretrained(
     if stored_form:
         install(model, layers)
     sources = _match(model, stored, folder)
-    first, _ = next(model.named_parameters())  # the embedding, in whose type activations are
+    first, _ = next(model.named_parameters())  # the embedding, whose dtype is that of the activations
     check_backend(config, device, dtype or FLOATS[sources[first].dtype], config.output_attentions)
     if not stored_form:
         install(model, layers)
     _check_memory(model, sources, dtype, device, folder)
 
     to_round = {} if stored_form else layers
-    # Memory of their own for those that stay as they are; all others are read into the same piece, and copied from it.
+    # Tensors that stay as they are get their own memory. All others are read into one buffer and copied from it.
     kept = {
         name
         for name, source in sources.items()
@@ -154,18 +154,18 @@ def save_pretrained(
 ) -> None:
     """Write a checkpoint that this package and transformers load.
 
-    It grows in a new folder beside `folder`, and is swapped in at the end: `folder` never holds half a checkpoint.
+    It is written to a new folder beside `folder` and swapped in at the end, so `folder` never holds half a checkpoint.
 
     Args:
-        folder: missing or empty; or, with `overwrite`, one with content: an older checkpoint in it is replaced, files
-            that a save does not write (a tokenizer, a README) are kept.
-        max_shard_size: bytes, as a number or as text ("5GB", "200MiB"); a larger checkpoint is split into shards, and
-            gets an index. A single tensor is never split.
+        folder: a folder that is missing or empty; or, with `overwrite`, one with content. An older checkpoint in it is
+            replaced; files that a save does not write (a tokenizer, a README) are kept.
+        max_shard_size: bytes, as a number or as text ("5GB", "200MiB"). A larger checkpoint is split into shards with
+            an index. A single tensor is never split.
         overwrite: whether content may be replaced.
 
     Raises:
         FileExistsError: the folder has content, and `overwrite` is False.
-        ValueError: `max_shard_size` is no size.
+        ValueError: `max_shard_size` is not a size.
     """
     limit = parse_size(max_shard_size)
     tensors = model.state_dict()
@@ -182,7 +182,7 @@ def save_pretrained(
 
 
 class _WithoutDrawing(TorchFunctionMode):
-    """Skips random initial values: the first draw on the meta device would import a second's worth of torch."""
+    """Skip random initial values: the first draw on the meta device would spend a second on imports."""
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         if func in (torch.Tensor.normal_, nn.init.normal_, nn.init.kaiming_uniform_):
@@ -205,11 +205,11 @@ def _stored_form(config: MixtralConfig, folder: Path) -> QuantizationConfig | No
 
 def _how_to_convert(folder: Path) -> str:
     command = f"python -m mixtral_edu convert {shlex.quote(str(folder))} TARGET --to hf"
-    return f"convert it first, and load the target\n    {command}"
+    return f"convert it first, then load the target\n    {command}"
 
 
 def _match(model: nn.Module, stored: list[StoredTensor], folder: Path) -> dict[str, StoredTensor]:
-    """Return where each of the model's parameters comes from; raise, naming all that does not fit."""
+    """Return where each of the model's tensors is stored; raise an error that names all misfits."""
     if layout_of([tensor.name for tensor in stored], is_raw=False) == "fused":
         raise ValueError(f"{folder} holds each layer's experts in one tensor: {_how_to_convert(folder)}")
     wanted = {name.removeprefix(PREFIX): (name, tensor) for name, tensor in model.state_dict().items()}
@@ -224,12 +224,12 @@ def _match(model: nn.Module, stored: list[StoredTensor], folder: Path) -> dict[s
             continue
         name, own = wanted[bare]
         if name in sources:
-            unexpected.append(f"{place}, beside {sources[name].name} in {sources[name].file.name}")
+            unexpected.append(f"{place}, besides {sources[name].name} in {sources[name].file.name}")
         elif tensor.shape != tuple(own.shape):
-            misfits.append(f"{place} is {tensor.shape}, the config wants {tuple(own.shape)}")
+            misfits.append(f"{place} is {tensor.shape} but must be {tuple(own.shape)} by the config")
         elif tensor.dtype not in _stored_types(own):
-            types = ", ".join(_stored_types(own))
-            misfits.append(f"{place} is stored as {tensor.dtype}, one of {types} is wanted")
+            types = " or ".join(_stored_types(own))
+            misfits.append(f"{place} is stored as {tensor.dtype} but must be {types}")
         sources[name] = tensor
 
     missing = [name for name, _ in wanted.values() if name not in sources]
@@ -241,7 +241,7 @@ def _match(model: nn.Module, stored: list[StoredTensor], folder: Path) -> dict[s
 
 
 def _stored_types(tensor: torch.Tensor) -> list[str]:
-    """What a checkpoint may hold for this tensor of the model: any float for a float, else just its own type."""
+    """Return the types that a checkpoint may store for this tensor: any float for a float, else only its own type."""
     if tensor.is_floating_point():
         return list(FLOATS)
     return [name for name, dtype in INTEGERS.items() if dtype == tensor.dtype]
@@ -259,7 +259,7 @@ def _check_memory(
         in_model += tensor.numel() * own.itemsize
     for name, source in sources.items():
         itemsize = TYPES[source.dtype].itemsize
-        if name not in tensors:  # it will be rounded, by way of twice as many numbers in float32
+        if name not in tensors:  # rounding it takes twice as many numbers in float32
             itemsize += 2 * torch.float32.itemsize
         on_the_way = max(on_the_way, prod(source.shape) * itemsize)
     if device.type == "cpu":
@@ -277,7 +277,7 @@ def _place(model: nn.Module, name: str, tensor: torch.Tensor) -> None:
 
 
 def _initialise_head(model: nn.Module, folder: Path) -> None:
-    """Give values to the parameters that the checkpoint does not hold: by now, only those of an optional head."""
+    """Initialise the parameters that the checkpoint does not hold; by now, only an optional head can be missing."""
     parameters = dict(model.named_parameters())
     new = {name: p for name, p in parameters.items() if p.is_meta}
     if not new:
@@ -288,4 +288,4 @@ def _initialise_head(model: nn.Module, folder: Path) -> None:
         if tensor.dim() > 1:
             nn.init.normal_(tensor, std=model.config.initializer_range)
         _place(model, name, tensor)
-    warnings.warn(f"{folder} has no {summary(list(new))}: initialised at random, train before use", stacklevel=4)
+    warnings.warn(f"{folder} has no {summary(list(new))}: initialised at random; train it before use", stacklevel=4)

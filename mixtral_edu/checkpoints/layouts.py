@@ -1,4 +1,4 @@
-"""Where the four layouts of checkpoints keep each tensor: under which name, in which part, turned how.
+"""Where the four checkpoint layouts store each tensor: under which name, in which part, and in which order of numbers.
 
 | layout    | one expert's w1 in layer 0                            | found in                                         |
 |-----------|-------------------------------------------------------|--------------------------------------------------|
@@ -7,7 +7,8 @@
 | raw       | `layers.0.feed_forward.experts.5.w1.weight`           | Mistral's own files                              |
 | stacked   | part of `layers.0.block_sparse_moe.w1`                | Mistral's own files of the first Mixtral release |
 
-Both of Mistral's own store q and k for a rotary embedding of neighbouring numbers (`rope.to_half_split`).
+Both of Mistral's own layouts store q and k for a rotary embedding that pairs neighbouring numbers
+(`rope.to_half_split`).
 """
 
 import re
@@ -52,7 +53,7 @@ Shape = tuple[int, ...]
 
 
 class Place(NamedTuple):
-    """Where a published tensor is: `change(stored[part])`, where the stored tensor has `name` and `shape`."""
+    """Where to find a published tensor: `change(stored[part])`, with `name` and `shape` of the stored tensor."""
 
     name: str
     shape: Shape
@@ -61,7 +62,7 @@ class Place(NamedTuple):
 
 
 def published_shapes(config: MixtralConfig) -> dict[str, Shape]:
-    """Return name and shape of each tensor of a causal Mixtral, in the order of the model.
+    """Return the name and shape of each tensor of a causal Mixtral, in the model's order.
 
     >>> shapes = published_shapes(MixtralConfig.mixtral_8x7b())
     >>> len(shapes), shapes["model.layers.31.block_sparse_moe.experts.7.w2.weight"]
@@ -87,7 +88,7 @@ def published_shapes(config: MixtralConfig) -> dict[str, Shape]:
 
 
 def raw_name(published: str) -> str:
-    """Return what Mistral's own files call a tensor.
+    """Return the name that Mistral's own files give a tensor.
 
     >>> raw_name("model.layers.0.self_attn.q_proj.weight")
     'layers.0.attention.wq.weight'
@@ -98,7 +99,7 @@ def raw_name(published: str) -> str:
 
 
 def rotated_heads(published: str, config: MixtralConfig) -> int | None:
-    """Return how many heads' rows a rotary embedding turns in this matrix: Hq in q, Hkv in k, otherwise None."""
+    """Return how many heads of this matrix a rotary embedding rotates: Hq for q, Hkv for k, None for any other."""
     if published.endswith("self_attn.q_proj.weight"):
         return config.num_attention_heads
     if published.endswith("self_attn.k_proj.weight"):
@@ -107,27 +108,27 @@ def rotated_heads(published: str, config: MixtralConfig) -> int | None:
 
 
 def layout_of(names: Iterable[str], is_raw: bool) -> str:
-    """Return the layout that these stored names belong to; `is_raw` tells whose files they are in."""
+    """Return the layout that these stored names belong to. `is_raw` says whether the files are Mistral's own."""
     if is_raw:
         return "stacked" if any(re.search(r"\.block_sparse_moe\.w[123]$", name) for name in names) else "raw"
     return "fused" if any(".mlp.experts." in name for name in names) else "published"
 
 
 def check_sizes(config: MixtralConfig, tensors: Iterable[tuple[str, Shape]], settings: Path) -> None:
-    """Compare a config with the tensors that there are, before anything is built: 2**31 layers would take forever.
+    """Compare a config with the stored tensors before anything is built: building 2**31 layers would take forever.
 
-    Where the tensors of a kind agree with one another and not with the config, it is the config that is wrong. A single
-    tensor that does not fit is left to the caller, who names it.
+    If the tensors of a kind agree with one another but not with the config, the config is wrong. A single tensor that
+    does not fit is left to the caller, who names it.
 
     Args:
-        config: what `settings` says.
-        tensors: name and shape of all that the files hold, in any layout.
-        settings: the file, for the message.
+        config: the config that `settings` holds.
+        tensors: name and shape of all tensors in the files, in any layout.
+        settings: the settings file, named in the message.
 
     Raises:
         ValueError: a size is not that of the files; the message names its field, or the fields whose product it is.
     """
-    shapes = {name: shape for name, shape in tensors if 0 not in shape}  # what holds no number costs no byte either
+    shapes = {name: shape for name, shape in tensors if 0 not in shape}  # empty tensors prove no size
     layers, experts = _numbers(shapes, "layers"), _numbers(shapes, "experts")
     L, E = config.num_hidden_layers, config.num_local_experts
     if L > len(layers) or L < len(layers) == max(layers) + 1:
@@ -144,12 +145,12 @@ def check_sizes(config: MixtralConfig, tensors: Iterable[tuple[str, Shape]], set
 
 
 def _numbers(names: Iterable[str], word: str) -> set[int]:
-    """Return the numbers that stand behind `word` in tensors' names."""
+    """Return the numbers that follow `word` in tensor names."""
     return {int(match[1]) for name in names if (match := re.search(rf"(?:^|\.){word}\.(\d{{1,9}})\.", name))}
 
 
 def find_places(layout: str, config: MixtralConfig) -> dict[str, Place]:
-    """Return, by published name, where `layout` ("published", "fused", "raw", "stacked") keeps each tensor.
+    """Return, by published name, where `layout` ("published", "fused", "raw", "stacked") stores each tensor.
 
     >>> config = MixtralConfig.mixtral_8x7b()
     >>> find_places("stacked", config)["model.layers.0.block_sparse_moe.experts.1.w1.weight"]
@@ -187,5 +188,5 @@ def _in_stacked(name: str, shape: Shape, config: MixtralConfig) -> Place:
         return place._replace(name=place.name.replace("feed_forward", "block_sparse_moe"))
     layer, expert_idx, matrix = raw_name(expert[1]), int(expert[2]), expert[3]
     E, D, F = config.num_local_experts, config.hidden_size, config.intermediate_size
-    rows = slice(expert_idx * F, (expert_idx + 1) * F)  # of w2 too: there each expert's matrix lies on its side
+    rows = slice(expert_idx * F, (expert_idx + 1) * F)  # also for w2, which stores each expert's matrix transposed
     return Place(f"{layer}.block_sparse_moe.{matrix}", (E * F, D), (rows,), torch.t if matrix == "w2" else None)

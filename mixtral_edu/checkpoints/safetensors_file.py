@@ -1,7 +1,7 @@
-"""A safetensors file: written with the header first, then one tensor after the other, so memory holds only that one.
+"""Write safetensors files: the header first, then one tensor after the other, so that memory holds only one.
 
     8 bytes   length of the header, little-endian
-    header    JSON: name -> dtype, shape, and where the bytes start and end, counted from the end of the header
+    header    JSON: name -> dtype, shape, and where its bytes start and end, counted from the end of the header
     data      the tensors' bytes, without gaps
 
 Source: https://huggingface.co/docs/safetensors.
@@ -20,7 +20,7 @@ from mixtral_edu.checkpoints.memory import CODES
 
 
 class LazyTensor(NamedTuple):
-    """A tensor that is made when it is written; shape and dtype are known before."""
+    """A tensor that is read only when it is written. Its shape and dtype are known before."""
 
     shape: tuple[int, ...]
     dtype: torch.dtype
@@ -28,18 +28,18 @@ class LazyTensor(NamedTuple):
 
 
 def byte_count(tensor: torch.Tensor | LazyTensor) -> int:
-    """Return how many bytes the numbers of a tensor take."""
+    """Return how many bytes a tensor's numbers take."""
     return prod(tensor.shape) * tensor.dtype.itemsize
 
 
 def write_safetensors(path: Path, tensors: Mapping[str, torch.Tensor | LazyTensor]) -> None:
-    """Write a safetensors file; of the lazy tensors never more than one is in memory.
+    """Write a safetensors file. At most one lazy tensor is in memory at a time.
 
-    The order is kept among tensors of one dtype; wider dtypes go first, so that each tensor starts at a multiple of
-    its numbers' size, as readers that map the file expect.
+    Tensors of one dtype keep their order. Wider dtypes go first, so that each tensor starts at a multiple of its
+    numbers' size, as readers that map the file expect.
     """
     names = sorted(tensors, key=lambda name: -tensors[name].dtype.itemsize)
-    header, end = {"__metadata__": {"format": "pt"}}, 0  # older versions of transformers ask for this remark
+    header, end = {"__metadata__": {"format": "pt"}}, 0  # older versions of transformers require this entry
     for name in names:
         start, end = end, end + byte_count(tensors[name])
         code, shape = CODES[tensors[name].dtype], list(tensors[name].shape)
@@ -54,7 +54,7 @@ def write_safetensors(path: Path, tensors: Mapping[str, torch.Tensor | LazyTenso
 
 
 def data_starts(path: Path) -> dict[str, int]:
-    """Return at which byte of a safetensors file each tensor starts."""
+    """Return the byte of a safetensors file at which each tensor starts."""
     with open(path, "rb") as file:
         length = int.from_bytes(file.read(8), "little")
         header = json.loads(file.read(length))

@@ -1,4 +1,4 @@
-"""The safetensors files of a checkpoint folder: `model.safetensors`, or shards `model-0000i-of-0000n` with an index."""
+"""Read and write a folder's safetensors files: `model.safetensors`, or shards `model-0000i-of-0000n` with an index."""
 
 import json
 import re
@@ -15,13 +15,13 @@ from mixtral_edu.checkpoints.safetensors_file import LazyTensor, byte_count, dat
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
-WEIGHT_FILES = (SINGLE_FILE, INDEX_FILE, "model-*-of-*.safetensors")  # patterns of all that `write_shards` may write
+WEIGHT_FILES = (SINGLE_FILE, INDEX_FILE, "model-*-of-*.safetensors")  # patterns of all files of `write_shards`
 
 
 class StoredTensor(NamedTuple):
-    """What the header of a safetensors file says of one tensor.
+    """What the header of a safetensors file says about one tensor.
 
-    `dtype` is in safetensors' words ("BF16"); `start` is the place of the first byte in the file.
+    `dtype` is safetensors' name for it ("BF16"); `start` is the position of its first byte in the file.
     """
 
     name: str
@@ -32,16 +32,16 @@ class StoredTensor(NamedTuple):
 
     @property
     def nbytes(self) -> int:
-        """How many bytes its numbers take."""
+        """The bytes that its numbers take."""
         return prod(self.shape) * TYPES[self.dtype].itemsize
 
     def read(self, buffer: torch.Tensor | None = None) -> torch.Tensor:
         """Return the tensor, on the CPU.
 
-        Its bytes are read into place. Of a file that is mapped into memory, pages that were read would stay there too.
+        Its bytes are read straight into its memory. A mapped file would keep the pages that were read in memory too.
 
         Args:
-            buffer: (`nbytes` or more,) in uint8, memory to read into; if None, the tensor gets memory of its own.
+            buffer: the memory to read into, (`nbytes` or more,) in uint8; None to allocate new memory.
 
         Raises:
             ValueError: the file has become shorter.
@@ -57,7 +57,7 @@ class StoredTensor(NamedTuple):
 
 
 def stored_tensors(folder: Path) -> list[StoredTensor]:
-    """Read the headers of all the folder's safetensors files, and nothing more.
+    """Read the headers of all the folder's safetensors files, and nothing else.
 
     Raises:
         FileNotFoundError: there are no safetensors files, or a shard that the index names is missing.
@@ -80,7 +80,7 @@ def indexed_tensors(index: Path) -> list[StoredTensor]:
     folder, weight_map = index.parent, _read_index(index)
     missing = sorted({name for name in weight_map.values() if not (folder / name).is_file()})
     if missing:
-        raise FileNotFoundError(f"{index} names {summary(missing)}, missing in {folder}")
+        raise FileNotFoundError(f"{index} names {summary(missing)}, missing from {folder}")
     tensors = [tensor for name in sorted(set(weight_map.values())) for tensor in read_header(folder / name)]
     places = {(tensor.name, tensor.file.name) for tensor in tensors}
     for key, file in weight_map.items():
@@ -96,13 +96,13 @@ def _read_index(index: Path) -> dict[str, str]:
     try:
         content: Any = json.loads(index.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{index} is no valid JSON: {error}") from error
+        raise ValueError(f"{index} is not valid JSON: {error}") from error
     weight_map = content.get("weight_map") if isinstance(content, dict) else None
     if not isinstance(weight_map, dict) or not weight_map:
-        raise ValueError(f"{index} has no 'weight_map' from tensor names to files")
+        raise ValueError(f"{index} has no 'weight_map': it must map tensor names to files")
     for key, file in weight_map.items():
         if not isinstance(file, str) or not re.fullmatch(r"[^/\\:]+\.safetensors", file):
-            raise ValueError(f"{index} places {key} in {file!r}: a safetensors file in the same folder is wanted")
+            raise ValueError(f"{index} places {key} in {file!r}: it must be a safetensors file in the same folder")
     return weight_map
 
 
@@ -113,7 +113,7 @@ def read_header(path: Path) -> list[StoredTensor]:
         ValueError: the file is truncated or corrupted.
     """
     try:
-        with safe_open(path, framework="pt") as file:  # checks the whole header against the file's size
+        with safe_open(path, framework="pt") as file:  # this checks the whole header against the file's size
             slices = {name: file.get_slice(name) for name in file.keys()}
     except SafetensorError as error:
         raise damaged(path, str(error)) from error
@@ -132,7 +132,7 @@ def damaged(path: Path, reason: str) -> ValueError:
 
 
 def write_shards(folder: Path, tensors: Mapping[str, torch.Tensor | LazyTensor], max_shard_size: int) -> None:
-    """Write `tensors` as one safetensors file, or as several with an index where they exceed `max_shard_size` bytes."""
+    """Write `tensors` as one safetensors file, or as several with an index if they exceed `max_shard_size` bytes."""
     sizes = {name: byte_count(tensor) for name, tensor in tensors.items()}
     shards = list(_split(sizes, max_shard_size))
     weight_map = {}
@@ -146,7 +146,7 @@ def write_shards(folder: Path, tensors: Mapping[str, torch.Tensor | LazyTensor],
 
 
 def _split(sizes: Mapping[str, int], limit: int) -> Iterator[list[str]]:
-    """Fill one shard after the other, in the given order; a tensor above the limit gets a shard of its own."""
+    """Fill one shard after the other in the given order. A tensor above the limit gets a shard of its own."""
     names, filled = [], 0
     for name, size in sizes.items():
         if names and filled + size > limit:
@@ -158,19 +158,19 @@ def _split(sizes: Mapping[str, int], limit: int) -> Iterator[list[str]]:
 
 
 def is_derived(name: str) -> bool:
-    """Whether a stored tensor is a table that old versions of transformers stored, and that is computed anew."""
+    """Return whether a stored tensor is a table that old versions of transformers saved and that loading recomputes."""
     return name.endswith("rotary_emb.inv_freq")
 
 
 def require_fit(headline: str, kinds: Mapping[str, list[str]]) -> None:
-    """Raise a ValueError that lists what does not fit, by kind ("missing", "unexpected" …), if anything does not."""
+    """Raise a ValueError if anything does not fit; it lists the misfits by kind ("missing", "unexpected" …)."""
     problems = [f"{kind} ({len(items)}): {summary(items)}" for kind, items in kinds.items() if items]
     if problems:
         raise ValueError("\n  ".join([f"{headline}:", *problems]))
 
 
 def parse_size(size: int | str) -> int:
-    """Return the bytes that `max_shard_size` means: a number, or text such as "5GB" or "200MiB".
+    """Return `max_shard_size` in bytes. It is a number, or text such as "5GB" or "200MiB".
 
     Raises:
         ValueError: it is neither, or less than one byte.
@@ -179,11 +179,11 @@ def parse_size(size: int | str) -> int:
     if isinstance(size, str) and (match := re.fullmatch(r"(\d+(?:\.\d+)?) ?([KMGT])(i?)B", size, re.IGNORECASE)):
         value = int(float(match[1]) * (1024 if match[3] else 1000) ** (1 + "KMGT".index(match[2].upper())))
     if value < 1:
-        raise ValueError(f"max_shard_size={size!r}: a number of bytes is wanted, or text such as '5GB' or '200MiB'")
+        raise ValueError(f"max_shard_size={size!r}: it must be a number of bytes, or text such as '5GB' or '200MiB'")
     return value
 
 
 def summary(items: list[str], limit: int = 4) -> str:
-    """Join the first few items, and count the others."""
+    """Join the first few items and count the others."""
     rest = f" and {len(items) - limit} more" if len(items) > limit else ""
     return ", ".join(items[:limit]) + rest

@@ -4,7 +4,7 @@ For students:
 
     from mixtral_edu.exercises import check
 
-    check.rms_norm(rms_norm)     # your function; returns a result with .passed, .score (0 to 1) and .message
+    check.rms_norm(rms_norm)     # checks your function; the result has .passed, .score (0 to 1) and .message
     check.rms_norm               # shows the task
     check                        # lists all exercises
 
@@ -13,14 +13,16 @@ as "Restart and run all" does, and each exercise gets what the notebook's own ch
 name at the end: one that is defined again after its check is checked once more. An error costs its own cell (of a
 script, its own statement); shell commands do not run, nor do magic commands but those that time or capture
 Python; each cell and each exercise may take 10 seconds (`--timeout`). The report names the cells that failed and what
-was left out. Or put the same call into an nbgrader test cell: `assert check.rms_norm(rms_norm)` gives all points or
-none, and `4 * check.rms_norm(rms_norm).score` as the last line of a cell worth 4 points gives a share. (A cell that
-merely shows the result earns all, whatever it says.) Checks guard against accidents, not against malice: run what you
-do not trust in a container.
+was left out.
 
-For authors, with lesson 02 as the example to follow:
+In an nbgrader test cell, `assert check.rms_norm(rms_norm)` gives all points or none. As the last line of a cell worth 4
+points, `4 * check.rms_norm(rms_norm).score` gives a share of them. A cell that only shows the result earns all points,
+whatever the result says. Checks guard against accidents, not against malice: run code that you do not trust in a
+container.
 
-1. `lesson_02.py`: an exercise is its reference solution, whose docstring is the task, and a list of checks.
+For authors, with lesson 02 as the example:
+
+1. `lesson_02.py`: an exercise is a reference solution, whose docstring is the task, and a list of checks.
 
        @exercise("RMSNorm")
        def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -32,23 +34,24 @@ For authors, with lesson 02 as the example to follow:
            x = torch.tensor([[3.0, 4.0]])                   # mean square 12.5
            return answer(x, torch.ones(2), 12.5), x / 5     # found, expected
 
-   * Checks run in the order of the file: fundamental ones first. Each looks for one mistake, which its question names,
-     on inputs where that mistake shows (sizes that differ, a large eps, a pad row, an expert without a token).
+   * Checks run in the order of the file. Put the fundamental ones first. Each looks for one mistake, which its question
+     names, on inputs where that mistake shows (sizes that differ, a large eps, a pad row, an expert without a token).
    * A check returns (found, expected): tensors, numbers, or lists, tuples and dicts of them. The expected side is a
-     closed form, loops in numpy, or PyTorch's own; never the reference. A tensor fixes the dtype, an array does not.
-   * A first check may ask for types and shapes alone: `return form(answer(x)), "float32 (2, 3)"`, from `comparison`.
-   * The message shows the latest call; where found and expected are lists with an item for each call, the first that
-     went wrong: `return [answer(3), answer(5)], [9, 25]`. Where found is not what the shown call returned, say what it
-     is: `@….check(…, compared="the difference to …")`.
-   * Every answer is also checked for exceptions, endless loops, inputs changed in place and random numbers. Where the
-     task asks for such things: `@exercise(…, changes=("cache",))`, `@exercise(…, random=True)`.
-   * `torch.randn` and the like give a check the same numbers each time it runs.
-   * The reference uses its arguments and what the notebook's first cell imports. Its name is unique among all lessons,
-     and its lines have at most 95 characters, for it is read in a notebook. The module imports nothing heavy.
+     closed form, loops in numpy, or a function of PyTorch, never the reference. A tensor fixes the dtype; an array does
+     not.
+   * A first check may test only types and shapes: `return form(answer(x)), "float32 (2, 3)"`, with `comparison.form`.
+   * The message shows the latest call. If found and expected are lists with one item per call, it shows the first call
+     that went wrong: `return [answer(3), answer(5)], [9, 25]`. If found is not the result of the call shown, say what
+     it is: `@….check(…, compared="the difference to …")`.
+   * Every answer is also checked for exceptions, endless loops, inputs changed in place and random numbers. If the task
+     asks for one of these, say so: `@exercise(…, changes=("cache",))`, `@exercise(…, random=True)`.
+   * `torch.randn` and other generators give a check the same numbers each time it runs.
+   * The reference uses only its arguments and what the notebook's first cell imports. Its name must be unique among all
+     lessons. Its lines have at most 95 characters, because a notebook shows it. The module imports nothing heavy.
 
-2. `tests/exercises_02.py`: other right answers, and planted mistakes, at least one for each check.
+2. `tests/helpers/exercises_02.py`: other right answers, and planted mistakes, at least one per check.
 3. `python tools/write_exercises.py notebooks/exercises/02_….ipynb` writes stubs, checks and folded solutions. Write the
-   tasks (idea, formula, table of shapes, numbers by hand) and hints, and run `tools/refresh_notebooks.py`.
+   tasks (idea, formula, table of shapes, numbers by hand) and hints, then run `tools/refresh_notebooks.py`.
 """
 
 import difflib
@@ -64,7 +67,7 @@ __all__ = ["Exercise", "Outcome", "Result", "check", "exercise", "exercises"]
 
 @cache
 def exercises() -> dict[str, Exercise]:
-    """All exercises by name, in the order of the lessons.
+    """Return all exercises by name, in the order of the lessons.
 
     Raises:
         ValueError: two exercises have the same name.
@@ -75,7 +78,9 @@ def exercises() -> dict[str, Exercise]:
         module = importlib.import_module(f"{__name__}.{name}")
         for each in [thing for thing in vars(module).values() if isinstance(thing, Exercise)]:
             if each.name in found:
-                raise ValueError(f"{each.name} is an exercise of lessons {found[each.name].lesson} and {each.lesson}")
+                raise ValueError(
+                    f"{each.name} is an exercise of lessons {found[each.name].lesson} and {each.lesson}: rename one"
+                )
             found[each.name] = each
     return found
 
@@ -84,7 +89,7 @@ class _Checks:
     """`check.NAME(function)` runs the checks of an exercise; `check.NAME` shows its task."""
 
     def __getattr__(self, name: str) -> Exercise:
-        if name.startswith("_"):  # Python and IPython ask for many of these
+        if name.startswith("_"):  # Python and IPython look up many of these
             raise AttributeError(name)
         if name not in exercises():
             close = difflib.get_close_matches(name, exercises(), n=1)

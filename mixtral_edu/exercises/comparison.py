@@ -1,4 +1,4 @@
-"""What was found against what was expected, in a few short lines."""
+"""Compare a result with the expected one, and show the difference in a few short lines."""
 
 import math
 import numbers
@@ -8,23 +8,23 @@ import numpy as np
 import torch
 from torch import Tensor
 
-Rows = list[tuple[str, str]]  # labelled lines of a message; none means: equal
+Rows = list[tuple[str, str]]  # labelled lines of a message; an empty list means that both are equal
 
 RELATIVE_TOLERANCE = {
     torch.float64: 1e-7, torch.float32: 1e-4, torch.float16: 2e-3, torch.bfloat16: 2e-2,
     torch.complex128: 1e-7, torch.complex64: 1e-4,
 }
-SHOWN = 12  # numbers of a tensor that is shown whole
-ROW = 8  # numbers shown of a longer one
+SHOWN = 12  # a tensor with at most this many numbers is shown in full
+ROW = 8  # numbers shown of a larger one
 
 
 def compare(found: object, expected: object, rtol: float | None = None) -> Rows:
-    """Return what differs between a student's result and the truth; nothing if they agree.
+    """Return what differs between a student's result and the expected one; nothing if they agree.
 
-    Tensors must agree in shape, dtype and values; where the truth is a numpy array, in shape, kind of number and
-    values. Lists and tuples are alike, and are compared item by item, as are dicts. A plain number may also come as a
-    tensor without dimensions. |found - expected| may be up to `rtol` · (|expected| + 0.1), with an `rtol` that fits
-    the found dtype if it is None; integers and booleans must be equal.
+    Tensors must agree in shape, dtype and values. If the expected one is a numpy array, the kind of number must agree
+    instead of the dtype. Lists and tuples count as the same type. They are compared item by item, as are dicts. A
+    tensor without dimensions may stand for a number. |found - expected| may be at most `rtol` · (|expected| + 0.1);
+    `rtol=None` chooses one that fits the found dtype. Integers and booleans must be equal.
     """
     if isinstance(expected, Tensor | np.ndarray):
         return _compare_tensors(found, expected, rtol)
@@ -45,7 +45,7 @@ def compare(found: object, expected: object, rtol: float | None = None) -> Rows:
 
 
 def show(value: object, digits: int = 4) -> str:
-    """A value in short: small tensors in full, others as dtype and shape.
+    """Return a value in short form: small tensors in full, others as dtype and shape.
 
     >>> show(torch.tensor([[1.0, 1 / 3]])), show(torch.zeros(5, 7)), show({"eps": 1e-5})
     ('[[1, 0.3333]]', 'float32 (5, 7)', "{'eps': 1e-05}")
@@ -64,13 +64,13 @@ def show(value: object, digits: int = 4) -> str:
     if isinstance(value, float | complex):
         return f"{value + 0.0:.{digits}g}"  # adding 0 turns -0 into 0
     text = repr(value)
-    if " at 0x" in text:  # says nothing, and differs each time
+    if " at 0x" in text:  # an address says nothing and differs each time
         return f"{type(value).__name__} object"
     return text if len(text) <= 80 else text[:79] + "…"
 
 
 def form(value: object) -> object:
-    """What a result is, whatever its numbers: for a check of shapes and dtypes, to be compared with such words.
+    """Return the type, shape and dtype of a result in words, for checks that ignore its numbers.
 
     >>> form((torch.ones(2, 3), torch.tensor([1], dtype=torch.int8))), form(2.5), form([])
     (['float32 (2, 3)', 'int8 (1,)'], 'a number', [])
@@ -124,7 +124,7 @@ def _first_difference(found, expected, keys, rtol: float | None) -> Rows:
 def _numbers_agree(found, expected, rtol: float | None) -> bool:
     if isinstance(found, numbers.Integral) and isinstance(expected, numbers.Integral):
         return found == expected
-    if found == expected or (found != found and expected != expected):  # infinite, or both NaN
+    if found == expected or (found != found and expected != expected):  # both infinite, or both NaN
         return True
     return abs(found - expected) <= (1e-4 if rtol is None else rtol) * (abs(expected) + 0.1)
 
@@ -134,7 +134,7 @@ def _rows(expected: object, found: object) -> Rows:
         texts = show(expected, digits), show(found, digits)
         if texts[0] != texts[1]:
             break
-    else:  # alike in numbers, so the types differ
+    else:  # the numbers look the same, so the types differ
         texts = _with_type(expected), _with_type(found)
     return [("expected", texts[0]), ("found", texts[1])]
 

@@ -1,4 +1,4 @@
-"""A limit in seconds for code that may never come to an end."""
+"""A time limit for code that may never finish."""
 
 import ctypes
 import signal
@@ -6,20 +6,20 @@ import threading
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 
-REPEAT = 0.05  # seconds from one attempt to the next, where code swallowed the exception
+REPEAT = 0.05  # seconds until the next attempt, if the code swallowed the exception
 
 
 class DeadlinePassed(BaseException):
-    """Raised inside code that ran for too long; no `Exception`, so that `except Exception` lets it pass."""
+    """Raised inside code that ran for too long. It is not an `Exception`, so `except Exception` does not catch it."""
 
 
 def deadline(seconds: float) -> AbstractContextManager[None]:
-    """Raise `DeadlinePassed` inside the `with` block once it has run for `seconds`, and again until it gives way.
+    """Raise `DeadlinePassed` inside the `with` block once it has run for `seconds`, and again until it stops.
 
     On the main thread of Linux and macOS this is a timer signal, which also ends a sleep. Elsewhere (Windows, other
-    threads) a second thread sends the exception; it arrives when the next line of Python runs. Neither can end a single
-    call into C, such as one huge matrix product, nor a loop that spends all its time inside a bare `except:`'s block:
-    that takes another process.
+    threads) a second thread sends the exception, which arrives when the next line of Python runs. Neither can end a
+    single call into C, such as one huge matrix product, or a loop that spends all its time in the block of a bare
+    `except:`. Only another process can end those.
     """
     on_main_thread = threading.current_thread() is threading.main_thread()
     return _timer_signal(seconds) if on_main_thread and hasattr(signal, "setitimer") else _second_thread(seconds)
@@ -37,7 +37,7 @@ def _timer_signal(seconds: float) -> Iterator[None]:
     finally:
         try:
             signal.setitimer(signal.ITIMER_REAL, *timer)
-        finally:  # a signal may arrive just there
+        finally:  # a signal may arrive in the line above
             signal.signal(signal.SIGALRM, handler)
 
 
@@ -56,7 +56,7 @@ def _second_thread(seconds: float) -> Iterator[None]:
     def disarm() -> None:
         over.set()
         watcher.join()
-        send(thread_id, None)  # takes back what was sent and has not arrived
+        send(thread_id, None)  # cancels an exception that was sent but has not arrived
 
     watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()
@@ -65,5 +65,5 @@ def _second_thread(seconds: float) -> Iterator[None]:
     finally:
         try:
             disarm()
-        finally:  # the exception may arrive just there
+        finally:  # the exception may arrive in the line above
             disarm()

@@ -1,4 +1,4 @@
-"""An exercise: a task, a reference solution, and checks that each look for one mistake."""
+"""Exercises: each has a task, a reference solution, and checks that each look for one mistake."""
 
 import ast
 import inspect
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from mixtral_edu.exercises.grading import grade
 from mixtral_edu.exercises.result import Result
 
-SECONDS = 10.0  # for all checks of one exercise; a right answer takes a fraction of one
+SECONDS = 10.0  # limit for all checks of one exercise; a right answer takes less than a second
 
 
 @dataclass(frozen=True)
@@ -23,17 +23,17 @@ class Check:
 
 
 class Exercise:
-    """One exercise; `check.NAME` is one, and is called with the student's function.
+    """One exercise. `check.NAME` is one; call it with the student's function.
 
     Attributes:
-        name: of the function that the student writes, and of the exercise.
-        title: in a few words.
-        lesson: its number in two digits.
+        name: the name of the exercise and of the function that the student writes.
+        title: the title, in a few words.
+        lesson: the number of the lesson, in two digits.
         reference: a right answer. Its docstring is the task.
-        changes: parameters that the function has to change in place.
-        random: whether it may draw from the shared random generators.
-        checks: in order, from fundamental to subtle.
-        grader: what a call runs. While a submission runs, the `grade` command has another here, which keeps results.
+        changes: parameters that the function must change in place.
+        random: whether the function may draw from the shared random generators.
+        checks: the checks in order, from fundamental to subtle.
+        grader: what a call runs. While a submission runs, the `grade` command sets one that also keeps the results.
     """
 
     grader = staticmethod(grade)
@@ -46,7 +46,9 @@ class Exercise:
         self.signature = inspect.signature(reference)
         self.changes = changes
         if not set(changes) <= set(self.signature.parameters):
-            raise ValueError(f"changes={changes}: {self.name} has the parameters {list(self.signature.parameters)}")
+            raise ValueError(
+                f"changes={changes}: it must name parameters of {self.name}, {list(self.signature.parameters)}"
+            )
         self.random = random
         self.checks: list[Check] = []
         self.__doc__ = f"{title}.\n\n{inspect.getdoc(reference)}"  # what `check.NAME?` shows in a notebook
@@ -57,9 +59,9 @@ class Exercise:
         """Decorator that adds a check to the exercise.
 
         Args:
-            question: names the likely cause if the check fails.
-            rtol: relative tolerance, if the usual one of the dtype does not fit.
-            compared: what the check returns, if that is not the result of the call which the message shows.
+            question: a question that names the likely cause if the check fails.
+            rtol: the relative tolerance; None for the usual one of the dtype.
+            compared: what the check returns, if that is not the result of the call that the message shows.
         """
 
         def add(function: Callable) -> Callable:
@@ -77,26 +79,26 @@ class Exercise:
 
     @property
     def stub(self) -> str:
-        """Text of the cell in which the student writes: signature and task."""
+        """The text of the cell in which the student writes: signature and task."""
         signature, task, _ = self._source()
         return f"{signature}{task}    raise NotImplementedError"
 
     @property
     def solution(self) -> str:
-        """Text of the reference solution as a function `NAME_solution`, without the task."""
+        """The text of the reference solution as a function `NAME_solution`, without the task."""
         signature, _, body = self._source()
         return signature.replace(f"def {self.name}(", f"def {self.name}_solution(") + body.strip("\n")
 
     def _source(self) -> tuple[str, str, str]:
-        """Signature, docstring and body of the reference, as they are written."""
+        """Return the signature, docstring and body of the reference as they are written."""
         source = inspect.getsource(self.reference)
         function = ast.parse(source).body[0]
         docstring = function.body[0]
         lines = source.splitlines(keepends=True)
-        cuts = function.lineno - 1, docstring.lineno - 1, docstring.end_lineno, len(lines)  # no decorator
+        cuts = function.lineno - 1, docstring.lineno - 1, docstring.end_lineno, len(lines)  # without the decorator
         return tuple("".join(lines[start:end]) for start, end in itertools.pairwise(cuts))
 
 
 def exercise(title: str, *, changes: tuple[str, ...] = (), random: bool = False) -> Callable[[Callable], Exercise]:
-    """Decorator that makes an exercise of its reference solution; see the guide in `mixtral_edu.exercises`."""
+    """Decorator that turns a reference solution into an exercise; see the guide in `mixtral_edu.exercises`."""
     return lambda reference: Exercise(reference, title, changes, random)

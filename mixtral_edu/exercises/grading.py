@@ -1,4 +1,4 @@
-"""Runs a student's function through the checks of an exercise; whatever it does, a result comes back."""
+"""Run a student's function through the checks of an exercise. Whatever it does, a result comes back."""
 
 import io
 import random
@@ -22,13 +22,13 @@ if TYPE_CHECKING:
     from mixtral_edu.exercises.framework import Check, Exercise
 
 TIDY = "Does it leave its inputs and the shared random numbers as they were?"  # the last check of every exercise
-TOO_LATE = "It did not come to an end in time. Does every loop end?"
+TOO_LATE = "It did not finish in time. Does every loop end?"
 LONGEST = 500  # characters of an exception's text, or of what was printed
 PRINTED_LINES = 3  # of what the function printed
 
 
 def grade(exercise: "Exercise", answer: Callable, seconds: float) -> Result:
-    """Run the checks of `exercise` on `answer`, with `seconds` for all of them together.
+    """Run the checks of `exercise` on `answer`, for at most `seconds` in all.
 
     Raises:
         TypeError: a check does not return a pair.
@@ -36,9 +36,9 @@ def grade(exercise: "Exercise", answer: Callable, seconds: float) -> Result:
     """
     name = exercise.name
     if not callable(answer):
-        return Result(name, f"{name}: the function itself is wanted, check.{name}({name}), not {show(answer)}")
+        return Result(name, f"{name}: you gave {show(answer)}; give the function itself: check.{name}({name})")
     probe = Probe(exercise, answer)
-    reports: list[str | None] = []  # one for each check that ran, None if it passed
+    reports: list[str | None] = []  # one per check that ran; None if it passed
     state, end = random_state(), time.monotonic() + seconds
     try:
         for check in exercise.checks:
@@ -65,7 +65,7 @@ def grade(exercise: "Exercise", answer: Callable, seconds: float) -> Result:
 
 @usual_settings()
 def _run(check: "Check", probe: Probe, seconds: float) -> str | None:
-    """Run one check; return what is wrong in words, or None."""
+    """Run one check. Return what is wrong, in words, or None."""
     torch.default_generator.manual_seed(0)
     np.random.seed(0)
     random.seed(0)
@@ -81,7 +81,7 @@ def _run(check: "Check", probe: Probe, seconds: float) -> str | None:
     except KeyboardInterrupt:
         raise
     except _NoPair:
-        raise TypeError(f"{check.function.__name__} has to return (found, expected), not {show(pair)}") from None
+        raise TypeError(f"{check.function.__name__} returned {show(pair)}: it must return (found, expected)") from None
     except BaseException as error:
         called = probe.last_call
         headline, rows = _what_was_raised(error, probe)
@@ -97,9 +97,10 @@ def _run(check: "Check", probe: Probe, seconds: float) -> str | None:
 
 
 def _compared(found: object, expected: object, probe: Probe, rtol: float | None) -> tuple[str | None, Rows]:
-    """What differs, and the call to show with it: the latest one.
+    """Return the call to show and what differs.
 
-    Where both are lists, and `found` is what each call returned, it is the first call whose result differs.
+    It is the latest call. If both are lists, and `found` holds what each call returned, it is the first call whose
+    result differs.
     """
     results = [result for _, result in probe.returned]
     if isinstance(found, list) and isinstance(expected, list) and len(found) == len(results) == len(expected):
@@ -111,7 +112,7 @@ def _compared(found: object, expected: object, probe: Probe, rtol: float | None)
 
 
 class _NoPair(Exception):
-    """An author's mistake: not for the student."""
+    """A mistake of the exercise's author, which the student should not see."""
 
 
 def _what_was_raised(error: BaseException, probe: Probe) -> tuple[str, Rows]:
@@ -131,7 +132,7 @@ def _aligned(rows: Rows) -> list[str]:
 
 
 class _Printed(io.TextIOBase):
-    """Takes the place of a stream, counts lines and keeps the first few: an endless loop may print."""
+    """Replace a stream: count lines and keep only the first few, because an endless loop may print."""
 
     def __init__(self):
         self.kept, self.lines = "", 0

@@ -1,6 +1,6 @@
-"""Grades a submission in a process of its own, which is ended when it hangs, and reports the results.
+"""Grade a submission in a separate process, kill that process if it hangs, and report the results.
 
-What such a process cannot survive costs the exercise at hand and no other: a new process takes the rest.
+If the process dies, only the exercise at hand fails. A new process grades the others.
 """
 
 import contextlib
@@ -22,18 +22,18 @@ from mixtral_edu.exercises.result import Outcome, Result
 from mixtral_edu.exercises.submission import exercises_in, is_notebook, read
 
 START_LIMIT = 120.0  # seconds until the process has imported PyTorch
-GRACE = 2.0  # seconds in which it may notice its own deadline, before it is ended
+GRACE = 2.0  # seconds that it gets to notice its own deadline before it is killed
 POLL = 0.02
 
 
 @dataclass
 class Marks:
-    """What is known of a submission.
+    """What is known about a submission.
 
     Attributes:
-        results: one for each exercise.
-        errors: what parts of the submission raised when they ran, outside of the exercises' checks; with the place.
-        left_out: what it asks for and did not get, such as shell commands of a notebook; with the place.
+        results: one result per exercise.
+        errors: what parts of the submission raised when they ran, outside the exercises' checks, each with its place.
+        left_out: what was not run, such as a notebook's shell commands, each with its place.
     """
 
     results: dict[str, Result] = field(default_factory=dict)
@@ -46,25 +46,25 @@ def mark(path: Path, lesson: str | None = None, seconds: float = 10.0) -> Marks:
 
     Args:
         path: a script, or a notebook (`.ipynb`).
-        lesson: two digits; None for each lesson of which the submission defines a function.
-        seconds: limit for each statement of a script or cell of a notebook, and for each exercise.
+        lesson: two digits; None for all lessons of which the submission defines a function.
+        seconds: limit per statement of a script or cell of a notebook, and per exercise.
 
     Returns:
-        With one result for each exercise of these lessons, in order.
+        Marks with one result per exercise of these lessons, in order.
 
     Raises:
         OSError: the file cannot be read.
-        ValueError: it is no text or no notebook, it defines no function of an exercise, or there is no such lesson; or
-            it is a notebook and IPython is missing.
+        ValueError: the file is not text or not a notebook, it defines no function of an exercise, there is no such
+            lesson, or it is a notebook and IPython is not installed.
     """
     lessons = sorted({each.lesson for each in exercises().values()})
     if lesson is not None and lesson not in lessons:
-        raise ValueError(f"lesson {lesson!r} has no exercises; {', '.join(lessons)} have")
+        raise ValueError(f"lesson {lesson!r} has no exercises: it must be one of {', '.join(lessons)}")
     defined = exercises_in(read(path))
     if is_notebook(path) and importlib.util.find_spec("IPython") is None:
-        raise ValueError(f"{path} is a notebook, and to run its cells takes IPython: pip install ipython")
+        raise ValueError(f"{path} is a notebook, and running its cells needs IPython: pip install ipython")
     if lesson is None and not defined:
-        raise ValueError(f"{path} defines no function of an exercise; --lesson says what is to be graded")
+        raise ValueError(f"{path} defines no function of an exercise: choose what to grade with --lesson")
     chosen = {lesson} if lesson else {exercises()[name].lesson for name in defined}
     names = [name for name, each in exercises().items() if each.lesson in chosen]
     results: dict[str, Result] = {}
@@ -78,7 +78,7 @@ def mark(path: Path, lesson: str | None = None, seconds: float = 10.0) -> Marks:
 def _mark_in_one_process(path: Path, names: list[str], skipped: dict[int, str], seconds: float) -> Marks:
     """Grade the exercises `names` for as long as the process lives.
 
-    At least one gets a result, or one part of the submission is added to `skipped`, which are not run.
+    At least one gets a result, or one part of the submission is added to `skipped`, whose parts are not run.
     """
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.jsonl"
@@ -100,7 +100,7 @@ def _mark_in_one_process(path: Path, names: list[str], skipped: dict[int, str], 
 
 
 def _environment(folder: str) -> dict[str, str]:
-    """Variables that make the process like a notebook's: it shows no window, prints any character, asks nothing."""
+    """Return variables that make the process behave like a notebook's: it opens no window and prints any character."""
     return {"MPLBACKEND": "agg", "PYTHONIOENCODING": "utf-8:backslashreplace", "IPYTHONDIR": folder}
 
 
@@ -110,7 +110,7 @@ def _follow(process: subprocess.Popen, lines: TextIO, names: list[str], skipped:
     doing, limit = None, START_LIMIT  # nothing, a part (a number), or an exercise (its name)
     while True:
         line = _next_line(process, lines, limit + GRACE)
-        if isinstance(line, str):  # why there is none
+        if isinstance(line, str):  # the reason why there is no line
             if isinstance(doing, int):
                 skipped[doing] = line
             else:
@@ -133,10 +133,10 @@ def _follow(process: subprocess.Popen, lines: TextIO, names: list[str], skipped:
 
 
 def _next_line(process: subprocess.Popen, lines: TextIO, limit: float) -> list | str:
-    """The next line of the report, or why there is none."""
+    """Return the next line of the report, or the reason why there is none."""
     end = time.monotonic() + limit
     while True:
-        status = process.poll()  # before reading, so that its last words are not missed
+        status = process.poll()  # before reading, so that the last line is not missed
         place = lines.tell()
         line = lines.readline()
         if line.endswith("\n"):
@@ -145,12 +145,12 @@ def _next_line(process: subprocess.Popen, lines: TextIO, limit: float) -> list |
         if status is not None:
             return f"the process ended with {f'signal {-status}' if status < 0 else f'exit status {status}'}"
         if time.monotonic() > end:
-            return "it did not come to an end in time, and was stopped. Does every loop end?"
+            return "it did not finish in time and was stopped. Does every loop end?"
         time.sleep(POLL)
 
 
 def _end(process: subprocess.Popen) -> None:
-    """End the process, where possible with all that it started."""
+    """Kill the process and, where possible, all processes that it started."""
     with contextlib.suppress(ProcessLookupError):
         if hasattr(os, "killpg"):
             os.killpg(process.pid, signal.SIGKILL)
@@ -160,7 +160,7 @@ def _end(process: subprocess.Popen) -> None:
 
 
 def as_table(marks: Marks) -> str:
-    """The results in lines, then what is known of each failure and of what did not run, then the sum."""
+    """Return the results as text: a table, then each failure and what did not run, then the total."""
     results = list(marks.results.values())
     width = max(len(result.name) for result in results)
     lines = []
@@ -169,12 +169,12 @@ def as_table(marks: Marks) -> str:
         checks = f"{passed} of {len(result.outcomes)}" if result.outcomes else "-"
         verdict = "passed" if result.passed else "failed" if result.attempted else "not attempted"
         lines.append(f"{exercises()[result.name].lesson}  {result.name:{width}}  {checks:>8}  {verdict}")
-    failures: dict[str, list[str]] = {}  # what is common to several exercises is said once
+    failures: dict[str, list[str]] = {}  # a message that several exercises share appears once
     for result in results:
         if result.attempted and not result.passed:
             failures.setdefault(result.message.partition(": ")[2], []).append(result.name)
     lines += [f"\n{', '.join(names)}: {problem}" for problem, names in failures.items()]
-    for title, texts in (("Errors outside of the checks:", marks.errors), ("Left out:", marks.left_out)):
+    for title, texts in (("Errors outside the checks:", marks.errors), ("Not run:", marks.left_out)):
         if texts:
             lines.append("\n".join(["", title, *(f"  {text}" for text in texts)]))
     passed = sum(result.passed for result in results)
@@ -182,7 +182,7 @@ def as_table(marks: Marks) -> str:
 
 
 def as_dict(path: Path, marks: Marks) -> dict[str, Any]:
-    """The results as JSON holds them."""
+    """Return the results as a dictionary for a JSON file."""
     results = list(marks.results.values())
     return {
         "submission": str(path),

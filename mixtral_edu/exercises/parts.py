@@ -1,6 +1,6 @@
-"""A submission part by part: a script's statements, or a notebook's code cells as IPython runs them.
+"""Run a submission part by part: a script's statements, or a notebook's code cells as IPython runs them.
 
-An error costs the part that raises it; what other parts define stays, as in a notebook.
+An error ends only the part that raises it. What other parts define stays, as in a notebook.
 """
 
 import ast
@@ -13,16 +13,16 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
 
-PYTHON_MAGICS = {"time", "capture", "prun", "run"}  # what they run is Python, and gives names to the notebook
+PYTHON_MAGICS = {"time", "capture", "prun", "run"}  # these run Python that defines names in the notebook
 
 
 class Script:
-    """Runs the statements of a script as the module `submission`, which is not `__main__`.
+    """Run the statements of a script as the module `submission`, which is not `__main__`.
 
     Attributes:
-        parts: for each statement the name that messages give it, which is the file's.
+        parts: for each statement, its name in messages, which is the file's.
         names: the top-level names.
-        left_out: what did not run since the latest `run` began: nothing in a script.
+        left_out: what the latest `run` did not run; always empty for a script.
     """
 
     def __init__(self, path: Path, source: str):
@@ -34,7 +34,7 @@ class Script:
         linecache.cache[str(path)] = (len(source), None, source.splitlines(keepends=True), str(path))  # for messages
         try:
             body = ast.parse(source, str(path)).body
-        except Exception:  # raised again, and told, when it runs
+        except Exception:  # raised again, and reported, when it runs
             self._statements = [source]
         else:
             futures = [each for each in body if isinstance(each, ast.ImportFrom) and each.module == "__future__"]
@@ -42,19 +42,19 @@ class Script:
         self.parts = [str(path)] * len(self._statements)
 
     def run(self, index: int) -> None:
-        """Run one statement; raises whatever it raises."""
+        """Run one statement, and raise whatever it raises."""
         exec(compile(self._statements[index], self.parts[index], "exec", dont_inherit=True), self.names)
 
 
 class Notebook:
-    """Runs code cells in an IPython shell, as a kernel does, but for shell commands and most magic commands.
+    """Run code cells in an IPython shell, as a kernel does, except for shell commands and most magic commands.
 
-    Of `%%bash` and `!pip` nothing runs; of `%%time` and `%%capture` the Python that they time or capture.
+    `%%bash` and `!pip` do not run. `%%time` and `%%capture` run the Python that they time or capture.
 
     Attributes:
         parts: the name of each cell in messages.
         names: the top-level names.
-        left_out: what did not run since the latest `run` began.
+        left_out: what the latest `run` did not run.
     """
 
     def __init__(self, cells: dict[str, str]):
@@ -66,7 +66,7 @@ class Notebook:
         self.left_out: list[str] = self._shell.left_out
 
     def run(self, index: int) -> None:
-        """Run one cell; raises the first error that a notebook would show below it."""
+        """Run one cell, and raise the first error that a notebook would show below it."""
         self.left_out.clear()
         self._shell.errors.clear()
         self._file_names[self._sources[index]] = self.parts[index]
@@ -117,10 +117,10 @@ def _shell(file_names: dict[str, str]) -> "InteractiveShell":
 
         showsyntaxerror = showtraceback
 
-        def ask_exit(self):  # exit() and quit(): a kernel would end
+        def ask_exit(self):  # exit() and quit() would end a kernel
             raise SystemExit("the cell ends the notebook")
 
-        def init_virtualenv(self):  # the environment that grades is the one that runs
+        def init_virtualenv(self):  # the submission runs in the environment that grades it
             pass
 
     return Shell.instance(config=Config({"HistoryManager": {"enabled": False}}))

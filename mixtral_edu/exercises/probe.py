@@ -1,4 +1,4 @@
-"""A student's function as the checks see it: called on copies, with what it does on the side noted."""
+"""A student's function as the checks see it: called on copies, with its side effects recorded."""
 
 import inspect
 import os
@@ -21,17 +21,17 @@ RandomState = tuple[Tensor, tuple, tuple]
 
 
 class Probe:
-    """Calls `answer` as if it were the reference solution of `exercise`.
+    """Call `answer` as if it were the reference solution of `exercise`.
 
-    Each call hands over copies of the arguments, by position (keyword-only ones by name): a student may name
-    parameters differently, and the check's own inputs stay as they are. Modules and other objects are handed over
-    themselves, and so are the arguments that the exercise wants to be changed.
+    Each call passes copies of the arguments, so that the check's own inputs stay as they are. It passes them by
+    position, keyword-only ones by name, because a student may name parameters differently. Modules and other objects
+    are passed without a copy, and so are the arguments that the exercise must change.
 
     Attributes:
-        last_call: the latest call in words.
-        returned: each call in words that came to an end, with its result.
+        last_call: the latest call, in words.
+        returned: each call that finished, in words, with its result.
         error: what the latest call raised, if it did.
-        side_effects: what calls changed beyond returning a result, each as a question.
+        side_effects: what calls changed besides returning a result, each as a question.
     """
 
     def __init__(self, exercise: "Exercise", answer: Callable):
@@ -52,17 +52,17 @@ class Probe:
             given.arguments[name] = value if name in self.exercise.changes else _copied(value)
         state, process = random_state(), os.getpid()
         try:
-            with usual_settings():  # undone after each call, so that the check itself goes on with them
+            with usual_settings():  # a call may change settings; the check continues with the usual ones
                 result = self.answer(*given.args, **given.kwargs)
         except BaseException as error:
             self.error = error
             raise
         finally:
-            if os.getpid() != process:  # the function forked; only the parent goes on
+            if os.getpid() != process:  # the function forked; only the parent continues
                 os._exit(1)
         for name, value in wanted.arguments.items():
             if not _unchanged(value, given.arguments[name]):
-                self.side_effects.append(f"Is {name} changed in place? After the call it has to be what it was before.")
+                self.side_effects.append(f"Is {name} changed in place? It must be unchanged after the call.")
         if not self.exercise.random and not _unchanged(state, random_state()):
             self.side_effects.append("Are random numbers drawn, or is a seed set? Nothing is random here.")
         self.returned.append((self.last_call, result))
@@ -74,7 +74,7 @@ class Probe:
         return bound
 
     def line_of(self, error: BaseException) -> str | None:
-        """The line of the student's file or cell that was running when `error` came up."""
+        """Return the line of the student's file or cell that raised `error`."""
         code = getattr(inspect.unwrap(self.answer), "__code__", None)
         frames = traceback.extract_tb(error.__traceback__)
         own = [frame for frame in frames if code and frame.filename == code.co_filename]
@@ -82,19 +82,19 @@ class Probe:
 
 
 def random_state() -> RandomState:
-    """The state of the random generators that are shared by a whole process: PyTorch's (CPU), numpy's and Python's."""
+    """Return the state of the random generators that a process shares: PyTorch's (CPU), numpy's and Python's."""
     return torch.get_rng_state(), np.random.get_state(), random.getstate()
 
 
 def set_random_state(state: RandomState) -> None:
-    """Take the shared generators back to what `random_state` returned."""
+    """Reset the shared generators to a state that `random_state` returned."""
     torch.set_rng_state(state[0])
     np.random.set_state(state[1])
     random.setstate(state[2])
 
 
 def _copied(value: object) -> object:
-    """A copy of tensors, arrays, and lists, tuples and dicts of them; anything else itself."""
+    """Copy tensors, arrays, and lists, tuples and dicts of them; return anything else as it is."""
     if isinstance(value, Tensor):
         return value.clone()
     if isinstance(value, np.ndarray):
@@ -107,7 +107,7 @@ def _copied(value: object) -> object:
 
 
 def _unchanged(before: object, after: object) -> bool:
-    """Whether a copy made by `_copied` still equals what it was made from."""
+    """Return whether a copy made by `_copied` still equals the original."""
     if isinstance(before, Tensor | np.ndarray):
         if not isinstance(after, Tensor | np.ndarray) or before.shape != after.shape or before.dtype != after.dtype:
             return False

@@ -1,11 +1,11 @@
-"""What a check reports."""
+"""The results that checks report."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """One check and whether it passed; `question` names the mistake that it looks for."""
+    """One check and whether it passed. `question` names the mistake that the check looks for."""
 
     question: str
     passed: bool
@@ -13,12 +13,12 @@ class Outcome:
 
 @dataclass(frozen=True, repr=False)
 class Result:
-    """What `check.NAME(function)` returns; a notebook shows its message, and `if result:` means "all checks passed".
+    """The result of `check.NAME(function)`. A notebook shows its message; `if result:` asks whether all checks passed.
 
     Attributes:
-        name: the exercise.
-        message: how many checks passed, and what is known of the first one that failed.
-        outcomes: one for each check, in order; none where no check could run.
+        name: the name of the exercise.
+        message: how many checks passed, and what is known about the first one that failed.
+        outcomes: one per check, in order; empty if no check could run.
         attempted: False for a stub that still raises NotImplementedError.
     """
 
@@ -29,7 +29,7 @@ class Result:
 
     @property
     def score(self) -> float:
-        """Share of the checks that passed, 0 to 1."""
+        """The share of checks that passed, 0 to 1."""
         return sum(outcome.passed for outcome in self.outcomes) / max(1, len(self.outcomes))
 
     @property
@@ -41,5 +41,5 @@ class Result:
         return self.passed
 
     def __repr__(self) -> str:
-        # A student's text may hold half of a surrogate pair, which neither a notebook nor a terminal can be sent.
+        # A student's text may hold half of a surrogate pair, which neither a notebook nor a terminal can show.
         return self.message.encode("utf-8", "backslashreplace").decode("utf-8")

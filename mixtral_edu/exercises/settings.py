@@ -1,4 +1,4 @@
-"""The settings of a whole process that change what a function computes: the usual ones for a while, then as before."""
+"""Settings of a whole process that change what a function computes: apply the usual ones, then restore the old ones."""
 
 import sys
 import warnings
@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 
-# For each setting: what reads it, what sets it, and what it has to be (None: whatever it is).
+# For each setting: the function that reads it, the one that sets it, and its usual value (None keeps the current one).
 _SETTINGS: list[tuple[Callable, Callable, object]] = [
     (torch.get_default_dtype, torch.set_default_dtype, torch.float32),
     (torch.get_deterministic_debug_mode, torch.set_deterministic_debug_mode, 0),
@@ -26,9 +26,9 @@ _CPU = torch.device("cpu")
 def usual_settings() -> Iterator[None]:
     """Run the `with` block as a fresh Python would: float32 by default, on the CPU, with gradients, without autocast.
 
-    Whatever the block changes, and whatever was set before it, is afterwards as it was: default dtype and device,
-    gradient and inference mode, determinism, precision of products, anomaly detection, number of threads, what numpy
-    prints and warns of, filters of warnings, and the recursion limit.
+    After the block, all settings are as they were before it: default dtype and device, gradient and inference mode,
+    determinism, precision of products, anomaly detection, number of threads, numpy's print and error settings, warning
+    filters, and the recursion limit.
     """
     before, depth = [read() for read, _, _ in _SETTINGS], _autocast_depth()
     device = torch.get_default_device()
@@ -42,7 +42,7 @@ def usual_settings() -> Iterator[None]:
             with torch.autocast("cpu", enabled=False):
                 yield
     finally:
-        while _autocast_depth() > depth:  # entered and not left: its copies of weights would outlive a training step
+        while _autocast_depth() > depth:  # a block was entered and never left; its copies of weights would go stale
             torch.autocast_decrement_nesting()
         if depth == 0:
             torch.clear_autocast_cache()
@@ -50,12 +50,12 @@ def usual_settings() -> Iterator[None]:
             if read() != value:
                 set_to(value)
         if device != _CPU or torch.get_default_device() != _CPU:
-            torch.set_default_device(None)  # back to what an enclosing `with torch.device(…)` says
+            torch.set_default_device(None)  # restores the device of an enclosing `with torch.device(…)`
             if torch.get_default_device() != device:
                 torch.set_default_device(device)
 
 
 def _autocast_depth() -> int:
-    """How many autocast blocks are open around this call."""
+    """Return how many autocast blocks are open around this call."""
     torch.autocast_increment_nesting()
     return torch.autocast_decrement_nesting()

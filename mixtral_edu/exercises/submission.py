@@ -1,16 +1,16 @@
-"""Reads a student's file, a script or a notebook; as a program of its own, runs it and grades it.
+"""Read a student's file, a script or a notebook; as a program, run it and grade it.
 
     python -m mixtral_edu.exercises.submission STUDENT.py REPORT SECONDS SKIPPED NAME…
 
-`marking` starts this in a process that may hang, crash or be ended at any moment, so each line of REPORT is whole as
-soon as it is written. SKIPPED is a JSON object: numbers of parts that ended an earlier process, and how. A line of
-REPORT is a JSON list:
+`marking` starts this in a process that may hang, crash or be killed at any moment, so each line of REPORT is complete
+as soon as it is written. SKIPPED is a JSON object: it maps the number of each part that ended an earlier process to how
+it did so. A line of REPORT is a JSON list:
 
-    ["running", part, seconds]    a part of the submission runs, for at most so long
-    ["checking", name, seconds]   an exercise is checked, for at most so long
-    ["error", text]               a part raised this; the others go on
-    ["left out", text]            a part asked for this, and it did not run
-    ["result", fields]            of one exercise
+    ["running", part, seconds]    a part of the submission runs, for at most this many seconds
+    ["checking", name, seconds]   an exercise is checked, for at most this many seconds
+    ["error", text]               a part raised this; the others still run
+    ["left out", text]            a part asked for this, but it was not run
+    ["result", fields]            the result of one exercise
     ["end"]
 
 The function that has an exercise's name at the end counts. If the notebook's own `check.NAME(function)` saw this very
@@ -39,19 +39,19 @@ from mixtral_edu.exercises.grading import LONGEST, grade
 from mixtral_edu.exercises.parts import Notebook, Script
 from mixtral_edu.exercises.result import Result
 
-FULL_PARTS = 6  # so many times a part's limit all parts may take together; then each has a tenth of it
+FULL_PARTS = 6  # all parts together may take this many times a part's limit; after that, each gets a tenth of it
 MAGIC = re.compile(r"^([ \t]*)(?:(?:\w+ *= *)?[%!](?:.*\\\n)*.*|\??\w[\w.]*\?+[ \t]*)$", re.MULTILINE)
 
 
 def read(path: Path) -> dict[str, str]:
-    """Return the Python that a submission consists of, by the names that its parts have in error messages.
+    """Return the Python code of a submission, by the names of its parts in error messages.
 
-    A script is one part; a notebook has one for each code cell. A script that is neither UTF-8 nor says what it is, is
-    read as Latin-1, since Python would run none of it.
+    A script is one part; a notebook has one part per code cell. A script that is not UTF-8 and declares no encoding is
+    read as Latin-1, because Python itself would run none of it.
 
     Raises:
-        OSError: there is no such file, or it cannot be read.
-        ValueError: it is no text, or no notebook.
+        OSError: the file does not exist or cannot be read.
+        ValueError: the file is not text, or not a notebook.
     """
     content = path.read_bytes()
     if not is_notebook(path):
@@ -59,23 +59,23 @@ def read(path: Path) -> dict[str, str]:
     try:
         notebook = json.loads(content)
         if "worksheets" in notebook:
-            raise ValueError(f"{path} is a notebook of format {notebook.get('nbformat', 3)}; open it in Jupyter and "
-                             "save it, which writes format 4")
+            raise ValueError(f"{path} is a notebook of format {notebook.get('nbformat', 3)}: it must have format 4; "
+                             "open it in Jupyter and save it")
         cells = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
         sources = ["".join(cell["source"]).replace("\r\n", "\n") for cell in cells]
     except (TypeError, KeyError, AttributeError, RecursionError, json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is no notebook of format 4: {error!r}") from error
+        raise ValueError(f"{path} is not a notebook of format 4: {error!r}") from error
     return {f"{path}, code cell {number}": source for number, source in enumerate(sources, start=1)}
 
 
 def is_notebook(path: Path) -> bool:
-    """Whether a submission is read as a notebook."""
+    """Return whether a submission is read as a notebook."""
     return path.suffix.lower() == ".ipynb"
 
 
 def _script(path: Path, content: bytes) -> str:
     if b"\0" in content:
-        raise ValueError(f"{path} holds null bytes, so it is no Python source; save it as UTF-8 text")
+        raise ValueError(f"{path} holds null bytes, so it is not Python source: save it as UTF-8 text")
     try:
         encoding, _ = tokenize.detect_encoding(io.BytesIO(content).readline)
         text = content.decode(encoding)
@@ -83,13 +83,13 @@ def _script(path: Path, content: bytes) -> str:
         text = content.decode("latin-1")
     except SyntaxError as error:  # not even its first lines are UTF-8, or the declared encoding does not exist
         if "unknown encoding" in str(error) or "encoding problem" in str(error):
-            raise ValueError(f"{path}: {error}; name one that Python knows, or save it as UTF-8") from error
+            raise ValueError(f"{path}: {error}: declare an encoding that Python knows, or save it as UTF-8") from error
         text = content.decode("latin-1")
     return text.replace("\r\n", "\n")
 
 
 def exercises_in(parts: dict[str, str]) -> list[str]:
-    """Names of the exercises whose function a submission defines, whether or not it is valid Python."""
+    """Return the names of the exercises whose function a submission defines, whether or not it is valid Python."""
     found: set[str] = set()
     for source in parts.values():
         try:
@@ -101,7 +101,7 @@ def exercises_in(parts: dict[str, str]) -> list[str]:
 
 
 def _names_bound(node: ast.AST) -> Iterator[str]:
-    """Names that definitions, assignments and imports give, but for those inside of functions and classes."""
+    """Yield the names that definitions, assignments and imports bind, except inside functions and classes."""
     for child in ast.iter_child_nodes(node):
         if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
             yield child.name
@@ -116,20 +116,20 @@ def _names_bound(node: ast.AST) -> Iterator[str]:
 
 
 class _Marking:
-    """Runs a submission and marks the exercises `names`; `write` adds a line to the report."""
+    """Run a submission and mark the exercises `names`. `write` adds a line to the report."""
 
     def __init__(self, path: Path, names: list[str], seconds: float, write: Callable[..., None]):
         self._names, self._seconds, self._write = names, seconds, write
         self._sources = read(path)
         self._submission = Notebook(self._sources) if is_notebook(path) else Script(path, self._sources[str(path)])
         self._part = 0
-        self._problems: list[tuple[str, str]] = []  # the name of a part, and its error
+        self._problems: list[tuple[str, str]] = []  # name of a part, its error
         self._found: dict[str, list[tuple[Callable, Result]]] = defaultdict(list)  # by the submission's own checks
         self._spent: dict[str, float] = defaultdict(float)  # seconds that these took
         self._own_checked: set[str] = set()  # names whose function, at that time, these checked
 
     def run(self, skipped: dict[int, str]) -> None:
-        """Run all parts, but those that have ended a process before, as `skipped` says."""
+        """Run all parts except those in `skipped`, which ended an earlier process."""
         left = FULL_PARTS * self._seconds
         for part, where in enumerate(self._submission.parts):
             limit = max(min(self._seconds, left), self._seconds / 10)
@@ -148,18 +148,18 @@ class _Marking:
                 self._write("error", problem if where in problem else f"{where}: {problem}")
 
     def _run_part(self, limit: float) -> str | None:
-        """What a part raised, in words."""
+        """Run the current part, and return what it raised, in words."""
         try:
             with deadline(limit):
                 self._submission.run(self._part)
         except DeadlinePassed:
             return f"it was stopped after {limit:g} seconds"
-        except BaseException as error:  # SystemExit among them
+        except BaseException as error:  # including SystemExit
             return _in_words(error, self._sources)
         return None
 
     def check(self, exercise: Exercise, answer: Callable, _: float) -> Result:
-        """What `check.NAME(answer)` does in a submission: grade it, and keep the result for `mark`."""
+        """Do what `check.NAME(answer)` does in a submission: grade it, and keep the result for `mark`."""
         name = exercise.name
         if name not in self._names:
             return Result(name, f"{name}: not checked in this run", attempted=False)
@@ -197,16 +197,16 @@ class _Marking:
         return others[-1] if others and not result.attempted else result
 
     def _missing(self, name: str) -> Result:
-        """The mark where no function has the name: was it to be defined where an error came up?"""
+        """Return the mark if no function has the name. If an error kept it from being defined, the message says so."""
         for where, problem in self._problems:
             if name in exercises_in({where: self._sources[where]}):
-                text = f"{name}: there is no function of this name, as its definition did not run\n  {problem}"
+                text = f"{name}: there is no function of this name, because its definition did not run\n  {problem}"
                 return Result(name, text)
         return Result(name, f"{name}: there is no function of this name", attempted=False)
 
 
 def _is_given(answer: Callable, exercise: Exercise) -> bool:
-    """Whether a function is a solution that comes with the exercise, as the notebook or the package has it."""
+    """Return whether a function is the solution that comes with the exercise, in the notebook or the package."""
     return answer is exercise.reference or getattr(answer, "__name__", "") == f"{exercise.name}_solution"
 
 
@@ -219,11 +219,11 @@ def _in_words(error: BaseException, parts: dict[str, str]) -> str:
 
 
 def main(file: str, report: str, seconds: str, skipped: str, *names: str) -> None:
-    """Run the submission and grade each exercise in `names`; see the text at the top of this module."""
+    """Run the submission and grade each exercise in `names`; the module's docstring describes the arguments."""
     process, path = os.getpid(), Path(file)
 
     def write(*line: object) -> None:
-        if os.getpid() != process:  # the submission forked; only the parent goes on
+        if os.getpid() != process:  # the submission forked; only the parent continues
             os._exit(1)
         with open(report, "a", encoding="utf-8") as lines:
             lines.write(json.dumps(line) + "\n")

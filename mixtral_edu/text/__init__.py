@@ -1,1 +1,1 @@
-"""Text: a vocabulary of byte pairs, the tokenizer, the chat format, and text as it is generated."""
+"""Text: the byte-pair vocabulary, the tokenizer, the chat format, and streaming of generated text."""

@@ -1,14 +1,14 @@
-"""How the turns of a chat become texts between markers, each encoded on its own: V1 and the versions after it.
+"""Turn a chat into texts between markers, each encoded on its own, in version V1 of the format or a later one.
 
-| version | who reads it           | a chat with a system message, by pieces                                     |
+| version | read by                | a chat with a system message, in pieces                                     |
 |---------|------------------------|-----------------------------------------------------------------------------|
 | V1      | Mixtral-8x7B-Instruct  | `<s>▁[INST]▁system…first▁[/INST]▁answer</s>▁[INST]▁last▁[/INST]`            |
 | V2, V3  | Mixtral-8x22B-Instruct | `<s>[INST]▁first[/INST]▁answer</s>[INST]▁system…last[/INST]`                |
 | V7      | later models           | `<s>[SYSTEM_PROMPT]▁system[/SYSTEM_PROMPT][INST]▁first[/INST]▁answer</s>…`  |
 
-In V1 the markers are plain text, with a space on their inner side. From V2 on each marker is one control token, which
-no text encodes to; no space stands before `[/INST]`, and an answer loses the spaces at its end. The `…` after a system
-message are two line breaks. V2 and V3 differ only in how they write tool calls, which are not taken here.
+In V1 the markers are plain text, with a space on their inner side. From V2 on, each marker is one control token, which
+no text encodes to. No space comes before `[/INST]`, and an answer loses the spaces at its end. The `…` after a system
+message stands for two line breaks. V2 and V3 differ only in how they write tool calls, which are not supported here.
 """
 
 from collections.abc import Container, Mapping, Sequence
@@ -16,11 +16,11 @@ from typing import NamedTuple
 
 _MARKERS = ("[INST]", "[/INST]")
 _SYSTEM_MARKERS = ("[SYSTEM_PROMPT]", "[/SYSTEM_PROMPT]")
-_TOOLS = ("tool_calls", "tool_call_id", "tools", "prefix")  # what other chat formats know of a message
+_TOOLS = ("tool_calls", "tool_call_id", "tools", "prefix")  # keys of messages in other chat formats
 
 
 class Turn(NamedTuple):
-    """One turn: a text between two control pieces (empty where the version has none), closed by `</s>` if an answer."""
+    """One turn: a text between two control pieces, which are empty in V1. An answer ends with `</s>`."""
 
     begin: str
     text: str
@@ -29,7 +29,7 @@ class Turn(NamedTuple):
 
 
 def chat_version(control_pieces: Container[str]) -> str:
-    """Return the version of the chat format that a vocabulary was made for: "V1", "V3" (which V2 equals) or "V7".
+    """Return the version of the chat format that a vocabulary was made for: "V1", "V3" (the same as V2) or "V7".
 
     >>> chat_version({"<s>", "</s>"}), chat_version({"<s>", "</s>", "[INST]", "[/INST]"})
     ('V1', 'V3')
@@ -38,7 +38,7 @@ def chat_version(control_pieces: Container[str]) -> str:
         control_pieces: the control tokens of the vocabulary, by name.
 
     Raises:
-        ValueError: of a pair of markers there is only one.
+        ValueError: the vocabulary has only one marker of a pair.
     """
     for begin, end in (_MARKERS, _SYSTEM_MARKERS):
         if (begin in control_pieces) != (end in control_pieces):
@@ -49,12 +49,12 @@ def chat_version(control_pieces: Container[str]) -> str:
 
 
 def marked_turns(messages: Sequence[Mapping[str, str]], version: str) -> list[Turn]:
-    """Return the turns of a chat in a version of the format; the errors are those of `chat_turns`.
+    """Return the turns of a chat in a version of the format. The errors are those of `chat_turns`.
 
     >>> marked_turns([{"role": "user", "content": "Hi"}], "V3")
     [Turn(begin='[INST]', text='Hi', end='[/INST]', is_answer=False)]
 
-    Source: mistral_common's instruct tokenizers of the same names, whose ids these turns give.
+    Source: mistral_common's instruct tokenizers of the same names. These turns encode to the same ids.
     """
     system, texts = _checked(messages)
     turns = []
@@ -73,7 +73,7 @@ def marked_turns(messages: Sequence[Mapping[str, str]], version: str) -> list[Tu
 
 
 def chat_turns(messages: Sequence[Mapping[str, str]]) -> list[tuple[str, bool]]:
-    """Return each turn in V1 as `(text, is_answer)`: `[INST] question [/INST]`, or the answer as it is.
+    """Return each turn in V1 as `(text, is_answer)`. The text is `[INST] question [/INST]`, or the answer as it is.
 
     >>> chat_turns([{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"}])
     [('[INST] Be brief.\\n\\nHi [/INST]', False)]
@@ -82,26 +82,26 @@ def chat_turns(messages: Sequence[Mapping[str, str]]) -> list[tuple[str, bool]]:
         messages: dicts with "role" (an optional leading "system", then "user" and "assistant" in turn) and "content".
 
     Raises:
-        TypeError: a content is no str.
+        TypeError: a message's content is not a str.
         ValueError: a turn has the wrong role, is an empty answer or holds tool calls, or there is no user turn at all.
 
-    Source: mistral_common's V1 instruct tokenizer, whose ids these turns give.
+    Source: mistral_common's V1 instruct tokenizer. These turns encode to the same ids.
     """
     return [(turn.text, turn.is_answer) for turn in marked_turns(messages, "V1")]
 
 
 def _checked(messages: Sequence[Mapping[str, str]]) -> tuple[str | None, list[str]]:
-    """Return the system message, None if there is none, and the texts of user and assistant in turn."""
+    """Return the system message, or None, and the texts of user and assistant in turn."""
     for i, message in enumerate(messages):
         if not isinstance(message, Mapping) or not {"role", "content"} <= message.keys():
-            raise ValueError(f'messages[{i}] is {message!r}: a dict with "role" and "content" is wanted')
+            raise ValueError(f'messages[{i}] is {message!r}: it must be a dict with "role" and "content"')
         for key in _TOOLS:
             if message.get(key):
-                raise ValueError(f"messages[{i}] has {key!r}: a message must be a role and a text, no tool is called")
+                raise ValueError(f"messages[{i}] has {key!r}: tools are not supported; give only role and content")
         if message["role"] == "tool":
-            raise ValueError(f"messages[{i}] is a turn of 'tool': only 'system', 'user' and 'assistant' are written")
+            raise ValueError(f"messages[{i}] is a turn of 'tool': the role must be 'system', 'user' or 'assistant'")
         if not isinstance(message["content"], str):
-            raise TypeError(f"messages[{i}] has a content of type {type(message['content']).__name__}, not str")
+            raise TypeError(f"messages[{i}] has a content of type {type(message['content']).__name__}; it must be str")
     has_system = bool(messages) and messages[0]["role"] == "system"
     texts = []
     for i, message in enumerate(messages[has_system:]):
@@ -109,12 +109,12 @@ def _checked(messages: Sequence[Mapping[str, str]]) -> tuple[str | None, list[st
         place = f"messages[{i + has_system}]"
         if role != wanted:
             raise ValueError(
-                f"{place} is a turn of {role!r}, but {wanted!r} is due: after an optional leading system message, "
-                "user and assistant take turns, and the user begins"
+                f"{place} is a turn of {role!r}: it must be a turn of {wanted!r}. After an optional leading system "
+                "message, user and assistant alternate, and the user begins"
             )
         if role == "assistant" and not text:
-            raise ValueError(f"{place} is an empty answer; leave it out for the model to write it")
+            raise ValueError(f"{place} is an empty answer: leave it out to let the model write it")
         texts.append(text)
     if not texts:
-        raise ValueError("messages holds no user turn: a chat has at least one")
+        raise ValueError("messages holds no user turn: it must hold at least one")
     return messages[0]["content"] if has_system else None, texts

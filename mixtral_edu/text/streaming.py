@@ -1,4 +1,4 @@
-"""Text while it is being generated: decoding id by id, and a streamer that prints."""
+"""Stream text while it is generated: decode id by id, and print."""
 
 import codecs
 from collections.abc import Sequence
@@ -10,13 +10,13 @@ from mixtral_edu.text.tokenizer import MixtralTokenizer
 
 
 class IncrementalDecoder:
-    """Decodes ids as they come, and gives out text only once it is certain.
+    """Decode ids as they come, and return text only once it is certain.
 
-    A character of several byte pieces is held back until its last byte is there, so no part ever ends in half a
-    character. All parts and the final `flush` joined are `tokenizer.decode` of all ids, whatever the ids.
+    A character of several byte pieces is held back until its last byte arrives, so no part ends in half a character.
+    All parts joined, with the final `flush`, equal `tokenizer.decode` of all ids, for any ids.
 
     Args:
-        tokenizer: whose ids these are.
+        tokenizer: the tokenizer that the ids belong to.
         skip_special_tokens: as in `tokenizer.decode`.
     """
 
@@ -24,12 +24,12 @@ class IncrementalDecoder:
         self.tokenizer = tokenizer
         self.skip_special_tokens = skip_special_tokens
         self._pending: list[int] = []
-        self._started = False  # whether any text was given out: from then on a space in front of a word stays
-        self._pads = 0  # held back: whether they are padding depends on what follows them
-        self._last: int | None = None  # the last id that is no pad
+        self._started = False  # whether any text was returned; after that, the space before a word stays
+        self._pads = 0  # pads held back: whether they are padding depends on the next id
+        self._last: int | None = None  # the last id that is not a pad
 
     def push(self, ids: int | Sequence[int] | torch.Tensor) -> str:
-        """Take the next ids; return the text that has become certain: often one word, sometimes none."""
+        """Take the next ids and return the text that is now certain: often one word, sometimes none."""
         for i in self.tokenizer.checked_ids(ids):
             if self.skip_special_tokens and i == self.tokenizer.pad_token_id:
                 self._pads += 1
@@ -39,14 +39,14 @@ class IncrementalDecoder:
         return self._give_out(len(self._pending) - self._open_bytes())
 
     def flush(self) -> str:
-        """Return what is left, with U+FFFD for the bytes of an unfinished character, and start afresh."""
+        """Return the remaining text, with U+FFFD for the bytes of an unfinished character, and start over."""
         self._pending += self._pads_that_show(next_id=None)
         text = self._give_out(len(self._pending))
         self._pending, self._started, self._pads, self._last = [], False, 0, None
         return text
 
     def _pads_that_show(self, next_id: int | None) -> list[int]:
-        """Return the pads held back if they are part of the text, as `tokenizer.without_padding` tells."""
+        """Return the pads held back that are part of the text, as `tokenizer.without_padding` decides."""
         if not self._pads:
             return []
         before, after = ([] if i is None else [i] for i in (self._last, next_id))
@@ -62,7 +62,7 @@ class IncrementalDecoder:
         return text
 
     def _open_bytes(self) -> int:
-        """Number of last ids that are the beginning of a UTF-8 character."""
+        """Return how many of the last ids are the beginning of a UTF-8 character."""
         values = map(self.tokenizer.byte_values.get, reversed(self._pending))
         run = bytes(takewhile(lambda value: value is not None, values))[::-1]
         utf8 = codecs.getincrementaldecoder("utf-8")("replace")
@@ -72,14 +72,14 @@ class IncrementalDecoder:
 
 
 class TextStreamer:
-    """Prints a generation as it grows, each character as soon as it is whole.
+    """Print text while it is generated, each character as soon as it is complete.
 
     Pass it as `generate(..., streamer=TextStreamer(tokenizer))`, for a batch of one. Override `on_finalized_text` to
     send the text elsewhere.
 
     Args:
         tokenizer: decodes the ids.
-        skip_prompt: print only what is new.
+        skip_prompt: print only the new text, not the prompt.
         skip_special_tokens: as in `tokenizer.decode`.
     """
 
@@ -92,19 +92,19 @@ class TextStreamer:
         """Take the prompt's ids `(1, T)` first, then each new id `(1,)`.
 
         Raises:
-            ValueError: more than one row.
+            ValueError: `value` has more than one row.
         """
         if value.ndim > 1 and value.shape[0] > 1:
-            raise ValueError(f"value has shape {tuple(value.shape)}: a TextStreamer takes a batch of one")
+            raise ValueError(f"value has shape {tuple(value.shape)}: a TextStreamer must get a batch of one")
         is_prompt, self._prompt_is_next = self._prompt_is_next, False
         if not (is_prompt and self.skip_prompt):
             self.on_finalized_text(self._decoder.push(value.flatten()))
 
     def end(self) -> None:
-        """Print what is left and a line break, and be ready for the next generation."""
+        """Print the remaining text and a line break, and get ready for the next generation."""
         self._prompt_is_next = True
         self.on_finalized_text(self._decoder.flush(), stream_end=True)
 
     def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
-        """Print `text`; a line break after the last part."""
+        """Print `text`, and a line break after the last part."""
         print(text, end="\n" if stream_end else "", flush=True)

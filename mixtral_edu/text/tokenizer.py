@@ -1,8 +1,8 @@
 """Byte-fallback BPE: text to ids and back with SentencePiece, chat turns included.
 
 Three habits of Mixtral's tokenizer explain most surprises. A word carries the space before it (`▁upon`), and a text is
-read as if a space stood in front of it. What the vocabulary lacks falls back to its UTF-8 bytes (`<0xF0>`), so no text
-is unknown. `<s>` and `</s>` are control ids that only code may place: the characters "<s>" in a text are just text.
+read as if a space came before it. A character that the vocabulary lacks falls back to its UTF-8 bytes (`<0xF0>`), so no
+text is unknown. `<s>` and `</s>` are control ids that only code can place: the characters "<s>" in a text are text.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,9 +19,9 @@ from mixtral_edu.data import bundled_folder
 from mixtral_edu.text.chat import chat_version, marked_turns
 from mixtral_edu.text.vocabulary import train_bpe
 
-# What transformers' tokenizers let you set, and why it would have no effect on this one.
+# Settings of transformers' tokenizers, and why they would have no effect on this one.
 _WITHOUT_EFFECT = {
-    "padding_side": 'rows are filled up on the left, so only "left" can be set',
+    "padding_side": 'rows are padded on the left, so it must be "left"',
     "truncation_side": "texts are never cut: cut the ids, or the text",
     "model_max_length": "texts are never cut: cut the ids, or the text",
     **dict.fromkeys(
@@ -29,18 +29,18 @@ _WITHOUT_EFFECT = {
         "give add_special_tokens=False for ids without <s>, and append eos_token_id yourself",
     ),
     "chat_template": "apply_chat_template follows the control tokens of the vocabulary",
-    "clean_up_tokenization_spaces": "spaces belong to the text and are given as they are",
+    "clean_up_tokenization_spaces": "spaces belong to the text and are never changed",
     **dict.fromkeys(
         ("bos_token", "eos_token", "unk_token", "pad_token"), "special tokens are set by id, such as pad_token_id"
     ),
-    **dict.fromkeys(("unk_token_id", "vocab_size", "byte_values"), "it belongs to the file"),
+    **dict.fromkeys(("unk_token_id", "vocab_size", "byte_values"), "the model file fixes it"),
 }
 TOKENIZER_FILE = "tokenizer.model"
-FILE_PATTERNS = (TOKENIZER_FILE, "tokenizer.model.v1", "*.model*")  # what a folder is searched for, in this order
+FILE_PATTERNS = (TOKENIZER_FILE, "tokenizer.model.v1", "*.model*")  # a folder is searched for these, in this order
 
 
 class Piece(NamedTuple):
-    """One token as the vocabulary holds it: `▁` stands for a space, `<0xE2>` for one byte."""
+    """One token as the vocabulary stores it: `▁` stands for a space, `<0xE2>` for one byte."""
 
     id: int
     piece: str
@@ -48,7 +48,7 @@ class Piece(NamedTuple):
 
 
 class TokenizerOutput(dict):
-    """What calling a tokenizer returns: `input_ids` and `attention_mask`, by key or as attributes."""
+    """The result of calling a tokenizer: `input_ids` and `attention_mask`, by key or as attributes."""
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -57,7 +57,7 @@ class TokenizerOutput(dict):
             raise AttributeError(f"{type(self).__name__} has no {name!r}, only {sorted(self)}") from None
 
     def to(self, device: torch.device | str) -> Self:
-        """Return the same with its tensors on `device`; lists stay as they are."""
+        """Return a copy with its tensors on `device`; lists stay as they are."""
         return type(self)({k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in self.items()})
 
 
@@ -65,23 +65,23 @@ class MixtralTokenizer:
     """A SentencePiece model with Mixtral's handling of special ids, batches and chat turns.
 
     Args:
-        path: any SentencePiece model file, whatever its name.
+        path: a SentencePiece model file with any name.
         settings: attributes to set, such as `pad_token_id=2`.
 
     Attributes:
         bos_token_id, eos_token_id, unk_token_id: ids of `<s>`, `</s>` and `<unk>`.
-        pad_token_id: the id that fills rows up: `<unk>`, which no text encodes to, unless you set another.
+        pad_token_id: the id that pads rows: `<unk>`, which no text encodes to, unless you set another.
         padding_side: "left", always.
-        vocab_size: number of ids, V; also `len(tokenizer)`.
+        vocab_size: the number of ids, V; also `len(tokenizer)`.
         byte_values: the byte that each byte piece stands for, by id.
 
-    An attribute that would have no effect here (`padding_side="right"`, `model_max_length`, a misspelled name) raises
-    when it is set, and so does an id outside the vocabulary.
+    Setting an attribute that would have no effect here (`padding_side="right"`, `model_max_length`, a misspelled name)
+    raises an error. So does setting an id outside the vocabulary.
 
     Raises:
-        FileNotFoundError: `path` is no file.
-        ValueError: the file holds no SentencePiece model, or one without `<unk>`, `<s>` or `</s>`; or a setting has no
-            effect.
+        FileNotFoundError: `path` is not a file.
+        ValueError: the file does not hold a SentencePiece model with `<unk>`, `<s>` and `</s>`, or a setting would have
+            no effect.
     """
 
     processor: sentencepiece.SentencePieceProcessor
@@ -94,10 +94,10 @@ class MixtralTokenizer:
     byte_values: dict[int, int]
     _pieces: list[str]
     _control_ids: dict[str, int]  # by piece
-    _special_ids: set[int]  # of control pieces and <unk>
+    _special_ids: set[int]  # control pieces and <unk>
 
     def __init__(self, path: str | Path, **settings: Any):
-        vars(self).update(_read_model(Path(path)), padding_side="left")  # past __setattr__
+        vars(self).update(_read_model(Path(path)), padding_side="left")  # bypasses __setattr__
         for name, value in settings.items():
             setattr(self, name, value)
 
@@ -118,11 +118,11 @@ class MixtralTokenizer:
         """Load a bundled tokenizer ("tiny", "tiny-instruct"), the one in a checkpoint's folder, or a model file.
 
         Args:
-            name_or_path: where it is.
-            settings: attributes to set, as for the class.
+            name_or_path: a bundled name, a folder or a file. Nothing is downloaded.
+            settings: attributes to set, as in the class.
 
         Raises:
-            FileNotFoundError: nothing is there; the message lists what was looked for. Nothing is downloaded.
+            FileNotFoundError: there is no tokenizer; the message lists the file names that were looked for.
         """
         path = Path(name_or_path).expanduser()
         if path.is_file() and not bundled_folder(str(name_or_path)):
@@ -130,11 +130,11 @@ class MixtralTokenizer:
         folder = find_folder(name_or_path)
         found = [file for pattern in FILE_PATTERNS for file in sorted(folder.glob(pattern)) if file.is_file()]
         if not found:
-            raise FileNotFoundError(f"no tokenizer in {str(folder)!r}: looked for {', '.join(FILE_PATTERNS)}")
+            raise FileNotFoundError(f"{str(folder)!r} holds no tokenizer: looked for {', '.join(FILE_PATTERNS)}")
         return cls(found[0], **settings)
 
     def save_pretrained(self, folder: str | Path) -> Path:
-        """Write the model file, byte for byte, into `folder` as `tokenizer.model`; returns its path."""
+        """Write the model file, byte for byte, to `folder` as `tokenizer.model`, and return its path."""
         Path(folder).mkdir(parents=True, exist_ok=True)
         with whole_file(Path(folder) / TOKENIZER_FILE) as file:
             file.write_bytes(self.processor.serialized_model_proto())
@@ -144,20 +144,22 @@ class MixtralTokenizer:
         return self.vocab_size
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
-        """Return the ids of `text`, after `<s>` unless `add_special_tokens=False`.
+        """Return `<s>` and the ids of `text`; with `add_special_tokens=False`, without `<s>`.
 
         Special ids are never read from the text. `▁` (U+2581) is SentencePiece's sign for a space and becomes one.
 
         Raises:
-            TypeError: `text` is no str.
-            ValueError: `text` holds a lone surrogate, which no UTF-8 can spell.
+            TypeError: `text` is not a str.
+            ValueError: `text` holds a lone surrogate, which UTF-8 cannot encode.
         """
         if not isinstance(text, str):
             raise TypeError(f"text must be a str, not {type(text).__name__}; for several texts call tokenizer(texts)")
         try:
             text.encode("utf-8")
         except UnicodeEncodeError as error:
-            raise ValueError(f"text holds a lone surrogate, {text[error.start]!r}, at index {error.start}") from None
+            raise ValueError(
+                f"text holds a lone surrogate, {text[error.start]!r}, at index {error.start}: remove or replace it"
+            ) from None
         return [self.bos_token_id] * add_special_tokens + self.processor.encode(text)
 
     def decode(
@@ -168,17 +170,17 @@ class MixtralTokenizer:
     ) -> str:
         """Return the text of one sequence of ids.
 
-        Skipped, special ids show as in SentencePiece: `<s>`, `</s>` and other control tokens as nothing, `<unk>` as
-        " ⁇ "; padding is left out, see `without_padding`. Kept, all show by name: "<s> Once upon", "<s>[INST] Hi".
-        Bytes that are no UTF-8 become U+FFFD, one each. `clean_up_tokenization_spaces` is there for callers of
-        transformers; a text is given as it is.
+        With `skip_special_tokens`, special ids decode as in SentencePiece: `<s>`, `</s>` and other control tokens to
+        nothing, `<unk>` to " ⁇ "; padding is dropped, see `without_padding`. Otherwise all appear by name: "<s> Once
+        upon", "<s>[INST] Hi". Each byte that is not valid UTF-8 becomes U+FFFD. `clean_up_tokenization_spaces` exists
+        for code written for transformers. It must be False, because spaces belong to the text.
 
         Raises:
-            TypeError: `ids` is no flat sequence of ints.
-            ValueError: an id lies outside the vocabulary, or spaces shall be cleaned up.
+            TypeError: `ids` is not a flat sequence of ints.
+            ValueError: an id is outside the vocabulary, or `clean_up_tokenization_spaces` is True.
         """
         if clean_up_tokenization_spaces:
-            raise ValueError("clean_up_tokenization_spaces=True: False is wanted, spaces belong to the text")
+            raise ValueError("clean_up_tokenization_spaces=True: it must be False, because spaces belong to the text")
         ids = self.checked_ids(ids)
         return self.decode_part(self.without_padding(ids) if skip_special_tokens else ids, skip_special_tokens, True)
 
@@ -187,17 +189,17 @@ class MixtralTokenizer:
     ) -> list[str]:
         """Return `decode` of each row of `sequences`: a `(B, T)` tensor or a list of id lists.
 
-        There are only ids to go by, no mask. With `skip_special_tokens` a run of pad ids at either end of a row is
-        taken for padding (on the left of a short prompt, on the right of a text that stopped early), so a `<unk>`
-        within the text still shows. transformers, which skips every special id, hides that one too.
+        There is no mask here, only ids. With `skip_special_tokens`, a run of pad ids at either end of a row counts as
+        padding: on the left of a short prompt, on the right of a text that stopped early. So a `<unk>` within the text
+        still shows. transformers skips every special id and hides that one too.
         """
         return [self.decode(ids, skip_special_tokens, clean_up_tokenization_spaces) for ids in sequences]
 
     def without_padding(self, ids: list[int]) -> list[int]:
         """Return `ids` without the runs of `pad_token_id` at both ends.
 
-        A pad id that a text may hold (an ordinary piece, or `<unk>` of a vocabulary without byte fallback) is padding
-        only in front of `<s>` and behind `</s>`.
+        A text may itself hold the pad id, if that is an ordinary piece, or `<unk>` in a vocabulary without byte
+        fallback. Such an id counts as padding only before `<s>` and after `</s>`.
         """
         is_pad = self.pad_token_id.__eq__
         start, stop = len(list(takewhile(is_pad, ids))), len(ids) - len(list(takewhile(is_pad, reversed(ids))))
@@ -208,12 +210,12 @@ class MixtralTokenizer:
 
     @property
     def pad_may_be_text(self) -> bool:
-        """Whether some text encodes to `pad_token_id`: not to a control token, nor to `<unk>` beside all 256 bytes."""
+        """Whether a text can encode to `pad_token_id`: never to a control token, nor to `<unk>` if all bytes exist."""
         falls_back = self.pad_token_id == self.unk_token_id and len(self.byte_values) == 256
         return not falls_back and self.pad_token_id not in self._control_ids.values()
 
     def pieces(self, text: str | Sequence[int] | torch.Tensor, add_special_tokens: bool = False) -> list[Piece]:
-        """Return the tokens of a text, or of ids, as `(id, piece, is_byte)`; `<s>` only if it is asked for."""
+        """Return the tokens of a text, or of ids, as `(id, piece, is_byte)`; `add_special_tokens` puts `<s>` first."""
         ids = self.encode(text, add_special_tokens) if isinstance(text, str) else self.checked_ids(text)
         return [Piece(i, self._pieces[i], i in self.byte_values) for i in ids]
 
@@ -224,24 +226,24 @@ class MixtralTokenizer:
         padding: bool | str = False,
         add_special_tokens: bool = True,
     ) -> TokenizerOutput:
-        """Encode one text or a batch, filled up on the left where `padding` is true.
+        """Encode one text or a batch, padded on the left if `padding` is set.
 
         Args:
             texts: one text or B texts.
             return_tensors: "pt" for `(B, T)` int64 tensors, None for lists (a flat list for one text).
-            padding: True or "longest" fills rows with `pad_token_id` on the left, with 0 in their `attention_mask`.
-            add_special_tokens: put `<s>` in front of each text.
+            padding: True or "longest" pads rows with `pad_token_id` on the left, with 0 in their `attention_mask`.
+            add_special_tokens: put `<s>` before each text.
 
         Raises:
-            ValueError: there are no texts, an option is unknown, or rows of several lengths shall be one tensor.
+            ValueError: there are no texts, an option is not valid, or rows of different lengths cannot form one tensor.
         """
         if return_tensors not in (None, "pt"):
-            raise ValueError(f'return_tensors={return_tensors!r}: "pt" or None is wanted')
+            raise ValueError(f'return_tensors={return_tensors!r}: it must be "pt" or None')
         if padding not in (False, True, "longest"):
-            raise ValueError(f'padding={padding!r}: False, True or "longest" is wanted')
+            raise ValueError(f'padding={padding!r}: it must be False, True or "longest"')
         rows = [self.encode(text, add_special_tokens) for text in ([texts] if isinstance(texts, str) else texts)]
         if not rows:
-            raise ValueError("texts is empty: at least one text is wanted")
+            raise ValueError("texts is empty: it must hold at least one text")
         lengths = [len(row) for row in rows]
         if return_tensors == "pt" and not padding and len(set(lengths)) > 1:
             raise ValueError(f"texts have {lengths} tokens and cannot form one tensor: pass padding=True")
@@ -255,7 +257,7 @@ class MixtralTokenizer:
         return TokenizerOutput(input_ids=rows, attention_mask=mask)
 
     def pad(self, rows: Sequence[Sequence[int]]) -> TokenizerOutput:
-        """Fill rows of ids up on the left to one length: `(B, T)` int64 tensors of ids and attention mask."""
+        """Pad rows of ids on the left to one length. Return `(B, T)` int64 tensors of ids and attention mask."""
         T = max(map(len, rows))
         ids = [[self.pad_token_id] * (T - len(row)) + list(row) for row in rows]
         mask = [[0] * (T - len(row)) + [1] * len(row) for row in rows]
@@ -267,11 +269,12 @@ class MixtralTokenizer:
     def apply_chat_template(
         self, messages: Sequence[Mapping[str, str]], tokenize: bool = True, return_tensors: str | None = None
     ) -> list[int] | torch.Tensor | str:
-        """Return a chat as the model that this vocabulary belongs to reads it.
+        """Return a chat in the format of the model that this vocabulary belongs to.
 
-        Mixtral-8x7B-Instruct: `<s> [INST] question [/INST] answer</s> [INST] question [/INST]`, markers as plain text
-        (V1). A vocabulary where `[INST]` is a control token, as that of Mixtral-8x22B-Instruct, has it as one id:
-        `<s>[INST] question[/INST] answer</s>[INST] question[/INST]`. `mixtral_edu.text.chat` tells the versions apart.
+        Mixtral-8x7B-Instruct reads `<s> [INST] question [/INST] answer</s> [INST] question [/INST]`, with the markers
+        as plain text (V1). In the vocabulary of Mixtral-8x22B-Instruct, `[INST]` is a control token with one id, and
+        the model reads `<s>[INST] question[/INST] answer</s>[INST] question[/INST]`. `mixtral_edu.text.chat` describes
+        all versions.
 
         Args:
             messages: dicts with "role" (an optional "system", then "user" and "assistant" in turn) and "content".
@@ -279,11 +282,11 @@ class MixtralTokenizer:
             return_tensors: "pt" for a `(1, T)` int64 tensor, None for a list.
 
         Raises:
-            ValueError: turns do not alternate, an answer is empty or a message holds tool calls; the message names the
+            ValueError: turns do not alternate, an answer is empty or a message holds tool calls; the error names the
                 turn.
         """
         if return_tensors not in (None, "pt"):
-            raise ValueError(f'return_tensors={return_tensors!r}: "pt" or None is wanted')
+            raise ValueError(f'return_tensors={return_tensors!r}: it must be "pt" or None')
         if not tokenize:
             bos, eos = self._pieces[self.bos_token_id], self._pieces[self.eos_token_id]
             turns = marked_turns(messages, chat_version(self._control_ids))
@@ -293,7 +296,7 @@ class MixtralTokenizer:
         return torch.tensor([ids], device="cpu") if return_tensors == "pt" else ids
 
     def encode_chat(self, messages: Sequence[Mapping[str, str]]) -> tuple[list[int], list[bool]]:
-        """Return a chat's ids and, for each, whether it belongs to an answer, `</s>` included: what a loss counts."""
+        """Return a chat's ids, and for each whether it belongs to an answer (with its `</s>`), as a loss counts it."""
         ids, answer_mask = [self.bos_token_id], [False]
         for begin, text, end, is_answer in marked_turns(messages, chat_version(self._control_ids)):
             before, after = ([self._control_ids[piece]] if piece else [] for piece in (begin, end))
@@ -303,18 +306,18 @@ class MixtralTokenizer:
         return ids, answer_mask
 
     def checked_ids(self, ids: int | Sequence[int] | torch.Tensor) -> list[int]:
-        """Return `ids` as a list, with the errors of `decode`."""
+        """Return `ids` as a list. The errors are those of `decode`."""
         ids = ids.tolist() if hasattr(ids, "tolist") else ids  # tensors and numpy arrays
         ids = [ids] if isinstance(ids, int) else list(ids)
         for i in ids:
             if not isinstance(i, int) or isinstance(i, bool):
-                raise TypeError(f"ids must be one flat sequence of ints, found {i!r}; for a batch call batch_decode")
+                raise TypeError(f"ids holds {i!r}: it must be one flat sequence of ints; for a batch call batch_decode")
             if not 0 <= i < self.vocab_size:
-                raise ValueError(f"id {i} is outside the vocabulary: 0 to {self.vocab_size - 1} exist")
+                raise ValueError(f"id {i} is outside the vocabulary: it must be from 0 to {self.vocab_size - 1}")
         return ids
 
     def decode_part(self, ids: list[int], skip_special_tokens: bool, at_start: bool) -> str:
-        """Return the text of a part of a sequence, pads as any id; `at_start` tells that no text came before it."""
+        """Return the text of a part of a sequence, pads included. `at_start` means that no text came before it."""
         if skip_special_tokens:
             return self._join(ids, at_start)
         text = ""
@@ -326,33 +329,33 @@ class MixtralTokenizer:
 
     def _join(self, ids: list[int], at_start: bool) -> str:
         if at_start:
-            return self.processor.decode(ids)  # drops the space in front
-        unk = self.unk_token_id  # something in front keeps that space: its text is cut off again
+            return self.processor.decode(ids)  # drops the leading space
+        unk = self.unk_token_id  # an id in front keeps the leading space; its own text is cut off again
         return self.processor.decode([unk, *ids]).removeprefix(self.processor.decode([unk]))
 
 
 def _read_model(path: Path) -> dict[str, Any]:
-    """Return what a model file holds, by the names of `MixtralTokenizer`'s attributes.
+    """Return the content of a model file, by the names of `MixtralTokenizer`'s attributes.
 
     Raises:
-        ValueError: it holds no SentencePiece model, or not the special tokens.
+        ValueError: the file does not hold a SentencePiece model, or not the special tokens.
     """
     content, processor = path.read_bytes(), sentencepiece.SentencePieceProcessor()
     try:
         processor.LoadFromSerializedProto(content)
         every_id = list(range(processor.vocab_size()))
         pieces = processor.id_to_piece(every_id)
-        "".join(pieces).encode()  # a piece may hold bytes that are no UTF-8
+        "".join(pieces).encode()  # fails if a piece holds bytes that are not UTF-8
         control_ids = {pieces[i]: i for i in every_id if processor.is_control(i)}
         byte_values = {i: int(pieces[i][3:5], 16) for i in every_id if processor.is_byte(i)}
         unk, bos, eos, pad = processor.unk_id(), processor.bos_id(), processor.eos_id(), processor.pad_id()
-        processor.decode([unk] if unk >= 0 else [])  # whose text is a setting in the file
-    except Exception as error:  # damaged bytes may say anything, and fail in any way
+        processor.decode([unk] if unk >= 0 else [])  # fails if the text that the file gives to <unk> is damaged
+    except Exception as error:  # damaged bytes may hold anything and fail in any way
         is_pointer = content.startswith(b"version https://git-lfs")
-        hint = ": it holds a Git LFS pointer, run `git lfs pull`" if is_pointer else ""
+        hint = ": it holds a Git LFS pointer; run `git lfs pull`" if is_pointer else ""
         raise ValueError(f"{path} is not a SentencePiece model file, or a damaged one{hint}") from error
     if min(unk, bos, eos) < 0:
-        raise ValueError(f"{path} defines no <unk>, no <s> or no </s>; Mixtral needs them")
+        raise ValueError(f"{path} defines no <unk>, no <s> or no </s>: it must define all three")
     return {
         "processor": processor,
         "bos_token_id": bos,
@@ -368,7 +371,7 @@ def _read_model(path: Path) -> dict[str, Any]:
 
 
 def train_tokenizer(texts: Iterable[str], model_path: str | Path, vocab_size: int = 2048) -> MixtralTokenizer:
-    """Train a byte-fallback BPE model as `train_bpe` does, write it to `model_path` and load it."""
+    """Train a byte-fallback BPE model with `train_bpe`, write it to `model_path` and load it."""
     Path(model_path).parent.mkdir(parents=True, exist_ok=True)
     with whole_file(model_path) as file:
         file.write_bytes(train_bpe(texts, vocab_size))

@@ -1,10 +1,10 @@
-"""Training of a byte-fallback BPE vocabulary, by SentencePiece, with Mixtral's own rules for cutting text.
+"""Train a byte-fallback BPE vocabulary with SentencePiece and Mixtral's own rules for cutting text.
 
-Mixtral's file (`tokenizer.model.v1` in the package `mistral_common`) names what it was trained with. Its rules for
-cutting are those of `SETTINGS` and SentencePiece's defaults. What differs is which text was counted, and how much was
-kept: there `character_coverage` is 0.99995, `max_sentence_length` 4192, and a sample of at most 200 million lines was
-read. One thing is no setting: in that file pieces of nothing but spaces have the score -1e9, so they are joined last.
-Here they keep the rank at which they were learned.
+Mixtral's file (`tokenizer.model.v1` in the package `mistral_common`) records the settings of its training. Its rules
+for cutting are those in `SETTINGS` and SentencePiece's defaults. The difference is which text was counted and how much
+was kept: there, `character_coverage` is 0.99995, `max_sentence_length` is 4192, and a sample of at most 200 million
+lines was read. One more difference is not a setting. In that file, pieces of nothing but spaces have the score -1e9, so
+they are merged last. Here they keep the rank at which they were learned.
 """
 
 import io
@@ -25,8 +25,8 @@ SETTINGS = dict(
     add_dummy_prefix=True,
     allow_whitespace_only_pieces=True,
     character_coverage=0.9995,
-    max_sentence_length=1_000_000,  # bytes; a longer line would be left out in silence
-    num_threads=1,  # the number is written into the model file, so it must not depend on the machine
+    max_sentence_length=1_000_000,  # bytes; a longer line would be skipped silently
+    num_threads=1,  # the model file records this number, so it must not depend on the machine
     minloglevel=2,
 )
 
@@ -34,8 +34,8 @@ SETTINGS = dict(
 def train_bpe(texts: Iterable[str], vocab_size: int) -> bytes:
     """Train on the lines of `texts` and return the content of a SentencePiece model file.
 
-    Ids 0, 1, 2 are `<unk>`, `<s>`, `</s>`, and 3 to 258 the 256 bytes. Each digit is a token, runs of spaces may be
-    one, and a line break is always its byte piece. The same texts in the same order give the same bytes.
+    Ids 0, 1 and 2 are `<unk>`, `<s>` and `</s>`; ids 3 to 258 are the 256 bytes. Each digit is a token, a run of spaces
+    may be one token, and a line break is always its byte piece. The same texts in the same order give the same file.
 
     Raises:
         ValueError: the texts are too small for `vocab_size` pieces, or hold too many different characters.
@@ -48,5 +48,5 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> bytes:
         )
     except RuntimeError as error:
         reason = str(error).rpartition("] ")[2] or "there is no text"
-        raise ValueError(f"vocab_size={vocab_size} does not suit these texts: {reason}") from error
+        raise ValueError(f"vocab_size={vocab_size} does not fit these texts: {reason}") from error
     return model.getvalue()

@@ -1,1 +1,1 @@
-"""Training: the trainer, the recipes of the bundled models and their texts, figures on held-out text."""
+"""Training: the trainer, the recipes and texts of the bundled models, and evaluation on held-out text."""

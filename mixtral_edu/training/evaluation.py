@@ -1,4 +1,4 @@
-"""What a trained model can do, in numbers: bits per byte, answers that are right, experts that are used."""
+"""Measure what a trained model can do: bits per byte, correct answers, and the load of each expert."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -19,13 +19,13 @@ from mixtral_edu.training.corpus import (
 )
 from mixtral_edu.training.trainer import Document, bits_per_byte, document_ids
 
-_MOST_TOKENS = 16_384  # read of one document
+_MOST_TOKENS = 16_384  # per document; the rest is not read
 
 
 def held_out_documents(
     domain: str, tokenizer: MixtralTokenizer, tokens: int, cache: Path | None = None
 ) -> list[Document]:
-    """Documents of a domain that training never saw, the first ones, as many as about `tokens` tokens need."""
+    """Return the first documents of a domain that training never saw, enough for about `tokens` tokens."""
     documents = load_chats("heldout") if domain == "chat" else load_documents(domain, "heldout", cache)
     chosen, room = [], tokens
     for document in documents:
@@ -43,7 +43,7 @@ def held_out_bits(
     tokens: int = 60_000,
     cache: Path | None = None,
 ) -> dict[str, float]:
-    """Bits per byte of each domain on documents that training never saw; of each at most the first 16,384 tokens."""
+    """Return the bits per byte of each domain on documents that training never saw, at most 16,384 tokens of each."""
     return {
         domain: bits_per_byte(model, tokenizer, held_out_documents(domain, tokenizer, tokens, cache), _MOST_TOKENS)
         for domain in domains
@@ -57,7 +57,7 @@ def ask(
     max_new_tokens: int = 200,
     batch_size: int = 25,
 ) -> list[str]:
-    """Put each prompt as a chat of one turn, and return the greedy answers."""
+    """Send each prompt as a chat of one turn and return the greedy answers."""
     answers = []
     for start in range(0, len(prompts), batch_size):
         chats = [[{"role": "user", "content": prompt}] for prompt in prompts[start : start + batch_size]]
@@ -68,11 +68,11 @@ def ask(
 
 
 def behaviour(model: MixtralForCausalLM, tokenizer: MixtralTokenizer, seed: int = 0) -> dict[str, float]:
-    """Ask for 50 stories about fresh triples, 100 small facts, and the sums that training left out.
+    """Ask for 50 stories about unseen triples (animal, colour, object), 100 small facts, and the held-out sums.
 
     Returns:
-        "stories": how many were asked for; "stories_naming_all": how many name animal, colour and object;
-        "stories_keeping_hero": how many keep their hero's name; "facts", "facts_right"; "unseen_sums",
+        Counts. "stories": stories asked for; "stories_naming_all": those that name animal, colour and object;
+        "stories_keeping_hero": those that keep their hero's name; "facts" and "facts_right"; "unseen_sums" and
         "unseen_sums_right".
     """
     requests = story_requests(50, seed)
@@ -94,10 +94,10 @@ def behaviour(model: MixtralForCausalLM, tokenizer: MixtralTokenizer, seed: int 
 
 @torch.no_grad()
 def expert_load(model: MixtralForCausalLM, tokenizer: MixtralTokenizer, documents: Iterable[Document]) -> Tensor:
-    """Return which share of all choices each expert gets in each layer: (L, E), each row of sum 1; balance is 1/E.
+    """Return each expert's share of all choices in each layer: (L, E). Each row sums to 1; perfect balance is 1/E.
 
     Raises:
-        ValueError: there are no documents.
+        ValueError: `documents` is empty.
     """
     config = model.config
     counts = torch.zeros(config.num_hidden_layers, config.num_local_experts, dtype=torch.float32, device="cpu")
@@ -108,20 +108,20 @@ def expert_load(model: MixtralForCausalLM, tokenizer: MixtralTokenizer, document
             chosen = logits.topk(config.num_experts_per_tok, dim=-1).indices
             counts[layer] += chosen.flatten().bincount(minlength=config.num_local_experts).cpu()
     if not counts.any():
-        raise ValueError("documents is empty: it must hold at least one text, whose tokens are counted")
+        raise ValueError("documents is empty: it must hold at least one text or chat")
     return counts / counts.sum(dim=1, keepdim=True)
 
 
 def evaluate(
     model: MixtralForCausalLM, tokenizer: MixtralTokenizer, domains: Sequence[str], cache: Path | None = None
 ) -> dict:
-    """All figures of a model card: bits per byte, behaviour, and the smallest and largest load of an expert.
+    """Return all figures of a model card: bits per byte, behaviour, and the smallest and largest load of an expert.
 
     Args:
-        model: in evaluation mode.
+        model: the model, in evaluation mode.
         tokenizer: its tokenizer.
-        domains: domains and probes of `mixtral_edu.training.corpus`, whose held-out documents are read.
-        cache: where downloaded sources are kept.
+        domains: names of domains and probes of `mixtral_edu.training.corpus`; their held-out documents are read.
+        cache: the folder of downloaded sources.
     """
     documents = [d for domain in domains for d in held_out_documents(domain, tokenizer, 8_000, cache)]
     load = expert_load(model, tokenizer, documents)

@@ -1,4 +1,4 @@
-"""How the bundled checkpoints were made: what to train on, for how long, and the command that does it again."""
+"""How the bundled checkpoints were trained: on what, for how long, and the function that repeats it."""
 
 import json
 import platform
@@ -20,15 +20,15 @@ from mixtral_edu.training.corpus import DOMAINS, arithmetic, chats, load_documen
 from mixtral_edu.training.trainer import Trainer, TrainingConfig
 
 GENERATORS: dict[str, Callable[[int], Iterator]] = {"arithmetic": arithmetic, "stories": stories, "chat": chats}
-_TOKENIZER_BYTES = 1_000_000  # of each domain
+_TOKENIZER_BYTES = 1_000_000  # per domain
 
 
 @dataclass(frozen=True)
 class Recipe:
     """A model and its training.
 
-    `stages`: from which step on, how often a row comes from each domain. `answers_only`: in chats, only the assistant's
-    words are learned.
+    `stages` maps the first step of each stage to the share of rows that each domain gets. `answers_only` counts only
+    the assistant's words of a chat in the loss.
     """
 
     config: MixtralConfig
@@ -41,11 +41,11 @@ class Recipe:
 
     @property
     def domains(self) -> tuple[str, ...]:
-        """All domains of all stages."""
+        """The domains of all stages."""
         return tuple(dict.fromkeys(domain for shares in self.stages.values() for domain in shares))
 
     def shares_at(self, step: int) -> dict[str, float]:
-        """How often a row of this step comes from each domain."""
+        """The share of rows that each domain gets at this step."""
         return self.stages[max(first for first in self.stages if first <= step)]
 
 
@@ -53,8 +53,8 @@ def _shares(**percent: int) -> dict[str, float]:
     return {domain: share / 100 for domain, share in percent.items()}
 
 
-# Plain products in bfloat16 train faster on a CPU than a fused kernel with a mask. A model learns to copy (a hero's
-# name, say) from texts that repeat what they named, so those become more frequent in the later stages of "tiny".
+# Eager attention in bfloat16 trains faster on a CPU than a fused kernel with a mask. A model learns to copy (a hero's
+# name, say) from texts that repeat their names, so the later stages of "tiny" hold more of those.
 RECIPES = {
     "tiny": Recipe(
         config=MixtralConfig.tiny(attn_implementation="eager"),
@@ -77,15 +77,15 @@ RECIPES = {
 
 
 class Mixture:
-    """Rows of several domains, drawn anew for each step from the step's own seed.
+    """Rows of several domains. Each step draws its own rows from its own seed.
 
-    Each row is full and starts with `<s>`: a random stretch of a source's text, or whole generated documents, each
-    between `<s>` and `</s>`, the last one cut off. Calling it with a step gives `input_ids` and `labels` (B, T).
+    Every row is full and starts with `<s>`. It holds a random stretch of a source's text, or generated documents, each
+    between `<s>` and `</s>`, the last one cut off. Call it with a step to get `input_ids` and `labels` (B, T).
 
     Args:
-        tokenizer: turns documents into ids.
-        recipe: domains, sizes and seed.
-        cache: where downloaded sources are kept; None means the default of `mixtral_edu.training.corpus`.
+        tokenizer: encodes the documents.
+        recipe: sets domains, sizes and seed.
+        cache: the folder of downloaded sources; None for the default of `mixtral_edu.training.corpus`.
     """
 
     def __init__(self, tokenizer: MixtralTokenizer, recipe: Recipe, cache: Path | None = None):
@@ -131,7 +131,7 @@ class Mixture:
 
 
 def make_tokenizer(path: Path, vocab_size: int, cache: Path | None = None) -> MixtralTokenizer:
-    """Train the tokenizer of the bundled models on a sample of all domains; the same sources give the same bytes."""
+    """Train the tokenizer of the bundled models on a sample of all domains. The same sources give the same bytes."""
     sample = []
     for domain in DOMAINS:
         documents = load_documents(domain, "train", cache)
@@ -159,20 +159,20 @@ def train_recipe(
 
     Args:
         name: "tiny" or "tiny-instruct".
-        out: a new or empty folder; or one with the `training.pt` of an interrupted run, which goes on.
-        steps: fewer or more steps than the recipe's.
-        tokenizer: a name, folder or file; None trains one on all domains, which downloads their sources.
-        cache: where downloaded sources are kept.
-        device: where to train.
-        save_every: write `training.pt` after so many steps.
+        out: a new or empty folder; or one with the `training.pt` of an interrupted run, which then resumes.
+        steps: the number of steps; None for the recipe's.
+        tokenizer: a name, folder or file. None trains one on all domains, which downloads their sources.
+        cache: the folder of downloaded sources.
+        device: the device to train on.
+        save_every: write `training.pt` every `save_every` steps.
 
     Raises:
-        ValueError: there is no such recipe or device, the tokenizer does not suit it, or `out` is or holds the
-            working folder.
-        FileExistsError: `out` holds something else, or is a file.
+        ValueError: the recipe or the device does not exist, the tokenizer does not fit the recipe, or `out` is or holds
+            the working folder.
+        FileExistsError: `out` is a file, or holds something other than a run.
     """
     if name not in RECIPES:
-        raise ValueError(f"recipe={name!r}: one of {sorted(RECIPES)} is wanted")
+        raise ValueError(f"recipe={name!r}: it must be one of {sorted(RECIPES)}")
     recipe, device = RECIPES[name], choose_device(device)
     if steps is not None:
         recipe = replace(recipe, training=replace(recipe.training, steps=steps))
@@ -182,9 +182,9 @@ def train_recipe(
         raise ValueError(f"out={str(out)!r} holds the current working folder: name a folder inside it")
     if out.is_file():
         raise FileExistsError(f"out={str(out)!r} is a file: name a new folder")
-    begun = {TOKENIZER_FILE, TOKENIZER_FILE + ".partial", state.name + ".partial"}  # by a run that ended early
+    begun = {TOKENIZER_FILE, TOKENIZER_FILE + ".partial", state.name + ".partial"}  # what a run that stopped early left
     if out.exists() and not state.exists() and {path.name for path in out.iterdir()} - begun:
-        raise FileExistsError(f"out={str(out)!r} has content, and no training.pt to go on from: name a new folder")
+        raise FileExistsError(f"out={str(out)!r} has content but no training.pt to resume from: name a new folder")
     out.mkdir(parents=True, exist_ok=True)
     vocabulary = _tokenizer_in(out, recipe, tokenizer, cache)
 
@@ -193,7 +193,7 @@ def train_recipe(
     trainer = Trainer(model, Mixture(vocabulary, recipe, cache), recipe.training, name)
     if state.exists():
         trainer.load(state)
-        print(f"going on from step {trainer.step} of {recipe.training.steps}")
+        print(f"resuming from step {trainer.step} of {recipe.training.steps}")
 
     def save_now_and_then(trainer: Trainer) -> None:
         if trainer.step % save_every == 0:
@@ -219,18 +219,21 @@ def train_recipe(
 
 
 def _tokenizer_in(out: Path, recipe: Recipe, wanted: str | None, cache: Path | None) -> MixtralTokenizer:
-    """The tokenizer of a run: the one in its folder if there is one, else the one asked for, else a new one."""
+    """Return the tokenizer of a run: the one in its folder if there is one, else the one asked for, else a new one."""
     path = out / TOKENIZER_FILE
     asked_for = None if wanted is None else MixtralTokenizer.from_pretrained(wanted)
     if path.exists():
         tokenizer = MixtralTokenizer(path)
         if asked_for is not None and _content(asked_for) != _content(tokenizer):
-            raise ValueError(f"tokenizer={wanted!r} is not the one that the run in {str(out)!r} began with")
+            raise ValueError(
+                f"tokenizer={wanted!r} is not the one that the run in {str(out)!r} began with: "
+                "leave the option out to resume, or name a new folder"
+            )
     else:
         tokenizer = asked_for or make_tokenizer(path, recipe.config.vocab_size, cache)
     if len(tokenizer) != recipe.config.vocab_size:
         raise ValueError(
-            f"tokenizer={wanted or str(path)!r} has {len(tokenizer)} pieces: {recipe.config.vocab_size} are wanted"
+            f"tokenizer={wanted or str(path)!r} has {len(tokenizer)} pieces; it must have {recipe.config.vocab_size}"
         )
     if not path.exists():
         tokenizer.save_pretrained(out)
@@ -242,7 +245,7 @@ def _content(tokenizer: MixtralTokenizer) -> bytes:
 
 
 def processor_name() -> str:
-    """What the machine calls its processor."""
+    """Return the processor's name as the operating system reports it."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))

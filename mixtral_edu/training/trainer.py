@@ -26,12 +26,12 @@ Document = str | Sequence[dict]  # plain text, or the messages of a chat
 
 
 class Batches(Protocol):
-    """Training data that can be read at any step, so that a resumed run sees what the first one would have seen."""
+    """Training data by step, so that a resumed run sees the same batches as an uninterrupted one."""
 
     def __call__(self, step: int) -> tuple[Tensor, Tensor]:
-        """Return `input_ids` and `labels` of one step, both (B, T); labels are ids, or -100.
+        """Return the `input_ids` and `labels` of one step, both (B, T). A label is an id, or -100 to ignore it.
 
-        A step whose labels are all -100 has a loss of 0, and learns from the auxiliary loss alone.
+        A step whose labels are all -100 has a loss of 0; only the auxiliary loss trains the model there.
         """
 
 
@@ -39,10 +39,10 @@ class Batches(Protocol):
 class TrainingConfig:
     """How to train: `steps` in all, a linear warm-up to `learning_rate`, then half a cosine down to a tenth of it.
 
-    At each step in `restarts` warm-up and cosine begin anew (warm restarts: arXiv 1608.03983), so that a model can
-    still learn something new from data that changes there.
-    `aux_loss_coef` weighs the load-balancing loss, taken layer by layer. `clip_norm` bounds the norm of the gradient.
-    Weight decay spares the norms. `mixed_precision` computes matrix products in bfloat16 (weights stay float32).
+    Warm-up and cosine start again at each step in `restarts` (warm restarts: arXiv 1608.03983), so that the model can
+    still learn from data that changes there. `aux_loss_coef` weighs the load-balancing loss, which is computed per
+    layer. `clip_norm` bounds the norm of the gradient (gradient clipping). Weight decay applies to matrices, not to
+    norms. `mixed_precision` computes matrix products in bfloat16; weights stay in float32.
     """
 
     steps: int
@@ -58,13 +58,13 @@ class TrainingConfig:
     def __post_init__(self):
         for name in ("steps", "learning_rate", "clip_norm"):
             if getattr(self, name) <= 0:
-                raise ValueError(f"{name}={getattr(self, name)}: it has to be positive")
+                raise ValueError(f"{name}={getattr(self, name)}: it must be above 0")
         for name in ("warmup_steps", "weight_decay", "aux_loss_coef"):
             if getattr(self, name) < 0:
-                raise ValueError(f"{name}={getattr(self, name)}: it must not be negative")
+                raise ValueError(f"{name}={getattr(self, name)}: it must be 0 or more")
 
     def learning_rate_at(self, step: int) -> float:
-        """The learning rate of a step, counted from 0."""
+        """Return the learning rate of a step, counted from 0."""
         begin = max(first for first in (0, *self.restarts) if first <= step)
         end = min((last for last in (*self.restarts, self.steps) if last > begin), default=self.steps)
         step, steps = step - begin, end - begin
@@ -78,16 +78,16 @@ class Trainer:
     """Trains a model step by step and keeps a history.
 
     Args:
-        model: float32 weights, on the device to train on.
+        model: the model, with float32 weights, on the device to train on.
         batches: the data, by step.
         config: how to train.
-        name: of the run, such as its recipe; only a run of the same name goes on from what this one saved.
+        name: the run's name, such as its recipe. Only a run of the same name can resume from what this one saved.
 
     Attributes:
         step: steps done so far.
-        resumed_at: the steps at which the run went on from a file.
-        history: for each step a dictionary of "step", "loss" (nats per token, without the auxiliary part), "aux_loss"
-            (K at perfect balance), "learning_rate" and "seconds" that it took.
+        resumed_at: the steps at which the run resumed from a file.
+        history: one dictionary per step with "step", "loss" (nats per token, without the auxiliary part), "aux_loss"
+            (K at perfect balance), "learning_rate" and "seconds".
     """
 
     def __init__(self, model: MixtralForCausalLM, batches: Batches, config: TrainingConfig, name: str = ""):
@@ -103,10 +103,10 @@ class Trainer:
     def train(
         self, until: int | None = None, progress: bool = True, after_step: Callable[["Trainer"], None] | None = None
     ) -> list[dict[str, float]]:
-        """Train up to step `until` (the config's last if None) and return the history.
+        """Train up to step `until` and return the history.
 
         Args:
-            until: stop after this many steps in all.
+            until: stop after this many steps in all; None for the config's `steps`.
             progress: show a bar with loss and speed.
             after_step: called after each step, for evaluation and saving.
         """
@@ -126,7 +126,7 @@ class Trainer:
         return self.history
 
     @torch.inference_mode(False)
-    @torch.enable_grad()  # whatever the caller has switched off
+    @torch.enable_grad()  # even if the caller has switched gradients off
     def _train_step(self) -> None:
         model, config, started = self.model, self.config, time.perf_counter()
         input_ids, labels = (t.to(model.device) for t in self.batches(self.step))
@@ -155,7 +155,7 @@ class Trainer:
         self.step += 1
 
     def save(self, path: str | Path) -> None:
-        """Write all that a later run needs to go on from here; an interrupted write leaves an older file whole."""
+        """Write all that a later run needs to resume from here. An interrupted write leaves the older file intact."""
         state = {
             "name": self.name,
             "step": self.step,
@@ -170,20 +170,22 @@ class Trainer:
             torch.save(state, file)
 
     def load(self, path: str | Path) -> None:
-        """Go on from what `save` wrote.
+        """Resume from a file that `save` wrote.
 
         Raises:
-            ValueError: another run wrote it, or the same under another training config; the message tells what differs.
+            ValueError: the file belongs to another run, or to another training config; the message says what differs.
         """
         state = torch.load(path, map_location=self.model.device, weights_only=True)
         if state["name"] != self.name:
-            raise ValueError(f"{path} belongs to a run of {state['name']!r}, not of {self.name!r}")
+            raise ValueError(
+                f"{path} belongs to a run of {state['name']!r}, not of {self.name!r}: resume it under its own name"
+            )
         ours = asdict(self.config)
         differing = [name for name in ours if state["config"].get(name) != ours[name]]
         if differing:
             raise ValueError(
-                f"{path} was written with another {', '.join(differing)}: "
-                f"{ {name: state['config'].get(name) for name in differing} }"
+                f"{path} was written with another {', '.join(differing)}: the config must have "
+                f"{ {name: state['config'].get(name) for name in differing} } to resume from it"
             )
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
@@ -194,7 +196,7 @@ class Trainer:
 
 @torch.no_grad()
 def token_bits(model: MixtralForCausalLM, ids: Sequence[int]) -> Tensor:
-    """Return how many bits each token costs the model, given all before it: (T - 1,) for T ids, in float32.
+    """Return how many bits the model needs for each token, given all tokens before it: (T - 1,) in float32 for T ids.
 
     bits(x_t) = -log2 p(x_t | x_0 … x_{t-1})
     """
@@ -211,16 +213,18 @@ def document_ids(tokenizer: MixtralTokenizer, document: Document) -> list[int]:
 def bits_per_byte(
     model: MixtralForCausalLM, tokenizer: MixtralTokenizer, documents: Iterable[Document], max_tokens: int = 2048
 ) -> float:
-    """Return what the model spends per byte of UTF-8 text: comparable between tokenizers, unlike a loss per token.
+    """Return the bits that the model needs per byte of UTF-8 text.
+
+    Unlike a loss per token, bits per byte are comparable between tokenizers.
 
     Args:
-        model: in evaluation mode.
-        tokenizer: the one that it was trained with.
-        documents: texts, or chats as lists of messages, which count in the instruct format, special tokens included.
-        max_tokens: of each document only so many tokens from its start are read.
+        model: the model, in evaluation mode.
+        tokenizer: the tokenizer that it was trained with.
+        documents: texts, or chats as lists of messages. A chat counts in the instruct format, special tokens included.
+        max_tokens: read at most this many tokens per document, from its start.
 
     Raises:
-        ValueError: there are no documents, or only empty ones.
+        ValueError: there are no documents, or all are empty.
     """
     bits = num_bytes = 0.0
     for document in documents:
@@ -228,5 +232,5 @@ def bits_per_byte(
         bits += token_bits(model, ids).sum().item()
         num_bytes += len(tokenizer.decode(ids[1:]).encode())
     if num_bytes == 0:
-        raise ValueError("documents hold no text to measure")
+        raise ValueError("documents hold no text: at least one must not be empty")
     return bits / num_bytes

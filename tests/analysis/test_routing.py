@@ -80,7 +80,7 @@ def test_repetition_by_chance_is_that_of_even_random_choices():
 @pytest.mark.parametrize("experts", [torch.tensor([[0, 1]]), torch.tensor([0, 1, 2])])
 @pytest.mark.parametrize("measure", [repetition, shuffled_repetition])
 def test_repetition_refuses_what_has_no_neighbours(measure, experts):
-    with pytest.raises(ValueError, match=r"\(N, K\) with N of 2 or more"):
+    with pytest.raises(ValueError, match=r"experts.*\(N, K\)"):
         measure(experts)
 
 
@@ -155,7 +155,7 @@ def test_knocking_out_an_expert_lets_the_next_best_in():
 
 
 def test_knocking_out_an_expert_that_does_not_exist_is_refused():
-    with pytest.raises(ValueError, match="expert=4: the router has the experts 0 to 3"):
+    with pytest.raises(ValueError, match="expert=4: .* 0 to 3"):
         knock_out(4)(routing_of([[3.0, 2.0, 1.0, 0.0]]))
 
 

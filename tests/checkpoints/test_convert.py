@@ -224,9 +224,9 @@ def test_misfits_are_named_with_their_file(source, layout):
     refused(folder, ValueError, rf"source holds no causal Mixtral in the raw layout:\n  missing \(1\): {WQ}$")
     edit(path, lambda tensors: tensors.update({WQ: torch.ones(55, 44), "layers.9.surplus": torch.ones(1)}))
     refused(folder, ValueError, rf"unexpected \(1\): layers\.9\.surplus in {path.name}\n", to="mistral")
-    refused(folder, ValueError, rf"{WQ} in {path.name} is \(55, 44\), the settings want \(56, 44\)")
+    refused(folder, ValueError, rf"{WQ} in {path.name} is \(55, 44\) .*\(56, 44\)")
     edit(path, lambda tensors: tensors.update({WQ: torch.ones(56, 44, dtype=torch.int32)}))
-    refused(folder, ValueError, rf"{WQ} in {path.name} is stored as (I32|torch\.int32), one of F64, F32, F16, BF16 is")
+    refused(folder, ValueError, rf"{WQ} in {path.name} is stored as (I32|torch\.int32) .*F64 or F32 or F16 or BF16")
 
 
 @pytest.mark.parametrize("layout, name, wanted", [
@@ -236,7 +236,7 @@ def test_misfits_are_named_with_their_file(source, layout):
 def test_misfits_in_hugging_face_files_are_named(source, layout, name, wanted):
     folder = source(layout)
     edit(folder / "model.safetensors", lambda tensors: tensors.update({name: tensors[name].mT.contiguous()}))
-    message = rf"in the {layout} layout:\n.*{name} in model\.safetensors is .*want {re.escape(str(wanted))}"
+    message = rf"in the {layout} layout:\n.*{name} in model\.safetensors is .*must be {re.escape(str(wanted))}"
     refused(folder, ValueError, message, to="mistral")
     edit(folder / "model.safetensors", lambda tensors: tensors.pop(name))
     refused(folder, ValueError, rf"missing \(1\): {name}$")
@@ -260,7 +260,7 @@ def test_a_stacked_w2_that_stands_upright_is_refused(source):
 
     for path in folder.glob("*.pt"):
         edit(path, stand_up)
-    refused(folder, ValueError, r"layers\.\d\.block_sparse_moe\.w2 in .* is \(220, 37\), the settings want \(185, 44\)")
+    refused(folder, ValueError, r"layers\.\d\.block_sparse_moe\.w2 in .* is \(220, 37\) .*\(185, 44\)")
 
 
 def test_damaged_files_and_settings_are_refused(source):
@@ -298,7 +298,7 @@ def test_other_models_are_refused(source, tmp_path):
 
 def test_quantized_weights_are_refused(source, make_config):
     folder = source("published", make_config(quantization_config=QuantizationConfig(8).to_dict()))
-    refused(folder, ValueError, "source holds quantized weights: convert the checkpoint that they were made from")
+    refused(folder, ValueError, "source holds quantized weights: convert the checkpoint")
 
 
 def test_raw_files_beside_a_config_json_are_read(source, make_config):
@@ -317,10 +317,10 @@ def test_rotary_tables_of_old_checkpoints_are_left_out(source, make_config):
 
 def test_arguments_are_checked(source, tmp_path):
     folder = source("raw")
-    with pytest.raises(ValueError, match="to='gguf': 'hf' or 'mistral' is wanted"):
+    with pytest.raises(ValueError, match="to='gguf'.*'hf' or 'mistral'"):
         convert_checkpoint(folder, tmp_path / "target", to="gguf")
     for target in (folder, folder / "inside", tmp_path, folder / ".." / "source"):
-        with pytest.raises(ValueError, match="target='.*': a folder is wanted that is not, holds or lies in '.*source"):
+        with pytest.raises(ValueError, match="^target='.*source"):
             convert_checkpoint(folder, target, overwrite=True)
     with pytest.raises(FileNotFoundError, match="hf download mistralai/Mixtral-8x7B-v0.1"):
         convert_checkpoint("mistralai/Mixtral-8x7B-v0.1", tmp_path / "target")
@@ -333,7 +333,7 @@ def test_too_little_space_is_noticed_before_writing(source, make_config, monkeyp
     size = 4 * sum(tensor.numel() for tensor in raw_tensors(make_config()).values())
     Usage = namedtuple("Usage", "free")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(size - 1))
-    refused(folder, OSError, rf"target needs {size / 1e9:.3g} GB, and .* GB are free on that disk")
+    refused(folder, OSError, rf"target needs {size / 1e9:.3g} GB.* GB are free on that disk")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(size))
     memory, needed = psutil.virtual_memory(), 2 * 4 * 101 * 44
     monkeypatch.setattr(psutil, "virtual_memory", lambda: memory._replace(available=needed - 1))
@@ -405,9 +405,9 @@ def test_memory_holds_one_tensor(source, tmp_path):
 
 
 def test_a_source_or_target_that_is_no_path_is_named(tmp_path):
-    with pytest.raises(TypeError, match="source is a NoneType: a folder is wanted"):
+    with pytest.raises(TypeError, match="^source is a NoneType"):
         convert_checkpoint(None, tmp_path / "target")
-    with pytest.raises(TypeError, match="target is a int: a folder is wanted"):
+    with pytest.raises(TypeError, match="^target is a int"):
         convert_checkpoint("tiny", 3)
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "notes.txt").touch()

@@ -144,7 +144,7 @@ def test_fewer_layers_than_the_files_hold_are_named(tmp_path, make_config, to_tr
 def test_json_that_python_cannot_read_is_named(tmp_path, text):
     for name in ("config.json", "params.json"):
         (tmp_path / name).write_text(text, encoding="utf-8")
-        with pytest.raises(ValueError, match=rf"{name} is no valid JSON"):
+        with pytest.raises(ValueError, match=rf"{name} is not valid JSON"):
             MixtralConfig.from_pretrained(tmp_path)
         (tmp_path / name).unlink()
 

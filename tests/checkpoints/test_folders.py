@@ -193,7 +193,7 @@ def fill_and_die(target: Path, renames: int, monkeypatch) -> None:
 
 @pytest.mark.parametrize(("renames", "survivor", "said"), [
     (0, "old", "-new; this unfinished copy was deleted"),
-    (1, "new", r"-new \(complete\) and .*-old; .*-new is .*saved now"),
+    (1, "new", r"-new \(complete\) and .*-old; .*-new is now .*saved"),
     (2, "new", "-old; these replaced files were deleted"),
 ])
 def test_the_next_call_says_what_a_killed_one_left(folder, monkeypatch, renames, survivor, said):
@@ -215,7 +215,7 @@ def test_the_next_call_says_what_a_killed_one_left(folder, monkeypatch, renames,
 def test_an_old_folder_alone_is_put_back(folder, monkeypatch):
     fill_and_die(folder, 1, monkeypatch)
     shutil.rmtree(next(path for path in folder.parent.iterdir() if path.name.endswith("-new")))
-    with pytest.warns(UserWarning, match="-old; .*-old is .*saved now"), pytest.raises(FileExistsError):
+    with pytest.warns(UserWarning, match="-old; .*-old is now .*saved"), pytest.raises(FileExistsError):
         fill(folder, "third")
     assert contents(folder) == {"config.json": "old", "part-1": "old"}
 
@@ -223,7 +223,7 @@ def test_an_old_folder_alone_is_put_back(folder, monkeypatch):
 def test_an_empty_folder_made_after_a_kill_loses_nothing(folder, monkeypatch):
     fill_and_die(folder, 1, monkeypatch)
     folder.mkdir()  # as scripts do before they save
-    with pytest.warns(UserWarning, match="-new is .*saved now"), pytest.raises(FileExistsError):
+    with pytest.warns(UserWarning, match="-new is now .*saved"), pytest.raises(FileExistsError):
         fill(folder, "third")
     assert contents(folder) == {"config.json": "new", "part-1": "new"}
 

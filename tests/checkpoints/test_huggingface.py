@@ -201,7 +201,7 @@ def test_the_prefix_is_optional_both_ways(folder):
 
 def test_a_tensor_with_and_without_prefix_is_refused(folder, refused):
     edit_weights(folder, lambda tensors: tensors.update({"norm.weight": tensors["model.norm.weight"] + 1}))
-    refused(folder, ValueError, r"norm\.weight in model\.safetensors, beside (model\.)?norm\.weight")
+    refused(folder, ValueError, r"norm\.weight in model\.safetensors, besides (model\.)?norm\.weight")
 
 
 def test_a_missing_head_is_initialised_with_one_warning_where_it_is_optional(folder):
@@ -255,7 +255,7 @@ def test_missing_tensors_are_named_and_counted(folder, refused):
 def test_unexpected_and_misshapen_tensors_are_named_with_their_file(folder, refused):
     edit_weights(folder, lambda tensors: tensors.update({NORM: torch.ones(23), "model.surplus": torch.ones(1)}))
     refused(folder, ValueError, r"unexpected \(1\): model\.surplus in model\.safetensors\n")
-    refused(folder, ValueError, rf"{NORM} in model\.safetensors is \(23,\), the config wants \(24,\)")
+    refused(folder, ValueError, rf"{NORM} in model\.safetensors is \(23,\) .*\(24,\)")
     edit_weights(folder, lambda tensors: tensors.update({NORM: torch.ones(24, dtype=torch.int8)}))
     refused(folder, ValueError, rf"{NORM} in model\.safetensors is stored as I8")
 
@@ -281,7 +281,7 @@ def test_too_little_memory_is_noticed_before_loading(folder, monkeypatch, refuse
     needed = sum(p.numel() * 4 for p in small_model().parameters()) + 97 * 24 * 4  # and the largest tensor on its way
     memory = psutil.virtual_memory()
     monkeypatch.setattr(psutil, "virtual_memory", lambda: memory._replace(available=needed - 1))
-    refused(folder, MemoryError, f"saved needs {needed / 1e9:.3g} GB on cpu, and {(needed - 1) / 1e9:.3g} GB are free")
+    refused(folder, MemoryError, f"saved needs {needed / 1e9:.3g} GB on cpu.* {(needed - 1) / 1e9:.3g} GB are free")
     monkeypatch.undo()
     monkeypatch.setattr(psutil, "virtual_memory", lambda: memory._replace(available=needed))
     MixtralForCausalLM.from_pretrained(folder)
@@ -292,7 +292,7 @@ def test_too_little_gpu_memory_is_noticed_before_loading(folder, monkeypatch, re
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1000, 10**9))
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 0)
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 0)
-    refused(folder, MemoryError, "on cuda, and 1e-06 GB are free", device="cuda")
+    refused(folder, MemoryError, "on cuda.* 1e-06 GB are free", device="cuda")
 
 
 def test_shared_and_strided_weights_are_saved_right(tmp_path):

@@ -122,7 +122,7 @@ def test_damaged_pickles_are_named(tmp_path, form):
 
 
 def test_pickles_of_other_things_are_named(tmp_path):
-    wrong = {"holds no dictionary": [torch.ones(1)], "holds no dictionary from": {}, "holds 'model', a dict": {
+    wrong = {"must hold a dictionary": [torch.ones(1)], "must hold a dictionary from": {}, "holds 'model', a dict": {
         "model": TENSORS}, "holds 3, a Tensor": {3: torch.ones(1)},
         "holds 'thin' as torch.sparse_coo": {"thin": torch.eye(3).to_sparse()}}
     for message, content in wrong.items():

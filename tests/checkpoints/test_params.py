@@ -95,7 +95,7 @@ def test_invalid_values_are_named_with_their_file(read, change, message):
         read(RELEASED | change)
 
 
-@pytest.mark.parametrize("text, message", [("", "no valid JSON"), ("{", "no valid JSON"), ("[]", "holds a list")])
+@pytest.mark.parametrize("text, message", [("", "not valid JSON"), ("{", "not valid JSON"), ("[]", "holds a list")])
 def test_damage_is_named(read, text, message):
     with pytest.raises(ValueError, match=rf"params\.json {message}|params\.json is {message}"):
         read(text)

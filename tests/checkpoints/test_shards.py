@@ -165,7 +165,7 @@ def test_index_and_shards_agree(sharded):
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"weight_map": {}}', '{"weight_map": ["a"]}'])
 def test_a_damaged_index_is_named(sharded, text):
     (sharded / "model.safetensors.index.json").write_text(text)
-    with pytest.raises(ValueError, match=r"index\.json (is no valid JSON|has no 'weight_map')"):
+    with pytest.raises(ValueError, match=r"index\.json (is not valid JSON|has no 'weight_map')"):
         stored_tensors(sharded)
 
 

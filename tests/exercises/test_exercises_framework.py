@@ -22,6 +22,7 @@ import mixtral_edu.exercises as package
 from mixtral_edu.exercises import Result, check, exercise
 from mixtral_edu.exercises.comparison import compare, show
 from mixtral_edu.exercises.deadline import DeadlinePassed, deadline
+from mixtral_edu.exercises.grading import TOO_LATE
 from refresh_notebooks import execute
 
 LOOP_LIMIT = 0.5  # seconds that endless loops of these tests may take
@@ -231,7 +232,7 @@ def test_a_check_without_a_pair_is_its_authors_mistake():
     def forgets_to_return(answer):
         answer()
 
-    with pytest.raises(TypeError, match="forgets_to_return has to return .found, expected., not None"):
+    with pytest.raises(TypeError, match="forgets_to_return returned None.*found, expected"):
         one(lambda: 1)
 
 
@@ -257,7 +258,7 @@ def test_a_stub_is_not_attempted_but_an_unfinished_branch_is():
 def test_something_that_is_no_function():
     result = check_of(torch.zeros(2))
     assert (result.passed, result.score) == (False, 0.0)
-    assert result.message == "halve: the function itself is wanted, check.halve(halve), not [0, 0]"
+    assert "[0, 0]" in result.message and "check.halve(halve)" in result.message
 
 
 def test_what_is_printed_goes_into_the_message_alone(capsys):
@@ -275,7 +276,7 @@ def test_what_is_printed_goes_into_the_message_alone(capsys):
 def test_inputs_changed_in_place_cost_one_check_and_mislead_no_other():
     result = check_of(lambda x, step: x.div_(step))
     assert (result.score, [outcome.passed for outcome in result.outcomes]) == (0.75, [True, True, True, False])
-    assert result.message.splitlines()[1] == "Is x changed in place? After the call it has to be what it was before."
+    assert result.message.splitlines()[1].startswith("Is x changed in place?")
 
 
 @pytest.mark.parametrize(
@@ -450,7 +451,7 @@ def test_what_never_ends_is_stopped(answer: Callable):
     result = check_of(answer, seconds=LOOP_LIMIT)
     assert time.monotonic() - start < 5
     assert result.score == 0 and len(result.outcomes) == 4
-    assert result.message.splitlines()[1] == "It did not come to an end in time. Does every loop end?"
+    assert result.message.splitlines()[1] == TOO_LATE
     assert f"line {answer.__code__.co_firstlineno + 1}" in result.message or answer is not sleeps
 
 
@@ -490,7 +491,7 @@ def test_an_answer_that_outlasts_the_time_and_returns_is_not_taken_for_passed():
 
     result = check_of(swallows, seconds=LOOP_LIMIT)
     assert [outcome.passed for outcome in result.outcomes] == [True, False, False, True]
-    assert result.message == "halve: 2 of 4 checks passed\nIt did not come to an end in time. Does every loop end?"
+    assert result.message == f"halve: 2 of 4 checks passed\n{TOO_LATE}"
 
 
 @pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="no timer signals")
@@ -548,7 +549,7 @@ def test_in_a_notebook_an_endless_loop_costs_its_cell_a_moment(tmp_path: Path):
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in cells])
     *_, stopped, after = execute(notebook, tmp_path, timeout=30).cells
     message = stopped.outputs[0].data["text/plain"].splitlines()
-    assert message[:2] == ["rms_norm: 0 of 8 checks passed", "It did not come to an end in time. Does every loop end?"]
+    assert message[:2] == ["rms_norm: 0 of 8 checks passed", TOO_LATE]
     assert message[3] in ("  in        line 2: while True:", "  in        line 3: print('again')")
     assert "again" in message[5] and len(stopped.outputs) == 1
     assert after.outputs[0].data["text/plain"] == "'the notebook goes on'"

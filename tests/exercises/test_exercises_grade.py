@@ -75,8 +75,9 @@ def qk_to_half_split(q, k, num_heads, num_kv_heads):
         ["02", "apply_rotary", "7", "of", "7", "passed"],
         ["02", "qk_to_half_split", "-", "failed"],
     ]
-    assert problems == [
-        "rms_norm: it did not come to an end in time, and was stopped. Does every loop end?",
+    stopped, *others = problems
+    assert stopped.startswith("rms_norm: ") and stopped.endswith("Does every loop end?")
+    assert others == [
         "qk_to_half_split: the process ended with exit status 7",
         "1 of 3 exercises passed, score 0.33\n",
     ]
@@ -417,17 +418,17 @@ def test_a_script_is_no_main_program_and_may_import_its_neighbours(tmp_path: Pat
         ("binary.py", b"\xff\xfe\x00", (), "binary.py"),
         ("odd.py", b"# coding: no-such\n", (), "odd.py"),
         ("old.ipynb", b'{"nbformat": 3, "worksheets": []}', (), "format 3"),
-        ("broken.ipynb", b"{", (), "no notebook of format 4"),
-        ("broken.ipynb", b"\xe9", (), "no notebook of format 4"),
-        ("broken.ipynb", b"[" * 100_000, (), "no notebook of format 4"),
-        ("broken.ipynb", b"[]", (), "no notebook of format 4"),
-        ("broken.ipynb", b'{"nbformat": 4}', (), "no notebook of format 4"),
-        ("broken.ipynb", b'{"cells": [{"cell_type": "code", "source": null}]}', (), "no notebook of format 4"),
-        ("broken.ipynb", b'{"cells": {"a": 1}}', (), "no notebook of format 4"),
+        ("broken.ipynb", b"{", (), "notebook of format 4"),
+        ("broken.ipynb", b"\xe9", (), "notebook of format 4"),
+        ("broken.ipynb", b"[" * 100_000, (), "notebook of format 4"),
+        ("broken.ipynb", b"[]", (), "notebook of format 4"),
+        ("broken.ipynb", b'{"nbformat": 4}', (), "notebook of format 4"),
+        ("broken.ipynb", b'{"cells": [{"cell_type": "code", "source": null}]}', (), "notebook of format 4"),
+        ("broken.ipynb", b'{"cells": {"a": 1}}', (), "notebook of format 4"),
         ("empty.ipynb", b'{"nbformat": 4, "cells": []}', (), "defines no function of an exercise"),
-        ("other.py", b"def something(): pass\n", (), "defines no function of an exercise; --lesson says"),
-        ("student.py", b"def rms_norm(): pass\n", ("--lesson", "2"), "lesson '2' has no exercises; 01, 02"),
-        ("student.py", b"def rms_norm(): pass\n", ("--timeout", "0"), "0 is not a number of seconds above 0"),
+        ("other.py", b"def something(): pass\n", (), "--lesson"),
+        ("student.py", b"def rms_norm(): pass\n", ("--lesson", "2"), "lesson '2'"),
+        ("student.py", b"def rms_norm(): pass\n", ("--timeout", "0"), "seconds above 0"),
         ("student.py", b"def rms_norm(): pass\n", ("--timeout", "soon"), "soon"),
     ],
 )

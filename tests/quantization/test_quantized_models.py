@@ -209,9 +209,9 @@ def test_rounded_tensors_of_another_type_or_shape_are_named(folder):
     tensors = load_file(target / "model.safetensors")
     name = "model.layers.1.self_attn.q_proj.weight_int4"
     for wrong, message in (
-        (tensors[name].to(torch.int8), "is stored as I8, one of U8 is wanted"),
-        (tensors[name].float(), "is stored as F32, one of U8 is wanted"),
-        (tensors[name][:, 1:].contiguous(), r"is \(64, 31\), the config wants \(64, 32\)"),
+        (tensors[name].to(torch.int8), "is stored as I8 .* U8"),
+        (tensors[name].float(), "is stored as F32 .* U8"),
+        (tensors[name][:, 1:].contiguous(), r"is \(64, 31\) .*\(64, 32\)"),
     ):
         save_file(tensors | {name: wrong}, target / "model.safetensors")
         with pytest.raises(ValueError, match=f"{name} in model.safetensors {message}"):

@@ -42,6 +42,6 @@ def test_long_lines_are_learned_from(tmp_path):
 
 def test_too_little_text_is_refused_and_writes_nothing(tmp_path):
     for texts_given in (["abc"], []):
-        with pytest.raises(ValueError, match="vocab_size=600 does not suit these texts"):
+        with pytest.raises(ValueError, match="vocab_size=600 .*these texts"):
             train_tokenizer(texts_given, tmp_path / "none.model", vocab_size=600)
     assert not list(tmp_path.iterdir())

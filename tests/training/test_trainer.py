@@ -208,7 +208,7 @@ def test_the_train_command_writes_a_checkpoint_and_goes_on(small_recipe, tmp_pat
     assert model.dtype == torch.bfloat16
     assert len(MixtralTokenizer.from_pretrained(tmp_path / "out")) == 2048
     main([*command, "--steps", "2"])
-    assert "going on from step 2 of 2" in capsys.readouterr().out
+    assert "from step 2 of 2" in capsys.readouterr().out
     log = json.loads((tmp_path / "out" / "training.json").read_text())
     assert log["resumed_at"] == []  # nothing was left to do
 
@@ -241,7 +241,7 @@ def test_a_run_goes_on_with_the_tokenizer_it_began_with(small_recipe, tokenizer,
     other = train_tokenizer(["another text, " * 50, "and one more"], tmp_path / "other.model", vocab_size=280)
     with pytest.raises(ValueError, match="tokenizer=.*began with"):
         train_recipe("small", tmp_path / "run", steps=1, tokenizer=str(tmp_path / "other.model"))
-    with pytest.raises(ValueError, match="280 pieces: 2048"):
+    with pytest.raises(ValueError, match="280 pieces.*2048"):
         train_recipe("small", tmp_path / "new", steps=1, tokenizer=str(tmp_path / "other.model"))
     assert len(other) == 280
 

@@ -1,12 +1,13 @@
-"""The teaching corpus: texts that anyone can get again, seeded generators, and graders of what a model learned.
+"""The teaching corpus: texts that anyone can download, seeded generators, and graders of what a model learned.
 
-Two kinds of domain. Sources are Python's standard library, as the running Python has it, and three pinned packages
-(Shakespeare, a Spanish Bible, the Jargon File) that are downloaded into a cache folder; no text of theirs is stored in
-the repository. Generators (stories, arithmetic, chat) write text without end from a seed and the word lists in
+There are two kinds of domain. Sources are the standard library of the running Python, and three pinned packages
+(Shakespeare, a Spanish Bible, the Jargon File) that are downloaded into a cache folder. The repository stores none of
+their text. Generators (stories, arithmetic, chat) write endless text from a seed and the word lists in
 `mixtral_edu/data/words`.
 
-What training never sees is decided by name or by a stable hash, so that it is the same everywhere: whole works, files
-and books of the sources; 10 % of the triples (animal, colour, object) of stories; 10 % of the pairs of small sums.
+A name or a stable hash decides what training never sees, so the split is the same everywhere. Held out are whole works,
+files and books of the sources, 10 % of the triples (animal, colour, object) of stories, and 10 % of the pairs of small
+sums.
 
 >>> from mixtral_edu.training.corpus import stories, quiz
 >>> next(stories(seed=0)) == next(stories(seed=0))

@@ -1,4 +1,4 @@
-"""Pages of small arithmetic: every line is a true statement on its own."""
+"""Pages of small arithmetic. Every line is a true statement on its own."""
 
 import random
 from collections.abc import Callable, Iterator
@@ -69,9 +69,10 @@ PROBLEMS: dict[str, Callable[[random.Random], str]] = {
 
 
 def arithmetic(seed: int | str) -> Iterator[str]:
-    """Endless pages of arithmetic, the same for the same seed: a title and 20 to 30 lines of one kind or of all kinds.
+    """Yield pages of arithmetic without end, the same for the same seed.
 
-    No page holds a sum that `is_unseen_sum` marks, so that a quiz on those asks for computing, not for memory.
+    A page has a title and 20 to 30 lines of one kind or of all kinds. No page holds a sum that `is_unseen_sum` marks,
+    so a quiz on those sums tests computing, not memory.
     """
     rng = random.Random(f"arithmetic/{seed}")
     while True:

@@ -9,7 +9,7 @@ from .words import capitalise, with_article
 
 Message = dict[str, str]
 
-# {x} is "a red fox", {y} "a lamp"; the others name the bare words.
+# {x} is "a red fox" and {y} is "a lamp"; the other fields hold the bare words.
 OPEN_WORDINGS = [
     "Tell me a story about {x} and {y}.",
     "Write a story about {x} and {y}.",
@@ -33,7 +33,7 @@ PLOT_WORDINGS = [
     "Please write a story in which {x} {verb} {y}.",
     "Can you tell me how {x} {verb} {y}?",
 ]
-MOST_QUESTIONS = 1000  # of a quiz; there are some 320 different ones about capitals, its smallest kind
+MOST_QUESTIONS = 1000  # per quiz: capitals, its smallest kind, have only some 320 different questions
 PLAIN_VERBS = ["finds", "loses", "breaks", "gets", "shares", "wins", "makes", "gives away"]
 
 SMALL_TALK = {
@@ -61,7 +61,7 @@ def _turn(user: str, assistant: str) -> list[Message]:
 
 
 def word_request(rng: random.Random, request: Request) -> tuple[str, str | None]:
-    """Word a story request; returns it with the plot that it asks for, or None if any plot will do."""
+    """Return the wording of a story request and the plot that it asks for, None if any plot will do."""
     fields = {
         "x": with_article(f"{request.colour} {request.animal}"),
         "y": with_article(request.object),
@@ -92,23 +92,23 @@ def _small_talk_turn(rng: random.Random) -> list[Message]:
 
 
 def chats(seed: int, story_share: float = 0.45) -> Iterator[list[Message]]:
-    """Endless conversations, the same for the same seed, without held-out triples and sums.
+    """Yield conversations without end, the same for the same seed, without held-out triples and sums.
 
     Args:
         seed: any whole number.
-        story_share: share of conversations that are one story request and its story. Of the others half are a single
-            question, half have two to four turns, most of them facts.
+        story_share: share of conversations that are one story request and its story. Half of the others are a single
+            question; half have two to four turns, most of them facts.
 
     Yields:
-        Messages `{"role": "user" | "assistant", "content": ...}` in turn, the user first.
+        A list of messages `{"role": "user" | "assistant", "content": ...}`. The roles alternate; the user comes first.
     """
     if not 0 <= story_share <= 1:
-        raise ValueError(f"story_share must be from 0 to 1, got {story_share}")
+        raise ValueError(f"story_share={story_share}: it must be from 0 to 1")
     return _chats(random.Random(f"chats/{seed}"), story_share, held_out=False)
 
 
 def held_out_chats() -> Iterator[list[Message]]:
-    """Endless conversations whose stories are about triples that training never uses (facts repeat: they are few)."""
+    """Yield conversations without end whose stories use only held-out triples. Facts are few, so they do repeat."""
     return _chats(random.Random("chats/held out"), 0.45, held_out=True)
 
 
@@ -128,7 +128,7 @@ def _chats(rng: random.Random, story_share: float, held_out: bool) -> Iterator[l
 
 
 def story_requests(n: int, seed: int) -> list[dict[str, str]]:
-    """`n` requests for evaluation, all about held-out triples: dicts with `prompt, animal, colour, object`."""
+    """Return `n` requests for evaluation, all about held-out triples: dicts with `prompt, animal, colour, object`."""
     rng = random.Random(f"story requests/{seed}")
     found = []
     for _ in range(n):
@@ -139,20 +139,20 @@ def story_requests(n: int, seed: int) -> list[dict[str, str]]:
 
 
 def quiz(n: int, seed: int, unseen_sums: bool = False) -> list[dict[str, str | bool]]:
-    """`n` different questions: sums, capitals, opposites and number words in equal parts.
+    """Return `n` different questions: sums, capitals, opposites and number words in equal parts.
 
-    This measures memory, not transfer: the questions and wordings are those that training shows, for there are only 54
+    The quiz measures memory, not transfer: training shows the same questions and wordings, since there are only 54
     capitals to know. With `unseen_sums=True` the sums are the 10 % of pairs that training never shows in either order,
-    as a sum or on an arithmetic page (differences and longer sums with these numbers do occur).
+    neither as a sum nor on an arithmetic page. Differences and longer sums with these numbers do occur.
 
     Returns:
-        Dicts `prompt`, `answer` (must stand in the reply as a whole word), `kind`, `seen`.
+        Dicts with `prompt`, `answer` (the reply must contain it as a whole word), `kind` and `seen`.
 
     Raises:
         ValueError: `n` is so large that questions would repeat.
     """
     if n > MOST_QUESTIONS:
-        raise ValueError(f"n={n}: at most {MOST_QUESTIONS} different questions are wanted")
+        raise ValueError(f"n={n}: it must be at most {MOST_QUESTIONS}, or questions would repeat")
     rng = random.Random(f"quiz/{seed}")
     found: dict[str, dict[str, str | bool]] = {}
     makers = list(QUIZ_KINDS.values())

@@ -1,4 +1,4 @@
-"""One door to every domain: documents to train on, and documents that training never sees."""
+"""Load any domain: the documents to train on, and the documents that training never sees."""
 
 from collections.abc import Iterator
 from itertools import islice
@@ -17,11 +17,11 @@ GENERATED_DOCUMENTS = {"train": 2000, "heldout": 200}
 
 def _check(split: str) -> None:
     if split not in SPLITS:
-        raise ValueError(f"split must be one of {SPLITS}, got {split!r}")
+        raise ValueError(f"split={split!r}: it must be one of {SPLITS}")
 
 
 def load_chats(split: str = "train") -> list[list[Message]]:
-    """A fixed list of conversations: 2000 of training (`chats(0)`), or 200 whose stories training never tells."""
+    """Return a fixed list of conversations: 2000 from training (`chats(0)`), or 200 with held-out stories."""
     _check(split)
     endless = chats(0) if split == "train" else held_out_chats()
     return list(islice(endless, GENERATED_DOCUMENTS[split]))
@@ -36,30 +36,30 @@ def _generated(domain: str, split: str) -> Iterator[str]:
 
 
 def load_documents(domain: str, split: str = "train", cache: str | Path | None = None) -> list[str]:
-    """The documents of a domain and split.
+    """Return the documents of a domain and split.
 
     Args:
         domain: one of `DOMAINS`, or of `PROBES`, which have only held-out documents.
         split: "train" or "heldout".
-        cache: folder of downloaded packages; None is `mixtral_edu` in the user's cache folder.
+        cache: the folder of downloaded packages; None for `mixtral_edu` in the user's cache folder.
 
     Returns:
-        Whole works, files, books or entries. The generated domains give 2000 documents of seed 0, or 200 held-out ones;
-        training itself draws from `stories`, `arithmetic` and `chats` without end. "chat" is here the bare words of its
-        turns, line by line, for a tokenizer to train on: `load_chats` gives the messages.
+        Whole works, files, books or entries. A generated domain has 2000 documents of seed 0, or 200 held-out ones;
+        training itself draws from `stories`, `arithmetic` and `chats` without end. The documents of "chat" are the bare
+        words of its turns, one turn per line, to train a tokenizer on. `load_chats` returns the messages.
 
     Raises:
-        ValueError: unknown domain or split, a probe asked for training, or a file that is not the pinned one.
+        ValueError: the domain or split is unknown, a probe is asked for training text, or a file is not the pinned one.
         FileNotFoundError: a source is missing; the message says how to get it.
     """
     _check(split)
     if domain not in DOMAINS + PROBES:
-        raise ValueError(f"domain must be one of {DOMAINS + PROBES}, got {domain!r}")
+        raise ValueError(f"domain={domain!r}: it must be one of {DOMAINS + PROBES}")
     if domain not in SOURCES:
         return list(islice(_generated(domain, split), GENERATED_DOCUMENTS[split]))
     if domain in PROBES:
         if split == "train":
-            raise ValueError(f"{domain!r} is never trained on: only split='heldout' exists")
+            raise ValueError(f"split={split!r}: {domain!r} is never trained on; ask for split='heldout'")
         return list(read_source(domain, cache).values())
     held_out = split == "heldout"
     return [text for name, text in read_source(domain, cache).items() if is_held_out_work(domain, name) == held_out]

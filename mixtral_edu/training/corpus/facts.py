@@ -17,7 +17,7 @@ OPPOSITES = {a: b for pair in FACTS["opposites"] for a, b in (pair, reversed(pai
 
 @dataclass(frozen=True)
 class Fact:
-    """One question, its answer sentence, and the word in it that must be right."""
+    """One question, the sentence that answers it, and the word in that sentence that must be right."""
 
     kind: str
     prompt: str
@@ -27,13 +27,13 @@ class Fact:
 
 
 def number_words(n: int) -> str:
-    """The English words of a number from 0 to 100.
+    """Return the English words for a number from 0 to 100.
 
     >>> number_words(42)
     'forty-two'
     """
     if not 0 <= n <= 100:
-        raise ValueError(f"n must be from 0 to 100, got {n}")
+        raise ValueError(f"n={n}: it must be from 0 to 100")
     if n == 100:
         return "one hundred"
     if n < 20:
@@ -50,7 +50,7 @@ SUM_WORDINGS = ["What is {a} + {b}?", "{a} + {b} = ?", "How much is {a} plus {b}
 
 
 def sum_fact(rng: random.Random, seen: bool = True) -> Fact:
-    """A sum a + b with 0 <= a, b <= 20; with `seen=False` one of those that training never shows."""
+    """A sum a + b with 0 <= a, b <= 20; with `seen=False`, one that training never shows."""
     while True:
         a, b = rng.randint(0, 20), rng.randint(0, 20)
         if is_unseen_sum(a, b) != seen:
@@ -104,7 +104,7 @@ def number_fact(rng: random.Random) -> Fact:
 
 
 def animal_fact(rng: random.Random) -> Fact:
-    """Legs, sound or young of an animal."""
+    """An animal's number of legs, its sound, or the name of its young."""
     topic = rng.choice(["legs", "sounds", "babies"])
     animal, value = rng.choice(list(FACTS[topic].items()))
     one = with_article(animal)
@@ -148,5 +148,5 @@ OTHER_KINDS = [difference_fact, country_fact, animal_fact, colour_fact, calendar
 
 
 def draw_fact(rng: random.Random) -> Fact:
-    """Any fact that training may show; three of four are of the kinds that the quiz asks for."""
+    """Draw any fact that training may show; about three in four are of the kinds that the quiz asks for."""
     return rng.choice(list(QUIZ_KINDS.values()) * 2 + OTHER_KINDS[:1] + rng.sample(OTHER_KINDS[1:], 2))(rng)

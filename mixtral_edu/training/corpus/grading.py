@@ -1,4 +1,4 @@
-"""Graders of what a model wrote: plain checks of words, no model judges another."""
+"""Grade what a model wrote by plain checks of words. No model judges another."""
 
 import re
 from collections.abc import Mapping
@@ -7,12 +7,12 @@ from .words import HERO_NAMES, has_word
 
 
 def names_all(request: Mapping[str, str], reply: str) -> bool:
-    """Whether the reply names the asked `animal`, `colour` and `object`, each as a whole word."""
+    """Return whether the reply names the requested `animal`, `colour` and `object`, each as a whole word."""
     return all(has_word(reply, request[key]) for key in ("animal", "colour", "object"))
 
 
 def is_right(question: Mapping, reply: str) -> bool:
-    """Whether the reply holds the question's `answer` as a whole word; of several numbers the last must be the answer.
+    """Return whether the reply holds the question's `answer` as a whole word; a number must be the reply's last number.
 
     >>> is_right({"answer": "19"}, "12 + 7 = 19."), is_right({"answer": "19"}, "12 + 7 = 19 or 20.")
     (True, False)
@@ -25,14 +25,14 @@ def is_right(question: Mapping, reply: str) -> bool:
 
 
 def hero_of(story: str) -> str | None:
-    """The hero's name that the first sentence introduces, or None if it names no hero."""
+    """Return the hero's name that the first sentence introduces, or None if it names no hero."""
     first = re.split(r"[.!?]", story, maxsplit=1)[0]
     names = [word for word in re.findall(r"\w+", first) if word in HERO_NAMES]
     return names[0] if names else None
 
 
 def keeps_hero(story: str) -> bool:
-    """Whether the hero of the first sentence appears again and no other hero's name does (friends have other names)."""
+    """Return whether the hero of the first sentence appears again and no other hero does. Friends have other names."""
     hero = hero_of(story)
     words = re.findall(r"\w+", story)
     return hero is not None and words.count(hero) > 1 and not any(w in HERO_NAMES and w != hero for w in words)

@@ -1,4 +1,4 @@
-"""From the formats that the sources come in to plain text: pure functions over bytes."""
+"""Turn the formats that the sources come in into plain text: pure functions over bytes."""
 
 import ast
 import gzip
@@ -8,11 +8,11 @@ import struct
 import tarfile
 import zlib
 
-BLOCK_RECORD = struct.Struct("<III")  # offset, compressed size, size of one block of a zText module
+BLOCK_RECORD = struct.Struct("<III")  # one block of a zText module: offset, compressed size, size
 
 
 def tar_members(archive: bytes, pattern: str) -> dict[str, bytes]:
-    """Contents of the archive's files whose name matches `pattern`, by name, in the order of names."""
+    """Return the contents of the archive's files whose name matches `pattern`, by name, sorted by name."""
     with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
         found = [member for member in tar.getmembers() if member.isfile() and re.search(pattern, member.name)]
         return {member.name: tar.extractfile(member).read() for member in sorted(found, key=lambda m: m.name)}
@@ -25,7 +25,7 @@ def tidy(text: str) -> str:
 
 
 def osis_text(markup: str) -> str:
-    """Plain text of OSIS markup: titles and notes go, paragraphs and chapters start a new line."""
+    """Return the plain text of OSIS markup. Titles and notes are dropped; paragraphs and chapters start a new line."""
     markup = re.sub(r"<(title|note)\b[^>]*>.*?</\1>", "", markup, flags=re.DOTALL)
     markup = re.sub(r"<(?:chapter|div)\b[^>]*>", "\n", markup)
     text = re.sub(r"<[^>]+>", "", markup)
@@ -36,20 +36,20 @@ def osis_text(markup: str) -> str:
 
 
 def ztext_books(records: bytes, blocks: bytes) -> dict[str, str]:
-    """Books of a zText module compressed book by book, as plain text.
+    """Return the books of a zText module that is compressed book by book, as plain text.
 
     Args:
-        records: the `.bzs` file, 12 bytes a block: offset, compressed size and size, little-endian.
+        records: the `.bzs` file, 12 bytes per block: offset, compressed size and size, little-endian.
         blocks: the `.bzz` file, zlib streams of OSIS markup in UTF-8.
 
     Returns:
-        Text by OSIS book name ("Gen", "Mark"); blocks that start no book are left out.
+        Text by OSIS book name ("Gen", "Mark"); blocks that start no book are skipped.
     """
     books = {}
     for offset, compressed, size in BLOCK_RECORD.iter_unpack(records):
         markup = zlib.decompress(blocks[offset : offset + compressed])
         if len(markup) != size:
-            raise ValueError(f"zText block at byte {offset} has {len(markup)} bytes, its record says {size}")
+            raise ValueError(f"the zText block at byte {offset} has {len(markup)} bytes, but its record says {size}")
         name = re.search(rb'<div[^>]*\bosisID="([^"]+)"[^>]*\btype="book"', markup)
         if name:
             books[name[1].decode()] = osis_text(markup.decode("utf-8"))
@@ -57,7 +57,7 @@ def ztext_books(records: bytes, blocks: bytes) -> dict[str, str]:
 
 
 def verse_table_books(module: str) -> list[str]:
-    """Books of a pythonbible module: one long string, then a table from verse number (BBCCCVVV) to its start."""
+    """Return the books of a pythonbible module: one long string, then a table from verse number (BBCCCVVV) to start."""
     start = module.index('"""')
     end = module.index('"""', start + 3) + 3
     text = ast.literal_eval(module[start:end])
@@ -70,7 +70,7 @@ def verse_table_books(module: str) -> list[str]:
 
 
 def dictionary_entries(compressed: bytes) -> dict[str, str]:
-    """Entries of a dict file (dictzip is gzip) by headword, each paragraph on one line, in plain punctuation."""
+    """Return the entries of a dict file by headword, one line per paragraph, in plain punctuation. Dictzip is gzip."""
     text = gzip.decompress(compressed).decode("utf-8")
     entries = {}
     for head, body in re.findall(r"^(\S[^\n]*)\n[^\n]*\n\n((?: {4}[^\n]*\n|\n)+)", text, flags=re.MULTILINE):

@@ -1,9 +1,9 @@
 """The sentences that stories are made of: openings, plots of four steps each, and endings.
 
-Words in braces are filled by `storytelling`: `{hero}`, `{he}`, `{him}`, `{his}`, `{friend}`,
-`{fhe}`; `{a_hero}` is "a little red fox", `{an_object}` "a lamp"; `{at_place}` is where the hero lives and `{place}`
-another place; `{broke}` and `{broken}` fit what the object is made of. A field with a capital
-(`{He}`, `{Friend}`) starts a sentence. The phrases of `SYNONYMS` are drawn anew each time.
+`storytelling` fills the fields in braces: `{hero}`, `{he}`, `{him}`, `{his}`, `{friend}`, `{fhe}`. `{a_hero}` becomes
+"a little red fox" and `{an_object}` "a lamp". `{at_place}` is where the hero lives, `{place}` another place. `{broke}`
+and `{broken}` fit what the object is made of. A field with a capital (`{He}`, `{Friend}`) starts a sentence. Each use
+of a field in `SYNONYMS` draws one of its phrases.
 """
 
 SYNONYMS = {
@@ -14,7 +14,7 @@ SYNONYMS = {
     "sad": ["sad", "very sad", "worried"],
 }
 
-# Every opening names the hero and the animal with its colour in its first sentence.
+# The first sentence of every opening names the hero, and the animal with its colour.
 OPENINGS = [
     "Once upon a time there was {a_hero} called {hero}.",
     "Once upon a time there was {a_hero} named {hero}.",

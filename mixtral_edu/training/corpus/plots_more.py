@@ -1,4 +1,4 @@
-"""Five more plots, in the same form as those of :mod:`mixtral_edu.training.corpus.plots`."""
+"""Five more plots, in the form of those in `plots`."""
 
 MORE_PLOTS = {
     "is lost in the dark with": {

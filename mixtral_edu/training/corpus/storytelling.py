@@ -1,7 +1,7 @@
 """Short stories for young children: a hero, a friend, an object, a small problem and how it is solved.
 
-Each story fills sentences of one plot (`plots`) with one cast. The hero's name comes back in
-nearly every sentence, so that a model has something to copy.
+Each story fills the sentences of one plot (`plots`) with one cast. Nearly every sentence repeats the hero's name, so
+that a model has something to copy.
 """
 
 import random
@@ -20,7 +20,7 @@ SHORT_WORDS = range(60, 86)
 
 @dataclass(frozen=True)
 class Request:
-    """What a story is asked to hold: an animal of some colour, and an object."""
+    """What a story must contain: an animal, its colour, and an object."""
 
     animal: str
     colour: str
@@ -28,7 +28,7 @@ class Request:
 
 
 def draw_request(rng: random.Random, held_out: bool = False) -> Request:
-    """Draw a triple that training may use or, with `held_out`, one that it never uses."""
+    """Draw a triple that training may use; with `held_out`, one that it never uses."""
     while True:
         request = Request(rng.choice(ANIMALS), rng.choice(COLOURS), rng.choice(OBJECTS))
         if is_held_out(request.animal, request.colour, request.object) == held_out:
@@ -36,7 +36,7 @@ def draw_request(rng: random.Random, held_out: bool = False) -> Request:
 
 
 def _cast(rng: random.Random, request: Request) -> dict[str, str]:
-    """Choose names, friend and place, and spell every field of the sentences."""
+    """Choose names, friend and place, and return the text of every field in the sentences."""
     gender = rng.choice(["she", "he"])
     friend_gender = rng.choice(["she", "he"])
     (preposition, home), (_, place) = rng.sample(STORY["places"], 2)
@@ -76,7 +76,7 @@ def _fill(template: str, cast: dict[str, str], rng: random.Random) -> str:
 
 
 def _long_form(plot: dict, rng: random.Random) -> list[list[str]]:
-    """Templates of a long story, a list for each paragraph."""
+    """Return the templates of a long story, one list per paragraph."""
     opening = [rng.choice(OPENINGS), rng.choice(HABITS)]
     if plot["owns"]:
         opening.append(rng.choice(OWNS))
@@ -92,7 +92,7 @@ def _long_form(plot: dict, rng: random.Random) -> list[list[str]]:
 
 
 def _short_form(plot: dict, rng: random.Random) -> list[list[str]]:
-    """Templates of a story in one paragraph, as an answer in a chat."""
+    """Return the templates of a story in one paragraph, for an answer in a chat."""
     owns = [rng.choice(OWNS)] if plot["owns"] else []
     steps = [rng.choice(plot[step]) for step in ("problem", "help", "solve")]
     return [[rng.choice(OPENINGS), *owns, *steps, *rng.sample(FRIENDSHIPS, rng.choice([0, 1]))]]
@@ -102,13 +102,13 @@ def write_story(rng: random.Random, request: Request, plot: str | None = None, s
     """Write a story for a request.
 
     Args:
-        rng: source of every choice.
+        rng: makes every choice.
         request: the animal, its colour, and the object.
         plot: a name from `ALL_PLOTS`; None draws one.
-        short: one paragraph of 60 to 85 words instead of two to four of 100 to 180 words together.
+        short: write one paragraph of 60 to 85 words instead of two to four paragraphs of 100 to 180 words in all.
 
     Returns:
-        The story; its first sentence names the hero, the animal and the colour, paragraphs are parted by an empty line.
+        The story. Its first sentence names the hero, the animal and the colour. An empty line separates paragraphs.
     """
     while True:
         chosen = ALL_PLOTS[plot if plot is not None else rng.choice(list(ALL_PLOTS))]
@@ -120,14 +120,14 @@ def write_story(rng: random.Random, request: Request, plot: str | None = None, s
 
 
 def stories(seed: int) -> Iterator[str]:
-    """Endless stories as plain text, the same for the same seed, never with a held-out triple."""
+    """Yield stories without end as plain text, the same for the same seed, never with a held-out triple."""
     rng = random.Random(f"stories/{seed}")
     while True:
         yield write_story(rng, draw_request(rng))
 
 
 def held_out_stories() -> Iterator[str]:
-    """Endless stories about triples that training never uses."""
+    """Yield stories without end about triples that training never uses."""
     rng = random.Random("stories/held out")
     while True:
         yield write_story(rng, draw_request(rng, held_out=True))

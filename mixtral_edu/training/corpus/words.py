@@ -1,4 +1,4 @@
-"""Word lists of the generators, small helpers for English, and the marks of what training never sees."""
+"""Word lists of the generators, small helpers for English, and the rules for what training never sees."""
 
 import hashlib
 import json
@@ -9,7 +9,7 @@ from importlib import resources
 
 @cache
 def word_list(name: str) -> dict:
-    """The JSON word list `name` ("story" or "facts") that ships with the package."""
+    """Return the JSON word list `name` ("story" or "facts") that ships with the package."""
     path = resources.files("mixtral_edu") / "data" / "words" / f"{name}.json"
     return json.loads(path.read_text(encoding="utf-8"))
 
@@ -31,26 +31,26 @@ def with_article(phrase: str) -> str:
 
 
 def capitalise(text: str) -> str:
-    """Upper-case the first letter and leave the others as they are."""
+    """Return `text` with its first letter in upper case and the others unchanged."""
     return text[:1].upper() + text[1:]
 
 
 def has_word(text: str, word: str) -> bool:
-    """Whether `word` stands in `text` as a whole word, whatever its case ("two" is not in "forty-two")."""
+    """Return whether `text` contains `word` as a whole word, in any case. "forty-two" does not contain "two"."""
     return re.search(rf"(?<![\w-]){re.escape(word)}(?![\w-])", text, re.IGNORECASE) is not None
 
 
 def stable_share(*parts: object) -> float:
-    """A number in [0, 1) that depends on the parts alone: the same in every process and on every machine."""
+    """Return a number in [0, 1) that depends only on `parts`: the same in every process and on every machine."""
     digest = hashlib.sha256("/".join(map(str, parts)).encode()).digest()
     return int.from_bytes(digest[:8], "big") / 2**64
 
 
 def is_held_out(animal: str, colour: str, obj: str) -> bool:
-    """Whether this triple is one of the 10 % that no training story and no training chat ever uses."""
+    """Return whether this triple is one of the 10 % that no training story and no training chat ever uses."""
     return stable_share("story", animal, colour, obj) < 0.1
 
 
 def is_unseen_sum(a: int, b: int) -> bool:
-    """Whether a + b is one of the 10 % of sums with both terms in 0..20 that training never shows, in either order."""
+    """Return whether a + b, in either order, is one of the 10 % of sums of terms in 0..20 that training never shows."""
     return max(a, b) <= 20 and stable_share("sum", *sorted((a, b))) < 0.1
