@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from mixtral_edu.checkpoints.memory import free_memory
 from mixtral_edu.fast.cuda_graph import GraphedStep
 from mixtral_edu.input_checks import check_ids
+from mixtral_edu.quantization.layers import Int4Linear
 from mixtral_edu.sampling import (
     FROM_CONFIG,
     GenerationOptions,
@@ -236,7 +237,7 @@ def _evaluation_mode(model: nn.Module) -> Iterator[None]:
 @contextmanager
 def kernel_copies(model: nn.Module, num_steps: int) -> Iterator[None]:
     """Give 4-bit layers copies for PyTorch's kernels if they pay and memory has room; drop them at the end."""
-    layers = [module for module in model.modules() if hasattr(module, "pack")]
+    layers = [module for module in model.modules() if isinstance(module, Int4Linear)]
     if num_steps == 1 or layers and sum(t.nbytes for x in layers for t in x.buffers()) > free_memory(model.device):
         layers = []
     own = [layer for layer in layers if layer.product is None]

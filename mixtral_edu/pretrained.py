@@ -13,6 +13,7 @@ from mixtral_edu.config import MixtralConfig
 from mixtral_edu.fast.cuda_graph import GraphedStep
 from mixtral_edu.fast.weights import drop_fast_weights
 from mixtral_edu.norm import RMSNorm
+from mixtral_edu.quantization.layers import Int4Linear
 
 
 class _CacheByTwoNames:
@@ -150,7 +151,7 @@ class PreTrained(nn.Module):
             raise ValueError(f"graph=True needs a model on a CUDA device, and this one is on {self.device}")
         self.eval()
         for module in self.modules():
-            if hasattr(module, "pack"):
+            if isinstance(module, Int4Linear):
                 module.pack()
         if isinstance(self.compiled_step, GraphedStep):
             self.compiled_step.forget()  # the cache of the last text
