@@ -98,7 +98,7 @@ def compare_attention(
     Args:
         config: gives the number and the size of the heads.
         task: `attention-T-W`.
-        dtype: of queries, keys and values.
+        dtype: the dtype of queries, keys and values.
         device: the device to measure.
         seconds: time to spend on the rounds.
         bandwidth, rate: the device's bytes and operations per second.

@@ -61,8 +61,8 @@ def benchmark(
         layers: the number of layers; None for as many as `config` has.
         quick: fewer layers, forms and rounds, and shorter contexts: under three minutes on a quiet machine.
         seconds: time to spend per row, warm-up not included; each row gets at least three rounds.
-        json_file: a file to write after each row. Rows that it holds of an equal run (machine, sizes, dtype, device,
-            threads, against) are not measured again.
+        json_file: a file to write after each row. If it already holds rows of an equal run (machine, sizes, dtype,
+            device, threads, against), they are not measured again.
         again: measure those rows again.
         report: gets a line at each step.
 

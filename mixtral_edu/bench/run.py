@@ -31,7 +31,7 @@ from mixtral_edu.fast.cuda_graph import NotRecordable
 from mixtral_edu.model import MixtralForCausalLM
 from mixtral_edu.quantization.model import checkpoint_bytes
 
-_TOLERANCE = 1e-3  # between the scores of both systems in float32
+_TOLERANCE = 1e-3  # the scores of both systems may differ by this much in float32
 _LOADINGS, _QUICK_LOADINGS = 5, 2
 
 

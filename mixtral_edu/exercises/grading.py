@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 TIDY = "Does it leave its inputs and the shared random numbers as they were?"  # the last check of every exercise
 TOO_LATE = "It did not finish in time. Does every loop end?"
 LONGEST = 500  # characters of an exception's text, or of what was printed
-PRINTED_LINES = 3  # of what the function printed
+PRINTED_LINES = 3  # lines of the function's output that a message shows
 
 
 def grade(exercise: "Exercise", answer: Callable, seconds: float) -> Result:

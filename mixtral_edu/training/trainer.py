@@ -75,7 +75,7 @@ class TrainingConfig:
 
 
 class Trainer:
-    """Trains a model step by step and keeps a history.
+    """Train a model step by step and keep a history.
 
     Args:
         model: the model, with float32 weights, on the device to train on.
