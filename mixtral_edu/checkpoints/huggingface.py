@@ -287,4 +287,4 @@ def _initialise_head(model: nn.Module, folder: Path) -> None:
         if tensor.dim() > 1:
             nn.init.normal_(tensor, std=model.config.initializer_range)
         _place(model, name, tensor)
-    warnings.warn(f"{folder} has no {summary(list(new))}: initialised at random; train it before use", stacklevel=4)
+    warnings.warn(f"{folder} has no {summary(list(new))}: initialised at random, train before use", stacklevel=4)
