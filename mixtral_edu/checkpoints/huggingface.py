@@ -204,7 +204,7 @@ def _stored_form(config: MixtralConfig, folder: Path) -> QuantizationConfig | No
 
 def _how_to_convert(folder: Path) -> str:
     command = f"python -m mixtral_edu convert {shlex.quote(str(folder))} TARGET --to hf"
-    return f"convert it first, then load the target\n    {command}"
+    return f"convert it first, and load the target\n    {command}"
 
 
 def _match(model: nn.Module, stored: list[StoredTensor], folder: Path) -> dict[str, StoredTensor]:
