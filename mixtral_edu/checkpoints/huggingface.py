@@ -205,7 +205,7 @@ def _stored_form(config: MixtralConfig, folder: Path) -> QuantizationConfig | No
 
 def _how_to_convert(folder: Path) -> str:
     command = f"python -m mixtral_edu convert {shlex.quote(str(folder))} TARGET --to hf"
-    return f"convert it first, then load the target\n    {command}"
+    return f"convert it first, and load the target\n    {command}"
 
 
 def _match(model: nn.Module, stored: list[StoredTensor], folder: Path) -> dict[str, StoredTensor]:
@@ -288,4 +288,4 @@ def _initialise_head(model: nn.Module, folder: Path) -> None:
         if tensor.dim() > 1:
             nn.init.normal_(tensor, std=model.config.initializer_range)
         _place(model, name, tensor)
-    warnings.warn(f"{folder} has no {summary(list(new))}: initialised at random; train it before use", stacklevel=4)
+    warnings.warn(f"{folder} has no {summary(list(new))}: initialised at random, train before use", stacklevel=4)
