@@ -86,7 +86,7 @@ for _method in ("__setitem__", "__delitem__", "clear", "pop", "popitem", "setdef
 
 
 def _rules(config: Any) -> Iterator[tuple[str, bool, str]]:
-    """Yield (field, whether it is fine, what is wanted); a rule may rely on those before it."""
+    """Yield (field, whether it is fine, what it must be); a rule may rely on those before it."""
     for name in COUNTS:
         yield name, is_count(getattr(config, name)), _COUNT
 
