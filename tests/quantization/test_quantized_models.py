@@ -2,6 +2,7 @@
 
 import copy
 import json
+import os
 import subprocess
 import sys
 
@@ -313,14 +314,17 @@ before = peak()
 model = MixtralForCausalLM.from_pretrained(sys.argv[1], quantization=sys.argv[2] if sys.argv[2:] else None)
 print(peak() - before)
 """
+    # Tensors get pages of their own, which go back at once; a heap with holes would add up to the whole model's size.
+    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536"}
     grown = [
         int(subprocess.run([sys.executable, "-c", script, str(tmp_path / "large"), *form], text=True, check=True,
-                           stdout=subprocess.PIPE).stdout)
+                           stdout=subprocess.PIPE, env=environment).stdout)
         for form in ((), ("int4",))
     ]  # fmt: skip
     whole, rounded = checkpoint_bytes(config), checkpoint_bytes(config, "int4")
+    on_the_way = 512 * 1408 * (2 + 2 * 4)  # one matrix as stored, and twice in float32
     assert grown[0] > 0.8 * whole, "the measurement sees what it should"
-    assert grown[1] < rounded + 30e6 < 0.6 * whole
+    assert grown[1] < rounded + 2 * on_the_way < 0.6 * whole
 
 
 @pytest.mark.gpu
