@@ -39,7 +39,9 @@ PAGE_ERRORS = """() => new Promise(done => {
 
 
 def test_the_harness_sees_errors_in_cells_and_page_and_pictures_that_stay_and_that_change(jupyterlab: JupyterLab):
-    cells = [nbformat.v4.new_code_cell(source) for source in (SLIDER_AND_PICTURE, "1 / 0", "2 + 2")]
+    # A kernel lets fall the cells that wait when one fails: on a busy machine the last needs time to get there.
+    fails = "import time; time.sleep(2); 1 / 0"
+    cells = [nbformat.v4.new_code_cell(source) for source in (SLIDER_AND_PICTURE, fails, "2 + 2")]
     notebook = nbformat.v4.new_notebook(cells=cells, metadata=METADATA)  # without a kernelspec, a dialog asks for one
     nbformat.write(notebook, jupyterlab.root / "trial.ipynb")
     with jupyterlab.notebook("trial.ipynb") as notebook:
