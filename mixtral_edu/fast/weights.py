@@ -3,8 +3,8 @@
 Each step of a generation multiplies few rows with every active weight, so it takes the time of reading them. Some
 processors read a matrix in single precision fastest along its longer side, and layers that share an input are one
 product when their weights lie in one block. With AVX2 a step of one row of 214 million parameters is 1.25 times as fast
-so; on one processor with AVX-512 there was no difference beyond the spread (README has both). So nothing makes copies by
-itself: `keep_fast_weights` does, for a model that is only read from then on.
+so; on one processor with AVX-512 there was no difference beyond the spread (README has both). So nothing makes copies
+by itself: `keep_fast_weights` does, for a model that is only read from then on.
 """
 
 from collections.abc import Sequence
