@@ -43,8 +43,9 @@ from mixtral_edu.training.corpus.parsers import (
     verse_table_books,
     ztext_books,
 )
+from mixtral_edu.training.corpus.plots import PLOTS
 from mixtral_edu.training.corpus.sources import is_held_out_work, read_python
-from mixtral_edu.training.corpus.storytelling import ALL_PLOTS, draw_request, write_story
+from mixtral_edu.training.corpus.storytelling import draw_request, write_story
 from mixtral_edu.training.corpus.words import ANIMALS, COLOURS, HERO_NAMES, OBJECTS, STORY, has_word
 
 STORIES = list(islice(stories(3), 400))
@@ -109,7 +110,7 @@ def test_no_training_text_shows_a_held_out_sum():
     assert not any(is_unseen_sum(int(a), int(b)) for a, b in shown + given)
 
 
-@pytest.mark.parametrize("plot", ALL_PLOTS)
+@pytest.mark.parametrize("plot", PLOTS)
 def test_every_plot_names_what_was_asked_and_keeps_its_hero(plot):
     rng = random.Random(1)
     for short in (True, False):

@@ -18,9 +18,9 @@ from .arithmetic_pages import arithmetic
 from .chat import chats, held_out_chats, quiz, story_requests
 from .documents import DOMAINS, PROBES, SPLITS, load_chats, load_documents
 from .download import Source, default_cache, fetch
-from .grading import hero_of, is_right, keeps_hero, names_all
 from .sources import SOURCES, read_source
 from .storytelling import held_out_stories, stories, write_story
+from .word_checks import hero_of, is_right, keeps_hero, names_all
 from .words import is_held_out, is_unseen_sum
 
 __all__ = [

@@ -10,10 +10,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from .plots import CLOSINGS, FRIENDSHIPS, HABITS, OPENINGS, OWNS, PLOTS, SCENES, SYNONYMS
-from .plots_more import MORE_PLOTS
 from .words import ANIMALS, COLOURS, OBJECTS, STORY, capitalise, is_held_out, with_article
 
-ALL_PLOTS = PLOTS | MORE_PLOTS
 LONG_WORDS = range(100, 181)
 SHORT_WORDS = range(60, 86)
 
@@ -104,14 +102,14 @@ def write_story(rng: random.Random, request: Request, plot: str | None = None, s
     Args:
         rng: makes every choice.
         request: the animal, its colour, and the object.
-        plot: a name from `ALL_PLOTS`; None draws one.
+        plot: a name from `PLOTS`; None draws one.
         short: write one paragraph of 60 to 85 words instead of two to four paragraphs of 100 to 180 words in all.
 
     Returns:
         The story. Its first sentence names the hero, the animal and the colour. An empty line separates paragraphs.
     """
     while True:
-        chosen = ALL_PLOTS[plot if plot is not None else rng.choice(list(ALL_PLOTS))]
+        chosen = PLOTS[plot if plot is not None else rng.choice(list(PLOTS))]
         cast = _cast(rng, request)
         paragraphs = (_short_form if short else _long_form)(chosen, rng)
         text = "\n\n".join(" ".join(_fill(sentence, cast, rng) for sentence in part) for part in paragraphs)

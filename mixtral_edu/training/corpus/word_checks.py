@@ -1,4 +1,4 @@
-"""Grade what a model wrote by plain checks of words. No model judges another."""
+"""Checks of words in what a model wrote: plain ones, by which evaluation grades it. No model judges another."""
 
 import re
 from collections.abc import Mapping
