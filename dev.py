@@ -15,6 +15,7 @@ import argparse
 import ast
 import hashlib
 import importlib.util
+import itertools
 import json
 import os
 import platform
@@ -77,7 +78,7 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
                                       "-n 0 runs all in one process.")
     test.add_argument("--processors", action="store_true", help=(
         "run only the tests marked as numerics, once per kind of processor that this one can act as: PyTorch and "
-        "oneDNN limited to fewer instructions"))
+        "oneDNN limited to fewer instructions; and once without the engine"))
     for command in (lab, test):
         command.add_argument("--torch-index", metavar="URL", help=(
             "package index for torch only; 'default' means the one in pip's configuration. Later calls remember it. "
@@ -119,13 +120,16 @@ def processor_settings(capability: str) -> list[dict[str, str]]:
     """Return the environments that limit PyTorch, Intel's MKL and oneDNN on a processor with this PyTorch `capability`.
 
     Levels above the processor's own would end in illegal instructions, so they are skipped. conftest.py adds the limits
-    of oneDNN.
+    of oneDNN. Each level multiplies in another way, and the last run is without the engine: results must not depend on
+    either.
     """
     mkl = {"default": "SSE4_2", "avx2": "AVX2", "avx512": "AVX512"}
     own = list(mkl).index(capability.lower()) if capability.lower() in mkl else 0  # other processors have other names
     levels = list(mkl)[: own + 1]
     settings = [{"ATEN_CPU_CAPABILITY": level, "MKL_ENABLE_INSTRUCTIONS": mkl[level]} for level in levels]
-    return [*settings, {"ONEDNN_MAX_CPU_ISA": "AVX2"}]
+    settings.append({"ONEDNN_MAX_CPU_ISA": "AVX2"})
+    ways = itertools.cycle(("weight-first", "onednn", "linear"))  # to multiply in, where usually a trial decides
+    return [*({**each, "MIXTRAL_EDU_PRODUCT": next(ways)} for each in settings), {"MIXTRAL_EDU_TEXTBOOK": "1"}]
 
 
 def run(command: list[str | Path], settings: dict[str, str] | None = None) -> int:

@@ -85,6 +85,12 @@ def _convert(arguments: argparse.Namespace) -> None:
 def _benchmark(arguments: argparse.Namespace) -> None:
     from mixtral_edu.bench.command import as_table, benchmark
 
+    if arguments.markdown:
+        from mixtral_edu.bench.markdown import as_markdown
+        from mixtral_edu.bench.results import runs_in
+
+        print(as_markdown(runs_in(arguments.markdown)))
+        return
     if arguments.picture:
         try:
             import matplotlib
@@ -94,6 +100,7 @@ def _benchmark(arguments: argparse.Namespace) -> None:
     results = benchmark(
         mixtral_edu.MixtralConfig.from_pretrained(arguments.config) if arguments.config else None,
         tasks=arguments.tasks,
+        forms=arguments.forms,
         dtype=arguments.dtype,
         device=arguments.device,
         threads=arguments.threads,
@@ -179,8 +186,16 @@ def main(argv: list[str] | None = None) -> None:
     benchmark.add_argument("--threads", type=_count, metavar="N", help="processor threads")
     benchmark.add_argument("--device", default="cpu", help="cpu (default) or cuda")
     benchmark.add_argument(
-        "--tasks", nargs="+", metavar="TASK", help="prefill, decode, train, loading, attention, or one task such as "
-        "decode-8-4096 (all but attention)"
+        "--tasks",
+        nargs="+",
+        metavar="TASK",
+        help="prefill, decode, train, loading, attention, or one task such as decode-8-4096 (all but attention)",
+    )
+    benchmark.add_argument(
+        "--forms",
+        nargs="+",
+        metavar="NAME",
+        help="forms of the model, such as 'plain float32', or first words of their names, such as int4 (all)",
     )
     benchmark.add_argument(
         "--full-size", action="store_true", help="Mixtral-8x7B, with weights made on the device: 93 GB, 27 GB in 4 bits"
@@ -194,6 +209,9 @@ def main(argv: list[str] | None = None) -> None:
     )
     benchmark.add_argument("--again", action="store_true", help="measure the rows in FILE again")
     benchmark.add_argument("--picture", type=_new_file, metavar="FILE.png", help="draw the rows to this file")
+    benchmark.add_argument(
+        "--markdown", type=Path, metavar="FILE", help="print the runs in FILE as tables in Markdown; measure nothing"
+    )
     benchmark.set_defaults(run=_benchmark)
 
     grade = commands.add_parser("grade", help="check a student's exercises; exit status 0 if all passed, 1 if not")

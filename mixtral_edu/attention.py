@@ -1,4 +1,4 @@
-"""Grouped-query attention, and the interchangeable backends that compute it.
+"""Grouped-query attention: each token gathers from the tokens that it may see.
 
     weights = softmax(q kᵀ / √Dh) over the keys that the mask shows          out = weights v
 
@@ -15,15 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mixtral_edu.cache import CacheStep
-from mixtral_edu.config import MixtralConfig
-from mixtral_edu.fast.flash import check_flash, flash_attention, packing_of
-from mixtral_edu.fast.linear import Linear, lay_out_together, multiply_all
+from mixtral_edu.config import Config
 from mixtral_edu.masks import Visibility
 from mixtral_edu.rope import apply_rotary
-
-# Queries a block when a window is shorter than the text: small enough to skip most keys that no query of the block
-# sees, large enough for efficient products.
-_BLOCK = 64
 
 
 def eager_attention(
@@ -58,10 +52,7 @@ def eager_attention(
 def sdpa_attention(
     q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float = 0.0, is_causal: bool = False
 ) -> Tensor:
-    """The same through PyTorch's fused kernel; shapes as in `eager_attention`.
-
-    It does not hold all scores at once, unless PyTorch falls back to its plain form, as it may on CUDA under a mask.
-    """
+    """The same through PyTorch's fused kernel, which does not hold all scores; shapes as in `eager_attention`."""
     B, Hq, T, Dh = q.shape
     if T == 1:  # the queries of a group see the same keys: rows of one query, and nothing to repeat
         out = F.scaled_dot_product_attention(q.reshape(B, k.shape[1], -1, Dh), k, v, mask, dropout)
@@ -70,16 +61,12 @@ def sdpa_attention(
 
 
 def attend_eager(q: Tensor, k: Tensor, v: Tensor, visibility: Visibility, dropout: float = 0.0) -> Tensor:
-    """Backend "eager": `eager_attention`, in blocks where a window makes that cheaper."""
-    if _window_cuts(visibility):
-        return _in_blocks(lambda *block: eager_attention(*block, dropout)[0], q, k, v, visibility)
+    """Backend "eager": `eager_attention` where the positions say who sees whom."""
     return eager_attention(q, k, v, None if visibility.all_visible else visibility.mask, dropout)[0]
 
 
 def attend_sdpa(q: Tensor, k: Tensor, v: Tensor, visibility: Visibility, dropout: float = 0.0) -> Tensor:
-    """Backend "sdpa": `sdpa_attention`, in blocks where a window makes that cheaper, masked only where needed."""
-    if _window_cuts(visibility):
-        return _in_blocks(lambda *block: sdpa_attention(*block, dropout), q, k, v, visibility)
+    """Backend "sdpa": `sdpa_attention`, with a mask only where one is needed."""
     if visibility.all_visible:
         return sdpa_attention(q, k, v, None, dropout)
     if visibility.plain_causal:
@@ -87,71 +74,25 @@ def attend_sdpa(q: Tensor, k: Tensor, v: Tensor, visibility: Visibility, dropout
     return sdpa_attention(q, k, v, visibility.mask, dropout)
 
 
-def attend_flash(q: Tensor, k: Tensor, v: Tensor, visibility: Visibility, dropout: float = 0.0) -> Tensor:
-    """Backend "flash_attention_2": `flash_attention` on what is not padding.
-
-    Kernels count a window's distance along the tokens that they are given. Where padding inside a row makes that wrong,
-    `attend_sdpa` takes over.
-    """
-    packing = packing_of(visibility, len(q))
-    if packing is not None and packing.closes_gaps:
-        return attend_sdpa(q, k, v, visibility, dropout)
-    return flash_attention(q, k, v, visibility.window, packing, dropout)
-
-
-ATTENTION_BACKENDS: dict[str, Callable[..., Tensor]] = {
-    "eager": attend_eager,
-    "sdpa": attend_sdpa,
-    "flash_attention_2": attend_flash,
-}
-
-
-def check_backend(config: MixtralConfig, device: torch.device, dtype: torch.dtype, output_attentions: bool) -> None:
-    """Raise a ValueError, which says what to choose instead, unless the config's backend can do what is asked."""
-    if output_attentions and config.attn_implementation != "eager":
-        raise ValueError(
-            f"output_attentions=True: the {config.attn_implementation!r} backend never holds the weights; "
-            "load the model with attn_implementation='eager'"
-        )
-    if config.attn_implementation == "flash_attention_2":
-        check_flash(device, dtype, config.head_dim)
-
-
-def _window_cuts(visibility: Visibility) -> bool:
-    T, S = visibility.query_positions.shape[1], visibility.key_positions.shape[1]
-    return visibility.window is not None and T > 1 and S > visibility.window + _BLOCK
-
-
-def _in_blocks(attend: Callable[..., Tensor], q: Tensor, k: Tensor, v: Tensor, visibility: Visibility) -> Tensor:
-    """Blocks of queries against only the keys that their windows reach: O(T·W) time and memory."""
-    outs = [
-        attend(q[:, :, queries], k[:, :, keys], v[:, :, keys], mask)
-        for queries, keys, mask in visibility.blocks(_BLOCK)
-    ]
-    return torch.cat(outs, dim=2)
+ATTENTION_BACKENDS: dict[str, Callable[..., Tensor]] = {"eager": attend_eager, "sdpa": attend_sdpa}
 
 
 class GroupedQueryAttention(nn.Module):
     """Self-attention of one layer: project, rotate, attend, project back."""
 
-    def __init__(self, config: MixtralConfig, layer_idx: int):
+    def __init__(self, config: Config, layer_idx: int):
         super().__init__()
         self.config, self.layer_idx = config, layer_idx
         D, Dh = config.hidden_size, config.head_dim
-        self.q_proj = Linear(D, config.num_attention_heads * Dh)
-        self.k_proj = Linear(D, config.num_key_value_heads * Dh)
-        self.v_proj = Linear(D, config.num_key_value_heads * Dh)
-        self.o_proj = Linear(config.num_attention_heads * Dh, D)
+        self.q_proj = nn.Linear(D, config.num_attention_heads * Dh, bias=False)
+        self.k_proj = nn.Linear(D, config.num_key_value_heads * Dh, bias=False)
+        self.v_proj = nn.Linear(D, config.num_key_value_heads * Dh, bias=False)
+        self.o_proj = nn.Linear(config.num_attention_heads * Dh, D, bias=False)
 
     def forward(
-        self,
-        x: Tensor,
-        cos: Tensor,
-        sin: Tensor,
-        visibility: Visibility,
-        cache_step: CacheStep | None = None,
-        output_attentions: bool = False,
-    ) -> tuple[Tensor, Tensor | None]:
+        self, x: Tensor, cos: Tensor, sin: Tensor, visibility: Visibility,
+        cache_step: CacheStep | None = None, output_attentions: bool = False,
+    ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
         """Let each token gather from those it may see.
 
         Args:
@@ -159,28 +100,26 @@ class GroupedQueryAttention(nn.Module):
             cos, sin: rotary tables (B or 1, T, Dh) of the tokens' positions.
             visibility: between the T queries and the S keys.
             cache_step: stores the new keys and values and brings the older ones.
-            output_attentions: return the weights too, which the eager backend alone has.
+            output_attentions: return the weights too, which takes the eager form.
 
         Returns:
             (B, T, D), and the weights (B, Hq, T, S) or None.
         """
         B, T, _ = x.shape
         Dh = self.config.head_dim
-        q, k, v = multiply_all(x, self.q_proj, self.k_proj, self.v_proj)
-        q = q.view(B, T, -1, Dh).transpose(1, 2)  # (B, Hq, T, Dh)
-        k = k.view(B, T, -1, Dh).transpose(1, 2)  # (B, Hkv, T, Dh)
-        v = v.view(B, T, -1, Dh).transpose(1, 2)  # (B, Hkv, T, Dh)
-        q, k = apply_rotary(q, cos, sin), apply_rotary(k, cos, sin)
+        q = self.q_proj(x).view(B, T, -1, Dh).transpose(1, 2)  # (B, Hq, T, Dh)
+        k = self.k_proj(x).view(B, T, -1, Dh).transpose(1, 2)  # (B, Hkv, T, Dh)
+        v = self.v_proj(x).view(B, T, -1, Dh).transpose(1, 2)  # (B, Hkv, T, Dh)
+        q, k = apply_rotary(torch.cat((q, k), dim=1), cos, sin).split((q.shape[1], k.shape[1]), dim=1)
         if cache_step is not None:
             k, v = cache_step.update(self.layer_idx, k, v)  # (B, Hkv, S, Dh)
         dropout = self.config.attention_dropout if self.training else 0.0
         if output_attentions:
             out, weights = eager_attention(q, k, v, visibility.mask, dropout)
         else:
-            out, weights = ATTENTION_BACKENDS[self.config.attn_implementation](q, k, v, visibility, dropout), None
+            out, weights = self.attend(q, k, v, visibility, dropout), None
         return self.o_proj(out.transpose(1, 2).reshape(B, T, -1)), weights
 
-    def lay_out(self) -> None:
-        """Copy the weights of q, k and v into one block."""
-        lay_out_together(self.q_proj, self.k_proj, self.v_proj)
-        lay_out_together(self.o_proj)
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, visibility: Visibility, dropout: float) -> Tensor:
+        """Attention through the backend that the config names; shapes as in `eager_attention`."""
+        return ATTENTION_BACKENDS[self.config.attn_implementation](q, k, v, visibility, dropout)

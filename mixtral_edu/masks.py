@@ -4,31 +4,14 @@ A position is the place of a token in its own row, counted from the row's first 
 its position is -1, and so is that of a cache slot that holds nothing yet.
 """
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from itertools import accumulate
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
 NO_POSITION = -1
-
-
-class lazy:  # noqa: N801, a decorator
-    """Compute an attribute when it is first asked for: `functools.cached_property` without the lock of Python 3.11.
-
-    `torch.compile` cannot look into a lock.
-    """
-
-    def __init__(self, compute: Callable[[Any], Any]):
-        self.compute, self.name, self.__doc__ = compute, compute.__name__, compute.__doc__
-
-    def __get__(self, instance: Any, owner: type) -> Any:
-        if instance is None:
-            return self
-        value = instance.__dict__[self.name] = self.compute(instance)
-        return value
 
 
 def causal_mask(query_positions: Tensor, key_positions: Tensor) -> Tensor:
@@ -98,37 +81,15 @@ def row_positions(real: Tensor, next_position: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Packing:
-    """The tokens of a padded batch that take part, end to end, as kernels for rows of unequal length take them.
-
-    Rows without a real query are left out, and so are keys that no query of their row may see.
-
-    Attributes:
-        queries, keys: where the tokens stand in the batch: rows and columns, two tensors (Nq,) and two (Nk,).
-        query_starts, key_starts: (rows + 1,) int32, where each row's tokens start among them, and the end.
-        most_queries, most_keys: the most in one row.
-        closes_gaps: somewhere padding was left out between tokens so far apart that a window tells them apart: packed,
-            they are nearer to each other than in their row.
-    """
-
-    queries: tuple[Tensor, Tensor]
-    keys: tuple[Tensor, Tensor]
-    query_starts: Tensor
-    key_starts: Tensor
-    most_queries: int
-    most_keys: int
-    closes_gaps: bool
-
-
-@dataclass(frozen=True)
 class Visibility:
-    """Everything an attention backend has to know about positions, computed once and shared by all layers.
+    """All that attention has to know about positions, computed once and shared by all layers.
 
     Attributes:
         query_positions: (B, T), or (1, T) where all rows are alike.
         key_positions: (B, S) or (1, S), aligned with the key columns. More keys than queries come from a cache.
         window: W, or None.
         padded: some positions may be `NO_POSITION`.
+        shared: what has been derived from the positions so far, by name.
 
     Unless there is a single query, columns are in time order and the last T keys are the queries' own tokens:
     query column t is key column S - T + t. A single query may meet its keys in any order, as softmax does not mind.
@@ -138,6 +99,7 @@ class Visibility:
     key_positions: Tensor
     window: int | None = None
     padded: bool = False
+    shared: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def all_visible(self) -> bool:
@@ -151,58 +113,13 @@ class Visibility:
         T, S = self.query_positions.shape[1], self.key_positions.shape[1]
         return T == S and not self.padded and (self.window is None or T <= self.window)
 
-    @lazy
+    @property
     def mask(self) -> Tensor:
         """The whole mask: (B or 1, 1, T, S), broadcast over heads."""
-        return attention_mask(self.query_positions, self.key_positions, self.window)[:, None]
+        return self.once("mask", lambda: attention_mask(self.query_positions, self.key_positions, self.window)[:, None])
 
-    @lazy
-    def packing(self) -> Packing | None:
-        """What takes part, end to end; None if that is each query and key. Waits for the device, once for all layers.
-
-        >>> keys = torch.tensor([[-1, -1, 0, 1], [0, 1, 2, 3], [0, 1, 2, -1]])
-        >>> packing = Visibility(keys[:, 2:], keys, window=2, padded=True).packing
-        >>> packing.query_starts.tolist(), packing.key_starts.tolist()
-        ([0, 2, 4, 5], [0, 2, 5, 7])
-        """
-        queries, keys = self.query_positions, self.key_positions  # (B, T), (B, S)
-        real = queries != NO_POSITION
-        last = queries.amax(1, keepdim=True)  # (B, 1), NO_POSITION in a row without a query
-        first = torch.where(real, queries, last).amin(1, keepdim=True)  # (B, 1)
-        seen = (keys != NO_POSITION) & (keys <= last)
-        gapless = torch.ones_like(real[:, 0])  # (B,)
-        if self.window is not None:
-            seen = seen & (keys > first - self.window)
-            span = (last - torch.where(seen, keys, last)).amax(1) + 1  # (B,), from the oldest key to the last query
-            gapless = (span == seen.sum(1)) | (span <= self.window)
-        num_queries, num_keys, gapless = torch.stack((real.sum(1), seen.sum(1), gapless)).tolist()
-
-        (B, T), S = real.shape, seen.shape[1]
-        closes_gaps = not all(gapless)
-        if num_queries == [T] * B and num_keys == [S] * B and not closes_gaps:
-            return None
-        num_queries = [count for count in num_queries if count]
-        num_keys = [count for count in num_keys if count]
-        return Packing(
-            queries=real.nonzero(as_tuple=True),
-            keys=seen.nonzero(as_tuple=True),
-            query_starts=torch.tensor([0, *accumulate(num_queries)], dtype=torch.int32, device=real.device),
-            key_starts=torch.tensor([0, *accumulate(num_keys)], dtype=torch.int32, device=real.device),
-            most_queries=max(num_queries, default=0),
-            most_keys=max(num_keys, default=0),
-            closes_gaps=closes_gaps,
-        )
-
-    def blocks(self, size: int) -> Iterator[tuple[slice, slice, Tensor]]:
-        """Cut the queries into blocks, each with the few keys that its window reaches.
-
-        Yields:
-            The block's query columns, its key columns (at most W - 1 + size of them), and the mask between the two,
-            (B or 1, 1, t, s). All blocks together cost O(T·W) where the whole mask costs O(T·S).
-        """
-        T, S = self.query_positions.shape[1], self.key_positions.shape[1]
-        for start in range(0, T, size):
-            queries = slice(start, min(start + size, T))
-            keys = slice(max(0, S - T + queries.start - (self.window - 1)), S - T + queries.stop)
-            mask = attention_mask(self.query_positions[:, queries], self.key_positions[:, keys], self.window)
-            yield queries, keys, mask[:, None]
+    def once(self, name: str, compute: Callable[[], Any]) -> Any:
+        """Return what `compute` gave when this name was first asked for: all layers share it."""
+        if name not in self.shared:
+            self.shared[name] = compute()
+        return self.shared[name]

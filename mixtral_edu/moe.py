@@ -1,31 +1,52 @@
 """The sparse mixture of experts: a router sends each token to K of E feed-forward networks.
 
-    y = Σ_{e ∈ Top-K} softmax(Top-K(x·W_g))_e · expert_e(x)
+    y = Σ_{e ∈ Top-K} softmax(Top-K(x·W_g))_e · expert_e(x)          expert(x) = w2(silu(w1 x) · w3 x)
 
-Source: Mixtral of Experts, arXiv 2401.04088, section 2.1.
+Source: Mixtral of Experts, arXiv 2401.04088, section 2.1; SwiGLU, Shazeer 2020, arXiv 2002.05202.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mixtral_edu.config import MixtralConfig
-from mixtral_edu.dispatch import EXPERT_DISPATCH, RouterOutput
-from mixtral_edu.experts import Expert, Experts
+from mixtral_edu.config import Config
+
+
+class Expert(nn.Module):
+    """One gated feed-forward network: w1 is the gate, w3 goes up, w2 comes down."""
+
+    def __init__(self, hidden_size: int, intermediate_size: int):
+        super().__init__()
+        self.w1 = nn.Linear(hidden_size, intermediate_size, bias=False)
+        self.w2 = nn.Linear(intermediate_size, hidden_size, bias=False)
+        self.w3 = nn.Linear(hidden_size, intermediate_size, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map x (N, D) to (N, D)."""
+        return self.w2(F.silu(self.w1(x)) * self.w3(x))
+
+
+class RouterOutput(NamedTuple):
+    """The router's decision for N tokens.
+
+    `logits` (N, E) in the model's dtype; `experts` (N, K), the chosen experts, best first; `weights` (N, K) in float32,
+    positive and of sum 1 for each token.
+    """
+
+    logits: Tensor
+    weights: Tensor
+    experts: Tensor
 
 
 class Router(nn.Linear):
     """A linear layer that scores experts, and the choice of the K best."""
 
-    def __init__(self, config: MixtralConfig):
-        super().__init__(config.hidden_size, config.num_local_experts, bias=False)
-        self.config = config
-
-    @property
-    def top_k(self) -> int:
-        """K, which the config may change at any time."""
-        return self.config.num_experts_per_tok
+    def __init__(self, hidden_size: int, num_experts: int, top_k: int):
+        super().__init__(hidden_size, num_experts, bias=False)
+        self.top_k = top_k
 
     def forward(self, x: Tensor) -> RouterOutput:
         """Score and choose experts for x (N, D).
@@ -38,14 +59,49 @@ class Router(nn.Linear):
         return RouterOutput(logits, best.softmax(dim=-1), experts)
 
 
+def reference_dispatch(x: Tensor, routing: RouterOutput, experts: Sequence[Expert]) -> Tensor:
+    """Token by token, choice by choice: the formula as it stands. x (N, D) to (N, D)."""
+    tokens = []
+    for token_idx in range(x.shape[0]):
+        y = torch.zeros_like(x[0])
+        for weight, expert_idx in zip(routing.weights[token_idx], routing.experts[token_idx].tolist(), strict=True):
+            y = y + (weight * experts[expert_idx](x[token_idx])).to(x.dtype)
+        tokens.append(y)
+    return torch.stack(tokens) if tokens else x  # no tokens, nothing to do
+
+
+def sorted_dispatch(x: Tensor, routing: RouterOutput, experts: Sequence[Expert]) -> Tensor:
+    """Expert by expert: sort the N·K choices by expert, and run each expert once on all of its tokens.
+
+    Experts without a token do nothing, or in training get a batch of no tokens: so each weight has a gradient, if only
+    of zeros, and processes that train one model together agree on what they exchange. x (N, D) to (N, D).
+    """
+    is_training = torch.is_grad_enabled() and any(getattr(expert, "training", False) for expert in experts)
+    K = routing.experts.shape[1]
+    order = routing.experts.flatten().argsort(stable=True)  # (N*K,), the choices grouped by expert
+    counts = routing.experts.flatten().bincount(minlength=len(experts)).tolist()
+    token_idx = (order // K).split(counts)
+    weights = routing.weights.flatten()[order].split(counts)
+    y = torch.zeros_like(x)
+    for expert_idx in range(len(experts)):
+        if counts[expert_idx] or is_training:
+            out = experts[expert_idx](x[token_idx[expert_idx]]) * weights[expert_idx][:, None]
+            y.index_add_(0, token_idx[expert_idx], out.to(x.dtype))
+    return y
+
+
+EXPERT_DISPATCH: dict[str, Callable[..., Tensor]] = {"reference": reference_dispatch, "sorted": sorted_dispatch}
+
+
 class SparseMoE(nn.Module):
     """Router and experts of one layer, in place of a Transformer's single feed-forward network."""
 
-    def __init__(self, config: MixtralConfig):
+    def __init__(self, config: Config):
         super().__init__()
         self.config = config
-        self.gate = Router(config)
-        self.experts = Experts(Expert(config) for _ in range(config.num_local_experts))
+        D, F, E = config.hidden_size, config.intermediate_size, config.num_local_experts
+        self.gate = Router(D, E, config.num_experts_per_tok)
+        self.experts = nn.ModuleList(Expert(D, F) for _ in range(E))
 
     def forward(self, x: Tensor) -> tuple[Tensor, RouterOutput]:
         """Send each token of x (B, T, D) through its K experts.
@@ -59,25 +115,19 @@ class SparseMoE(nn.Module):
         if self.training and jitter > 0:
             x = x * torch.empty_like(x).uniform_(1 - jitter, 1 + jitter)
         tokens = x.reshape(-1, x.shape[-1])  # (N, D)
+        self.gate.top_k = self.config.num_experts_per_tok  # which can be changed at any time
         routing = self.gate(tokens)
-        y = EXPERT_DISPATCH[self.config.experts_implementation](tokens, routing, self.experts)
-        return y.view(x.shape), routing
+        return self.dispatch(tokens, routing).view(x.shape), routing
 
-    def lay_out(self) -> None:
-        """Copy the experts' weights: side by side for the form that multiplies with all of them at once."""
-        together = self.config.experts_implementation == "grouped" and type(self.experts) is Experts
-        for holder in [self.experts] if together else self.experts:
-            if isinstance(holder, Expert | Experts):
-                holder.copy_weights()
+    def dispatch(self, x: Tensor, routing: RouterOutput) -> Tensor:
+        """Compute the sum over each token's experts in the way that the config names. x (N, D) to (N, D)."""
+        return EXPERT_DISPATCH[self.config.experts_implementation](x, routing, self.experts)
 
 
 def load_balancing_loss(
-    router_logits: Sequence[Tensor],
-    num_experts: int,
-    top_k: int,
-    attention_mask: Tensor | None = None,
-    per_layer: bool = False,
-) -> Tensor:
+    router_logits: Sequence[Tensor], num_experts: int, top_k: int,
+    attention_mask: Tensor | None = None, per_layer: bool = False,
+) -> Tensor:  # fmt: skip
     """Penalise routers that send most tokens to few experts.
 
         loss = E · Σ_e f_e · P_e

@@ -40,26 +40,3 @@ def apply_rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     cos, sin = cos[:, None].to(x.dtype), sin[:, None].to(x.dtype)  # (B, 1, T, Dh), shared by all heads
     a, b = x.chunk(2, dim=-1)
     return x * cos + torch.cat((-b, a), dim=-1) * sin
-
-
-def to_half_split(matrix: Tensor, num_heads: int) -> Tensor:
-    """Reorder the rows of a raw Mistral q or k matrix (H*Dh, D), so that pairs lie Dh/2 apart instead of together.
-
-    Of each head, the first partners of all pairs come first, then the second ones. Scores do not change, as q and k are
-    reordered alike.
-
-    >>> to_half_split(torch.arange(12)[:, None], num_heads=2).flatten().tolist()
-    [0, 2, 4, 1, 3, 5, 6, 8, 10, 7, 9, 11]
-    """
-    pairs = matrix.unflatten(0, (num_heads, -1, 2))  # (H, Dh/2, 2, D)
-    return pairs.transpose(1, 2).flatten(0, 2)  # (H, Dh/2, 2, D) -> (H, 2, Dh/2, D) -> (H*Dh, D)
-
-
-def to_interleaved(matrix: Tensor, num_heads: int) -> Tensor:
-    """Undo `to_half_split`: reorder the rows of a Hugging Face q or k matrix (H*Dh, D), so that pairs lie together.
-
-    >>> to_interleaved(torch.tensor([[0, 2, 4, 1, 3, 5]]).T, num_heads=1).flatten().tolist()
-    [0, 1, 2, 3, 4, 5]
-    """
-    halves = matrix.unflatten(0, (num_heads, 2, -1))  # (H, 2, Dh/2, D)
-    return halves.transpose(1, 2).flatten(0, 2)  # (H, 2, Dh/2, D) -> (H, Dh/2, 2, D) -> (H*Dh, D)

@@ -1,24 +1,19 @@
 """From scores to a token: pure functions over logits (B, V), each of which returns new logits.
 
-`generate` applies them in the order in which they stand here. What is ruled out gets the score -inf, so its probability
-is exactly 0. All compute what transformers' processors of the same names compute.
+What is ruled out gets the score -inf, so its probability is exactly 0. All compute what transformers' processors of the
+same names compute. `RULES` lists those that `do_sample` applies, in order: a new rule is a function and a line there.
 """
 
 import math
-import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from numbers import Integral, Real
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from mixtral_edu.input_checks import can_look_at
-
-# Float32 can multiply and divide by all between these, also on devices that divide by multiplying with the reciprocal.
-_LEAST_FACTOR = torch.finfo(torch.float32).tiny
-_MOST_FACTOR = 1 / _LEAST_FACTOR
+_LEAST = torch.finfo(torch.float32).tiny  # what float32 can multiply by, and divide by on any device
 
 
 def apply_repetition_penalty(logits: Tensor, ids: Tensor, penalty: float, mask: Tensor | None = None) -> Tensor:
@@ -26,12 +21,7 @@ def apply_repetition_penalty(logits: Tensor, ids: Tensor, penalty: float, mask: 
 
         l_v <- l_v / penalty  if l_v > 0,  l_v * penalty  otherwise,      for every v in the row's ids
 
-    Args:
-        logits: (B, V) scores.
-        ids: (B, S) prompt and generated ids.
-        penalty: above 0; 1 changes nothing. Scores that grow beyond all numbers leave the best of them alone.
-        mask: (B, S), 0 for padding, whose ids did not occur; None: all did.
-
+    `ids` (B, S) are prompt and generated ids, those where `mask` is 0 left out. A penalty of 1 changes nothing.
     Source: CTRL, arXiv 1909.05858, section 4.1.
     """
     B, V = logits.shape
@@ -40,7 +30,7 @@ def apply_repetition_penalty(logits: Tensor, ids: Tensor, penalty: float, mask: 
         ids = ids.masked_fill(mask == 0, V)  # one more column takes what does not count
     occurred = torch.zeros(B, V + 1, dtype=torch.bool, device=logits.device).scatter(1, ids, True)[:, :V]
     penalised = torch.where(occurred, torch.where(logits < 0, logits * penalty, logits / penalty), logits)
-    return _best_where_infinite(penalised, logits)
+    return _or_limit(penalised, logits)
 
 
 def apply_temperature(logits: Tensor, temperature: float) -> Tensor:
@@ -49,7 +39,7 @@ def apply_temperature(logits: Tensor, temperature: float) -> Tensor:
     A temperature near 0 leaves the best token alone (several, if they tie); a huge one makes all that can be drawn
     equally likely.
     """
-    return _best_where_infinite(logits / _factor(temperature), logits)
+    return _or_limit(logits / _factor(temperature), logits)
 
 
 def keep_top_k(logits: Tensor, k: int) -> Tensor:
@@ -71,7 +61,7 @@ def keep_top_p(logits: Tensor, p: float) -> Tensor:
 
 
 def keep_min_p(logits: Tensor, p: float) -> Tensor:
-    """Keep the tokens that are at least p times as likely as the row's most likely one.
+    """Keep tokens that are at least p times as likely as the most likely one.
 
     Source: Turning Up the Heat, arXiv 2407.01082, section 3.
     """
@@ -79,16 +69,64 @@ def keep_min_p(logits: Tensor, p: float) -> Tensor:
     return logits.masked_fill(probabilities < float(p) * probabilities.amax(-1, keepdim=True), -torch.inf)
 
 
-def next_token(logits: Tensor, do_sample: bool, generator: torch.Generator | None = None) -> Tensor:
-    """Return one id a row, (B,): drawn from softmax(logits), or the most likely one.
+class Rule(NamedTuple):
+    """A way to shape the distribution: `apply(logits, value)`, for a `value` of this kind that `is_fine`."""
 
-    Raises:
-        ValueError: there is nothing to draw from, as logits hold nan or inf; told on a CPU only.
+    apply: Callable[[Tensor, Any], Tensor]
+    kind: type
+    is_fine: Callable[[Any], bool]
+    must_be: str
+    help: str
+    default: float | None = None
+
+
+RULES = {
+    "temperature": Rule(apply_temperature, Real, lambda t: 0 < t < math.inf,
+                        "a finite number above 0 (do_sample=False takes the most likely token)",
+                        "flattens (above 1) or sharpens (below 1) the distribution", default=1.0),
+    "top_k": Rule(keep_top_k, Integral, lambda k: k >= 1, "an int of at least 1, or None",
+                  "keeps the most likely tokens, so many of them"),
+    "top_p": Rule(keep_top_p, Real, lambda p: 0 < p <= 1, "a number above 0 and up to 1, or None",
+                  "keeps the fewest tokens with this probability together"),
+    "min_p": Rule(keep_min_p, Real, lambda p: 0 <= p <= 1, "a number from 0 to 1, or None",
+                  "keeps tokens at least this many times as likely as the best"),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """How the next token is chosen: drawn from what the `rules` leave, values by the names in `RULES`, or the best one.
+
+    `repetition_penalty` comes before the rules, drawn or not.
+    """
+
+    do_sample: bool = False
+    rules: dict[str, Any] | None = None
+    repetition_penalty: float | None = None
+
+    def shape(self, logits: Tensor, seen: Tensor, seen_mask: Tensor) -> Tensor:
+        """Return what the next ids are chosen from: logits (B, V) after the ids `seen` (B, S), some of them pads."""
+        if self.repetition_penalty is not None:
+            logits = apply_repetition_penalty(logits, seen, self.repetition_penalty, seen_mask)
+        for name, rule in RULES.items() if self.do_sample else ():
+            if (value := (self.rules or {}).get(name)) is not None:
+                logits = rule.apply(logits, value)
+        return logits
+
+    def choose(self, logits: Tensor, seen: Tensor, seen_mask: Tensor, generator: torch.Generator | None) -> Tensor:
+        """Return the next ids (B,)."""
+        return next_token(self.shape(logits, seen, seen_mask), self.do_sample, generator)
+
+
+def next_token(logits: Tensor, do_sample: bool, generator: torch.Generator | None = None) -> Tensor:
+    """Return one id per row, (B,): drawn from softmax(logits), or the most likely one.
+
+    A ValueError says that there is nothing to draw from, as logits hold nan or inf; on a CPU only.
     """
     if not do_sample:
         return logits.argmax(-1)
     probabilities = _probabilities(logits)
-    if can_look_at(probabilities) and probabilities.isnan().any():
+    if probabilities.device.type == "cpu" and probabilities.isnan().any():
         raise ValueError(
             "logits hold nan or inf, or a row of nothing but -inf: they must be finite where a token may be drawn; "
             "look for nan and inf in the model's weights"
@@ -102,145 +140,18 @@ def _probabilities(logits: Tensor) -> Tensor:
 
 
 def _factor(number: Real) -> float:
-    """The number itself, or the nearest to it that float32 can multiply and divide by."""
-    return float(min(max(number, _LEAST_FACTOR), _MOST_FACTOR))
+    return float(min(max(number, _LEAST), 1 / _LEAST))
 
 
-def _best_where_infinite(scaled: Tensor, logits: Tensor) -> Tensor:
-    """Return `scaled` (B, V), and for a row whose highest score overflowed its limit: only the best tokens are left.
+def _or_limit(scaled: Tensor, logits: Tensor) -> Tensor:
+    """Return `scaled` (B, V); of a row whose highest score left the range of numbers only the best of what did so.
 
-    Scores that leave a number's range differ by more than any softmax can show, unless they were equal. The best are
-    those with the highest of the `logits` before, among the ones that overflowed. A row whose highest score was
-    infinite before is broken and stays so: `next_token` refuses it.
+    That is the limit, as no softmax can show such differences. A row with an infinite score before stays broken.
     """
     highest = scaled.amax(-1, keepdim=True)  # (B, 1)
-    if can_look_at(highest) and not highest.isinf().any():
+    if highest.device.type == "cpu" and not highest.isinf().any():
         return scaled  # the usual case, for the price of one look
     overflowed = highest.isinf() & logits.amax(-1, keepdim=True).isfinite()  # (B, 1)
     candidates = logits.masked_fill(scaled != highest, -torch.inf)
-    best = candidates == candidates.amax(-1, keepdim=True)
-    limit = torch.zeros_like(logits).masked_fill(~best, -torch.inf)
-    return torch.where(overflowed, limit, scaled)
-
-
-class _FromConfig:
-    """Stands for the config's value where None has a meaning of its own."""
-
-    def __repr__(self) -> str:
-        return "<the config's>"
-
-
-FROM_CONFIG: Any = _FromConfig()
-
-
-@dataclass(frozen=True)
-class GenerationOptions:
-    """How the next token is chosen and when to stop; `generate` tells what each field means.
-
-    Raises:
-        TypeError, ValueError: a field is not what it must be; the message names it.
-    """
-
-    max_new_tokens: int | None = None
-    max_length: int | None = None
-    do_sample: bool = False
-    temperature: float | None = 1.0
-    top_k: int | None = None
-    top_p: float | None = None
-    min_p: float | None = None
-    repetition_penalty: float | None = None
-    eos_token_id: int | Sequence[int] | None = FROM_CONFIG
-    pad_token_id: int | None = FROM_CONFIG
-    seed: int | None = None
-
-    def __post_init__(self):
-        if self.max_new_tokens is None and self.max_length is None:
-            raise TypeError("max_new_tokens=None: it must be an int of at least 1")
-        if self.max_new_tokens is not None and self.max_length is not None:
-            raise ValueError(
-                f"max_new_tokens={self.max_new_tokens} and max_length={self.max_length}: give one of them, better the "
-                "first"
-            )
-        for name in ("max_new_tokens", "max_length"):
-            _check(name, getattr(self, name), Integral, lambda n: n >= 1, "an int of at least 1")
-        _check("temperature", self.temperature, Real, lambda t: 0 < t < math.inf,
-               "a finite number above 0 (do_sample=False takes the most likely token)")  # fmt: skip
-        _check("top_k", self.top_k, Integral, lambda k: k >= 1, "an int of at least 1, or None")
-        _check("top_p", self.top_p, Real, lambda p: 0 < p <= 1, "a number above 0 and up to 1, or None")
-        _check("min_p", self.min_p, Real, lambda p: 0 <= p <= 1, "a number from 0 to 1, or None")
-        _check("repetition_penalty", self.repetition_penalty, Real, lambda r: 0 < r < math.inf,
-               "a finite number above 0, or None")  # fmt: skip
-        _check("seed", self.seed, Integral, lambda s: -(2**63) <= s < 2**64, "an int from -2**63 to 2**64 - 1, or None")
-        if self.seed is not None:
-            object.__setattr__(self, "seed", int(self.seed))  # a torch.Generator takes no integer of numpy
-        defaults = {"temperature": (None, 1.0), "top_k": (None,), "top_p": (None,), "min_p": (None,)}
-        unused = [name for name, values in defaults.items() if getattr(self, name) not in values]
-        if unused and not self.do_sample:
-            warnings.warn(f"{', '.join(unused)} only matter with do_sample=True, and are ignored", stacklevel=4)
-
-    def steps(self, prompt_length: int) -> int:
-        """Return how many new ids there may be after a prompt of so many.
-
-        Raises:
-            ValueError: `max_length` leaves no room for one.
-        """
-        if self.max_length is None:
-            return self.max_new_tokens
-        if self.max_length <= prompt_length:
-            raise ValueError(
-                f"max_length={self.max_length}: the prompt alone has {prompt_length} ids; max_new_tokens counts the "
-                "new ones only"
-            )
-        return self.max_length - prompt_length
-
-    def shape(self, logits: Tensor, seen: Tensor, seen_mask: Tensor) -> Tensor:
-        """Return what the next ids are chosen from: logits (B, V) with everything applied that is set.
-
-        Args:
-            logits: (B, V), of the model.
-            seen: (B, S) ids so far.
-            seen_mask: (B, S), 0 for padding.
-        """
-        if self.repetition_penalty is not None:
-            logits = apply_repetition_penalty(logits, seen, self.repetition_penalty, seen_mask)
-        if self.do_sample:
-            if self.temperature is not None:
-                logits = apply_temperature(logits, self.temperature)
-            if self.top_k is not None:
-                logits = keep_top_k(logits, self.top_k)
-            if self.top_p is not None:
-                logits = keep_top_p(logits, self.top_p)
-            if self.min_p is not None:
-                logits = keep_min_p(logits, self.min_p)
-        return logits
-
-    def choose(self, logits: Tensor, seen: Tensor, seen_mask: Tensor, generator: torch.Generator | None) -> Tensor:
-        """Return the next ids (B,) for logits (B, V) after the ids `seen` (B, S), those masked 0 left out."""
-        return next_token(self.shape(logits, seen, seen_mask), self.do_sample, generator)
-
-    def stop_and_pad_ids(self, config: Any) -> tuple[list[int], int]:
-        """Return the ids that stop a row, and the one that fills it up after that.
-
-        Raises:
-            ValueError: one lies outside the vocabulary of `config`.
-        """
-        eos = config.eos_token_id if self.eos_token_id is FROM_CONFIG else self.eos_token_id
-        pad = config.pad_token_id if self.pad_token_id is FROM_CONFIG else self.pad_token_id
-        stop_ids = [] if eos is None else list(eos) if isinstance(eos, Sequence) else [eos]
-        for name, ids in (("eos_token_id", stop_ids), ("pad_token_id", [] if pad is None else [pad])):
-            for i in ids:
-                wanted = f"an id from 0 to vocab_size - 1 = {config.vocab_size - 1}"
-                _require(name, i, Integral, lambda i: 0 <= i < config.vocab_size, wanted)
-        return stop_ids, pad if pad is not None else next(iter(stop_ids), 0)
-
-
-def _check(name: str, value: Any, kind: type, is_fine: Callable[[Any], bool], wanted: str) -> None:
-    if value is not None:
-        _require(name, value, kind, is_fine, wanted)
-
-
-def _require(name: str, value: Any, kind: type, is_fine: Callable[[Any], bool], wanted: str) -> None:
-    if not isinstance(value, kind) or isinstance(value, bool):
-        raise TypeError(f"{name}={value!r}: it must be {wanted}")
-    if not is_fine(value):
-        raise ValueError(f"{name}={value!r}: it must be {wanted}")
+    rest = torch.zeros_like(logits).masked_fill(candidates != candidates.amax(-1, keepdim=True), -torch.inf)
+    return torch.where(overflowed, rest, scaled)

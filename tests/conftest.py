@@ -1,5 +1,6 @@
 """What all tests share: reproducible numbers, a small model's configuration, a JupyterLab in a browser."""
 
+import os
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,6 +11,7 @@ import torch
 
 from jupyterlab_browser import JupyterLab, find_chromium, open_jupyterlab
 from mixtral_edu import MixtralConfig
+from mixtral_edu.api import models
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -18,9 +20,31 @@ hypothesis.settings.register_profile("mixtral_edu", deadline=None, derandomize=T
 hypothesis.settings.load_profile("mixtral_edu")
 
 
+# Set by `dev.py test --processors`: models are built without the engine, and must give the same.
+TEXTBOOK = bool(os.environ.get("MIXTRAL_EDU_TEXTBOOK"))
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
     if item.get_closest_marker("gpu") and not torch.cuda.is_available():
         pytest.skip("needs a CUDA device")
+    if TEXTBOOK and is_about_the_engine(item):
+        pytest.skip("is about the engine")
+
+
+def is_about_the_engine(item: pytest.Item) -> bool:
+    """Whether a test is marked so, lies in its room, or has a form among its parameters that only the engine has."""
+    values = item.callspec.params.values() if hasattr(item, "callspec") else ()
+    forms = any(value in ("grouped", "flash_attention_2") for value in values if isinstance(value, str))
+    return forms or item.get_closest_marker("engine") is not None or item.path.parent.name == "fast"
+
+
+@pytest.fixture(autouse=True, scope="session")
+def textbook() -> Iterator[None]:
+    """Build models of the textbook's parts alone, if that is to be tested."""
+    with pytest.MonkeyPatch.context() as patch:
+        if TEXTBOOK:
+            patch.setattr(models, "install", lambda model: model)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -1,76 +1,19 @@
 """Attention backends against a plain loop and against each other; what they cost; what the layer does with them."""
 
-import math
-
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
 from torch.testing import assert_close
-from torch.utils._python_dispatch import TorchDispatchMode
 
-from mixtral_edu.attention import (
-    GroupedQueryAttention,
-    attend_eager,
-    attend_sdpa,
-    eager_attention,
-    sdpa_attention,
-)
+from attention_checks import DH, HEADS, B, Watch, attention_by_loop, random_qkv, visibility_of
+from mixtral_edu.attention import GroupedQueryAttention, attend_eager, attend_sdpa, eager_attention, sdpa_attention
 from mixtral_edu.masks import NO_POSITION, Visibility
 from mixtral_edu.rope import rotary_tables
 from tolerances import assert_attention
 
 pytestmark = pytest.mark.numerics
 
-B, DH = 2, 14
-HEADS = [(4, 4), (4, 2), (4, 1), (6, 2)]
-ON_CPU = {"eager": attend_eager, "sdpa": attend_sdpa}  # the third, "flash_attention_2", has a test module of its own
-
-
-def random_qkv(T: int, S: int, Hq: int = 4, Hkv: int = 2, dtype: torch.dtype = torch.float32) -> list[Tensor]:
-    shapes = (B, Hq, T, DH), (B, Hkv, S, DH), (B, Hkv, S, DH)
-    return [torch.randn(shape).to(dtype).requires_grad_() for shape in shapes]
-
-
-def visibility_of(T: int, S: int, window: int | None, padding: str = "none") -> Visibility:
-    """The last T of S positions look back at all S; the second row is padded."""
-    keys = torch.arange(S).repeat(B, 1)
-    if padding == "left":
-        keys[1] -= S // 3
-    if padding == "holes":
-        keys[1, 1::3] = NO_POSITION
-    keys = keys.clamp(min=NO_POSITION)
-    return Visibility(keys[:, S - T :], keys, window, padded=padding != "none")
-
-
-def attention_by_loop(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """One query at a time, in float64: softmax(q·k / sqrt(Dh)) over the keys it may see."""
-    q, k, v = q.double(), k.double(), v.double()
-    mask = mask.expand(B, 1, *mask.shape[2:])
-    group = q.shape[1] // k.shape[1]
-    out, weights = torch.zeros_like(q), q.new_zeros(*q.shape[:3], k.shape[2])
-    for b, h, t in torch.cartesian_prod(*map(torch.arange, q.shape[:3])).tolist():
-        seen = mask[b, 0, t].nonzero()[:, 0]
-        if len(seen):
-            weights[b, h, t, seen] = (k[b, h // group, seen] @ q[b, h, t] / math.sqrt(DH)).softmax(0)
-            out[b, h, t] = weights[b, h, t] @ v[b, h // group]
-    return out, weights
-
-
-class Watch(TorchDispatchMode):
-    """Remembers the most elements that any tensor made inside has, and the dtypes in which a softmax was taken."""
-
-    def __init__(self):
-        super().__init__()
-        self.numel, self.softmax_dtypes = 0, set()
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        result = func(*args, **kwargs or {})
-        if func is torch.ops.aten._softmax.default:
-            self.softmax_dtypes.add(result.dtype)
-        for tensor in result if isinstance(result, tuple | list) else (result,):
-            self.numel = max(self.numel, tensor.numel() if isinstance(tensor, Tensor) else 0)
-        return result
+ON_CPU = {"eager": attend_eager, "sdpa": attend_sdpa}
 
 
 @pytest.mark.parametrize("padding", ["none", "left", "holes"])
@@ -184,18 +127,6 @@ def test_eager_scales_queries_not_scores_which_half_precision_would_round_twice_
     assert weights.tolist() == [[[[1, 0, 0]]]] and out.flatten()[:3].tolist() == [1, 0, 0]
 
 
-@pytest.mark.parametrize("attend", ON_CPU.values(), ids=ON_CPU)
-@pytest.mark.parametrize("padding", ["none", "left"])
-def test_memory_of_a_windowed_prefill_grows_with_t_not_its_square(attend, padding):
-    largest = {}
-    for T in (512, 1024):
-        with Watch() as made:
-            attend(*random_qkv(T, T), visibility_of(T, T, 8, padding)).sum().backward()
-        largest[T] = made.numel
-    assert largest[1024] < 1024 * 1024 / 4, "nothing as large as a score matrix"
-    assert largest[1024] <= 2 * largest[512]
-
-
 @pytest.mark.parametrize("padding", ["none", "left"])
 def test_sdpa_never_holds_the_scores_of_all_heads(padding):
     """Without a window too: a mask for all heads together is the most it makes, and keys are not repeated."""
@@ -203,30 +134,6 @@ def test_sdpa_never_holds_the_scores_of_all_heads(padding):
     with Watch() as made:
         attend_sdpa(*random_qkv(T, T, Hq=8, Hkv=2), visibility_of(T, T, None, padding))
     assert made.numel <= B * T * T
-
-
-@pytest.mark.parametrize("attend", ON_CPU.values(), ids=ON_CPU)
-@pytest.mark.parametrize("window", [1, 8, 100])
-def test_work_of_a_windowed_prefill_is_o_of_t_times_w(attend, window, monkeypatch):
-    """Each query meets at most its window and the rest of its block."""
-    pairs = 0
-
-    def count(q, k):
-        nonlocal pairs
-        pairs += q.shape[2] * k.shape[2]
-
-    real_eager, real_sdpa = eager_attention, F.scaled_dot_product_attention
-    monkeypatch.setattr(
-        "mixtral_edu.attention.eager_attention", lambda q, k, *rest: count(q, k) or real_eager(q, k, *rest)
-    )
-    monkeypatch.setattr(
-        F,
-        "scaled_dot_product_attention",
-        lambda q, k, *rest, **options: count(q, k) or real_sdpa(q, k, *rest, **options),
-    )
-    T = 1000
-    attend(*random_qkv(T, T), visibility_of(T, T, window))
-    assert T * window / 2 < pairs <= T * (window + 64)
 
 
 @pytest.mark.parametrize("attend", ON_CPU.values(), ids=ON_CPU)

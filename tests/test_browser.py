@@ -71,16 +71,18 @@ def test_quickstart_runs_and_its_layer_slider_redraws_the_tokens(jupyterlab: Jup
 SETUP = """
 import torch
 from mixtral_edu import MixtralForCausalLM, MixtralTokenizer
-from mixtral_edu.viz.cache_ring import RingView
-from mixtral_edu.viz.choice import ChoiceView
-from mixtral_edu.viz.heads import AttentionView
-from mixtral_edu.viz.lens_widget import LensView
-from mixtral_edu.viz.masks import MaskView
-from mixtral_edu.viz.merges import MergesView
-from mixtral_edu.viz.quantization_widget import QuantizationView
-from mixtral_edu.viz.rope_widget import RopeView
-from mixtral_edu.viz.sampling_widget import SamplingView
-from mixtral_edu.viz.widgets import RouterView
+from mixtral_edu.viz.widgets import (
+    AttentionView,
+    ChoiceView,
+    LensView,
+    MaskView,
+    MergesView,
+    QuantizationView,
+    RingView,
+    RopeView,
+    RouterView,
+    SamplingView,
+)
 
 model = MixtralForCausalLM.from_pretrained("tiny", dtype=torch.float32, attn_implementation="eager")
 tokenizer = MixtralTokenizer.from_pretrained("tiny")

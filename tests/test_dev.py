@@ -14,6 +14,7 @@ from types import SimpleNamespace
 import pytest
 
 import dev
+from mixtral_edu.fast.products import WAYS
 
 PYTHON_TAG = f"cp{sys.version_info.major}{sys.version_info.minor}"
 
@@ -180,16 +181,17 @@ def test_what_n_auto_means(monkeypatch, request, named: list[str], capture: str,
     [("DEFAULT", 1), ("AVX2", 2), ("AVX512", 3), ("SVE256", 1), ("", 1)],  # the last two: other processors, no torch
 )
 def test_only_levels_that_this_processor_has_are_tried(capability: str, levels: int):
-    *settings, last = dev.processor_settings(capability)
+    *settings, onednn, textbook = dev.processor_settings(capability)
     assert [each["ATEN_CPU_CAPABILITY"] for each in settings] == ["default", "avx2", "avx512"][:levels]
-    assert last == {"ONEDNN_MAX_CPU_ISA": "AVX2"}
+    assert onednn["ONEDNN_MAX_CPU_ISA"] == "AVX2" and textbook == {"MIXTRAL_EDU_TEXTBOOK": "1"}
+    assert all(each["MIXTRAL_EDU_PRODUCT"] in WAYS for each in (*settings, onednn))
 
 
 @pytest.mark.parametrize(
     ("statuses", "status", "named"),
     [
-        ([0, 0, 0], 0, []),
-        ([1, 0, 1], 1, ["ATEN_CPU_CAPABILITY=default", "ONEDNN_MAX_CPU_ISA=AVX2"]),
+        ([0, 0, 0, 0], 0, []),
+        ([1, 0, 1, 0], 1, ["ATEN_CPU_CAPABILITY=default", "ONEDNN_MAX_CPU_ISA=AVX2"]),
         ([0, 2], 2, ["ATEN_CPU_CAPABILITY=avx2"]),  # interrupted: the rest is left out
         ([-15], -15, ["ATEN_CPU_CAPABILITY=default"]),
     ],

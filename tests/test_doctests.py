@@ -11,8 +11,8 @@ import mixtral_edu
 FOUND = (module.name for module in pkgutil.walk_packages(mixtral_edu.__path__, "mixtral_edu."))
 MODULES = ["mixtral_edu", *(name for name in FOUND if not name.endswith("__main__"))]
 NAMES = (
-    "config rope masks cache checkpoints.layouts quantization.rounding quantization.model fast.weights "
-    "analysis.routing exercises.comparison viz.cache viz.masks"
+    "config rope masks cache heads fast.products fast.flash checkpoints.layouts quantization.rounding "
+    "quantization.model analysis.routing exercises.comparison viz.cache viz.masks"
 )
 WITH_EXAMPLES = {f"mixtral_edu.{name}" for name in NAMES.split()}
 

@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from history_model import ALONE, MASK, PROMPTS, HistoryModel, V, greedy_path, hash_of
-from mixtral_edu.generation import TextStreamer, generate, stream
+from mixtral_edu.api.generation import generate, stream
+from mixtral_edu.text.streaming import TextStreamer
 from mixtral_edu.text.tokenizer import MixtralTokenizer, train_tokenizer
 from tokenizer_samples import TEXTS
 

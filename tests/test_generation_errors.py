@@ -6,14 +6,16 @@ import pytest
 import torch
 
 from history_model import MASK, PROMPTS, HistoryModel, V
-from mixtral_edu.generation import generate
-from mixtral_edu.sampling import GenerationOptions
+from mixtral_edu.api.generation import GenerationOptions, generate
+from mixtral_edu.sampling import RULES
 
 
 def test_defaults_are_stated_once():
     shown = inspect.signature(generate).parameters
     for name, parameter in inspect.signature(GenerationOptions).parameters.items():
-        assert shown[name].default == parameter.default, name
+        assert name == "rules" or shown[name].default == parameter.default, name
+    for name, rule in RULES.items():
+        assert shown[name].default == rule.default and f"{name}: {rule.help}" in generate.__doc__
     assert repr(shown["eos_token_id"].default) == "<the config's>"  # what help(generate) shows
 
 

@@ -84,7 +84,7 @@ def forward(folder: Path, tmp_path: Path) -> list:
 
 
 def dense(folder: Path, tmp_path: Path) -> list:
-    from mixtral_edu.dispatch import dense_dispatch
+    from mixtral_edu.fast.experts import dense_dispatch
 
     layer = MixtralForCausalLM.from_pretrained(folder, device="cpu").model.layers[0].block_sparse_moe
     x = torch.linspace(-1, 1, 3 * 64, dtype=torch.float32, device="cpu").view(3, 64)

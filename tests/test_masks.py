@@ -1,10 +1,9 @@
 """Masks as a brute-force loop over positions says them."""
 
-from itertools import accumulate
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
@@ -73,7 +72,6 @@ def test_convention_documented_shapes():
     assert row_positions(torch.ones(B, T, dtype=torch.bool), torch.zeros(B, dtype=torch.long)).shape == (B, T)
     visibility = Visibility(queries, keys, W)
     assert visibility.mask.shape == (B, 1, T, S)
-    assert [mask.shape for _, _, mask in visibility.blocks(2)] == [(B, 1, 2, 4), (B, 1, 1, 5)]
 
 
 def test_convention_padding_does_not_count_as_a_position():
@@ -89,17 +87,6 @@ def visibility_of(S: int, T: int, window: int | None) -> Visibility:
     """The last T of S positions look back at all S."""
     positions = torch.arange(S)[None]
     return Visibility(positions[:, S - T :], positions, window)
-
-
-@given(st.integers(1, 40), st.integers(0, 20), st.integers(1, 9), st.integers(1, 8))
-def test_blocks_together_are_the_whole_mask_at_the_promised_cost(T, past, window, size):
-    visibility = visibility_of(past + T, T, window)
-    whole = torch.zeros_like(visibility.mask)
-    for queries, keys, mask in visibility.blocks(size):
-        assert queries.stop - queries.start <= size
-        assert keys.stop - keys.start <= window - 1 + size
-        whole[:, :, queries, keys] = mask
-    assert_close(whole, visibility.mask)
 
 
 @pytest.mark.parametrize("window", [None, 3, 50])
@@ -118,45 +105,3 @@ def test_shortcuts_are_taken_where_they_help():
     assert visibility_of(9, 1, None).all_visible
     assert visibility_of(5, 5, None).plain_causal and visibility_of(5, 5, 5).plain_causal
     assert not visibility_of(5, 5, 4).plain_causal
-
-
-BATCHES = st.integers(1, 12).flatmap(
-    lambda S: st.lists(st.lists(st.booleans(), min_size=S, max_size=S), min_size=3, max_size=3)
-)
-
-
-@given(BATCHES, st.integers(1, 12), st.none() | st.integers(1, 6))
-@settings(max_examples=300)
-def test_packed_tokens_see_what_the_mask_shows_or_packing_says_that_it_closes_gaps(batch, T, window):
-    """In each row of packed tokens the last query is the last key, and distance is counted from there."""
-    real = torch.tensor(batch)
-    B, S = real.shape
-    T = min(T, S)
-    keys = row_positions(real, torch.zeros(B, dtype=torch.long)).masked_fill(~real, NO_POSITION)
-    visibility = Visibility(keys[:, S - T :], keys, window, padded=True)
-    packing = visibility.packing
-    if packing is not None and packing.closes_gaps:
-        has_gap = keys.amax(1) + 1 != real.sum(1)
-        assert window is not None and T > 1 and has_gap.any()
-        return
-
-    shown = torch.zeros_like(visibility.mask[:, 0])
-    for row in range(B):
-        queries, query_lengths = columns_in(packing and packing.queries, row, T)
-        keys_seen, key_lengths = columns_in(packing and packing.keys, row, S)
-        distance = torch.arange(len(queries))[:, None] + len(keys_seen) - len(queries) - torch.arange(len(keys_seen))
-        in_reach = (distance >= 0) & (distance < (window or S))
-        shown[row][queries[:, None], keys_seen] = in_reach if T > 1 else torch.ones_like(in_reach)
-    assert shown.equal(visibility.mask[:, 0])
-    if packing is not None:
-        assert packing.query_starts.tolist() == [0, *accumulate(query_lengths)]
-        assert packing.key_starts.tolist() == [0, *accumulate(key_lengths)]
-        assert (packing.most_queries, packing.most_keys) == (max(query_lengths, default=0), max(key_lengths, default=0))
-
-
-def columns_in(where: tuple[torch.Tensor, torch.Tensor] | None, row: int, width: int) -> tuple[torch.Tensor, list[int]]:
-    """The columns of a row that are packed, all if nothing is; and how many each row has that has any."""
-    if where is None:
-        return torch.arange(width), []
-    rows, columns = where
-    return columns[rows == row], rows.unique(return_counts=True)[1].tolist()

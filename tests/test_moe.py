@@ -7,8 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch.testing import assert_close
 
-from mixtral_edu.dispatch import EXPERT_DISPATCH
-from mixtral_edu.moe import Router, SparseMoE, load_balancing_loss
+from mixtral_edu.moe import EXPERT_DISPATCH, Expert, Router, SparseMoE, load_balancing_loss
 
 pytestmark = pytest.mark.numerics
 
@@ -21,16 +20,16 @@ def large_weights(module: torch.nn.Module) -> torch.nn.Module:
     return module
 
 
-def test_router_returns_a_named_result_of_documented_shapes(make_config):
-    routing = Router(make_config())(torch.randn(7, D))
+def test_router_returns_a_named_result_of_documented_shapes():
+    routing = Router(D, 5, 2)(torch.randn(7, D))
     assert routing._fields == ("logits", "weights", "experts")
     assert routing.logits.shape == (7, 5) and routing.weights.shape == routing.experts.shape == (7, 2)
     assert routing.experts.dtype == torch.long
 
 
 @pytest.mark.parametrize("K", [1, 2, 5])
-def test_weights_are_the_full_softmax_cut_to_k_and_rescaled(make_config, K):
-    routing = large_weights(Router(make_config(num_experts_per_tok=K)))(torch.randn(11, D))
+def test_weights_are_the_full_softmax_cut_to_k_and_rescaled(K):
+    routing = large_weights(Router(D, 5, K))(torch.randn(11, D))
     best, experts = routing.logits.softmax(-1).topk(K)
     assert_close(routing.weights, best / best.sum(-1, keepdim=True))
     assert_close(routing.experts, experts)
@@ -43,7 +42,7 @@ def test_router_equals_transformers(make_config):
     from transformers.models.mixtral.modeling_mixtral import MixtralTopKRouter
 
     config = make_config()
-    router = large_weights(Router(config))
+    router = large_weights(Router(D, 5, 2))
     theirs = MixtralTopKRouter(transformers.MixtralConfig(**config.to_dict()))
     theirs.load_state_dict(router.state_dict())
     x = torch.randn(3, 7, D)
@@ -51,8 +50,8 @@ def test_router_equals_transformers(make_config):
         assert_close(value, expected)
 
 
-def test_convention_router_product_in_the_models_dtype_then_float32(make_config):
-    router = large_weights(Router(make_config())).bfloat16()
+def test_convention_router_product_in_the_models_dtype_then_float32():
+    router = large_weights(Router(D, 5, 2)).bfloat16()
     x = torch.randn(50, D).bfloat16()
     routing = router(x)
     assert routing.logits.dtype == torch.bfloat16 and routing.weights.dtype == torch.float32
@@ -62,7 +61,7 @@ def test_convention_router_product_in_the_models_dtype_then_float32(make_config)
     assert_close(routing.experts, experts)
 
 
-@pytest.mark.parametrize("form", EXPERT_DISPATCH)
+@pytest.mark.parametrize("form", [*EXPERT_DISPATCH, "grouped"])
 @pytest.mark.parametrize(("E", "K"), [(8, 2), (16, 4)])
 def test_layer_equals_transformers(make_config, transformers_twin, E, K, form):
     from mixtral_edu import MixtralModel
@@ -166,3 +165,13 @@ def test_aux_loss_of_padding_alone_is_zero_where_that_of_transformers_is_nan(per
     loss = load_balancing_loss(layers, 5, 2, torch.zeros(2, 3), per_layer)
     assert loss == 0 and load_balancing_loss_func(layers, 5, 2, torch.zeros(2, 3)).isnan()
     assert not any(gradient.any() for gradient in torch.autograd.grad(loss, layers))
+
+
+def test_convention_expert_w1_gates_w3_goes_up_w2_comes_down():
+    expert = Expert(44, 37)
+    for parameter in expert.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    assert expert.w1.weight.shape == expert.w3.weight.shape == (37, 44) and expert.w2.weight.shape == (44, 37)
+    x = torch.randn(3, 44)
+    gate, up = x @ expert.w1.weight.T, x @ expert.w3.weight.T
+    assert_close(expert(x), (gate / (1 + torch.exp(-gate)) * up) @ expert.w2.weight.T, rtol=1e-4, atol=1e-5)

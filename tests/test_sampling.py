@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from torch.testing import assert_close
 from transformers.generation import logits_process
 
+from mixtral_edu.api.generation import GenerationOptions
 from mixtral_edu.sampling import (
-    GenerationOptions,
     apply_repetition_penalty,
     apply_temperature,
     keep_min_p,
@@ -95,7 +95,7 @@ def test_options_apply_in_their_order():
     probabilities = processors(seen, logits.clone()).softmax(-1)
     options = GenerationOptions(max_new_tokens=1, do_sample=True, **settings)
     for seed in range(20):
-        chosen = options.choose(logits, seen, mask, torch.Generator().manual_seed(seed))
+        chosen = options.sampler.choose(logits, seen, mask, torch.Generator().manual_seed(seed))
         theirs = torch.multinomial(probabilities, 1, generator=torch.Generator().manual_seed(seed))[:, 0]
         assert torch.equal(chosen, theirs)
 
@@ -131,7 +131,7 @@ def test_finite_logits_and_valid_options_give_a_distribution_whatever_their_size
     logits[:, 3] = logits[:, 3].nan_to_num()  # not a whole row of -inf
     seen = torch.tensor([seen] * len(logits))
     options = GenerationOptions(max_new_tokens=1, seed=seed, **settings)
-    shaped = options.shape(logits, seen, torch.ones_like(seen))
+    shaped = options.sampler.shape(logits, seen, torch.ones_like(seen))
     probabilities = shaped.double().softmax(-1)
     assert not probabilities.isnan().any()
     kept = shaped > -math.inf
@@ -139,7 +139,7 @@ def test_finite_logits_and_valid_options_give_a_distribution_whatever_their_size
     assert not (kept & logits.isinf()).any(), "what the model rules out stays ruled out"
     generator = torch.Generator().manual_seed(options.seed)
     for _ in range(5):
-        chosen = options.choose(logits, seen, torch.ones_like(seen), generator)
+        chosen = options.sampler.choose(logits, seen, torch.ones_like(seen), generator)
         assert kept.gather(1, chosen[:, None]).all()
 
 
@@ -199,7 +199,8 @@ def test_nothing_is_drawn_from_what_is_no_distribution(row):
                                       "min_p": 0.1}])  # fmt: skip
 def test_logits_that_are_broken_stay_broken_on_their_way(row, options):
     logits, ids = torch.tensor([[0.0, 1.0, 2.0], row]), torch.tensor([[0, 1], [0, 1]])
-    shaped = GenerationOptions(max_new_tokens=1, do_sample=True, **options).shape(logits, ids, torch.ones_like(ids))
+    sampler = GenerationOptions(max_new_tokens=1, do_sample=True, **options).sampler
+    shaped = sampler.shape(logits, ids, torch.ones_like(ids))
     next_token(shaped[:1], do_sample=True)
     with pytest.raises(ValueError, match="logits"):
         next_token(shaped, do_sample=True)
@@ -210,7 +211,7 @@ def test_numbers_of_any_kind_are_taken(number):
     ones = torch.ones_like(IDS)
     for name in ("temperature", "top_p", "min_p", "repetition_penalty"):
         shaped, expected = (
-            GenerationOptions(max_new_tokens=1, do_sample=True, **{name: value}).shape(LOGITS, IDS, ones)
+            GenerationOptions(max_new_tokens=1, do_sample=True, **{name: value}).sampler.shape(LOGITS, IDS, ones)
             for value in (number, 0.5)
         )
         assert torch.equal(shaped, expected)

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from mixtral_edu.dispatch import RouterOutput
+from mixtral_edu.moe import RouterOutput
 
 Change = Callable[[RouterOutput], RouterOutput]
 

@@ -5,16 +5,18 @@ the time to read queries, keys and values once and to write the output.
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from mixtral_edu.attention import attend_flash, attend_sdpa, eager_attention
+from mixtral_edu.attention import eager_attention
 from mixtral_edu.bench.results import Result, floor_by_bytes, floor_by_operations
 from mixtral_edu.bench.tasks import Task
 from mixtral_edu.bench.timing import paired_rounds
+from mixtral_edu.checkpoints.config import MixtralConfig
 from mixtral_edu.checkpoints.memory import dtype_name, require_memory
-from mixtral_edu.config import MixtralConfig
+from mixtral_edu.fast.attention import attend
 from mixtral_edu.fast.flash import check_flash
 from mixtral_edu.masks import Visibility
 
@@ -48,8 +50,8 @@ class Attention:
         self.visibility = Visibility(positions, positions, task.window if task.has_window else None)
         self.attend: Callable[..., Tensor] = {
             "eager": lambda q, k, v, visibility: eager_attention(q, k, v, visibility.mask)[0],
-            "sdpa": attend_sdpa,
-            "flash_attention_2": attend_flash,
+            "sdpa": partial(attend, "sdpa"),
+            "flash_attention_2": partial(attend, "flash_attention_2"),
         }[way]
 
     def prepare(self) -> None:

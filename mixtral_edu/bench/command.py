@@ -1,6 +1,7 @@
 """Measure how fast this model is, compared with transformers on the same weights and with what the machine could do.
 
     python -m mixtral_edu benchmark --against transformers --json results.json --picture results.png
+    python -m mixtral_edu benchmark --markdown results.json
 
 Both systems load one checkpoint of random weights and take turns in one process. The ratio of each row is the median
 over rounds. transformers runs each task in its fastest setting. A CUDA device runs the same tasks, with one row per way
@@ -15,13 +16,14 @@ from pathlib import Path
 
 import torch
 
+from mixtral_edu.bench.machine import describe_machine
 from mixtral_edu.bench.peers import check_peer
-from mixtral_edu.bench.results import Result, ResultFile, as_table, describe_machine
+from mixtral_edu.bench.results import Result, ResultFile, as_table
 from mixtral_edu.bench.run import Run
 from mixtral_edu.bench.tasks import FULL_TASKS, QUICK_TASKS, TASKS, Task, choose_tasks
 from mixtral_edu.bench.variants import benchmark_config
+from mixtral_edu.checkpoints.config import MixtralConfig
 from mixtral_edu.checkpoints.memory import choose_device, choose_dtype, dtype_name
-from mixtral_edu.config import MixtralConfig
 
 __all__ = ["Result", "Task", "as_table", "benchmark", "benchmark_config"]
 _SECONDS, _QUICK_SECONDS = 20.0, 2.0  # per row
@@ -31,6 +33,7 @@ def benchmark(
     config: MixtralConfig | None = None,
     *,
     tasks: Sequence[str] | None = None,
+    forms: Sequence[str] | None = None,
     dtype: torch.dtype | str | None = None,
     device: torch.device | str | None = None,
     threads: int | None = None,
@@ -49,15 +52,18 @@ def benchmark(
         config: the model's sizes; None for `benchmark_config()`.
         tasks: names, or beginnings of names: "prefill", "decode-8"; see `Task`. None for all of `TASKS`, or of
             `QUICK_TASKS` or `FULL_TASKS` if quick or full size. "attention" is measured only if it is named.
+        forms: names of forms of the model, or their first words: "plain float32", "compiled", "int4"; None for all
+            `variants`. Loading and attention are measured whatever the forms.
         dtype: the checkpoint's dtype, in which both systems run; None for float32, or bfloat16 on CUDA. Quantized forms
             run in bfloat16, on a CPU also in float32, and are compared with the peer in `dtype`.
         device: None for the CPU.
         threads: PyTorch's threads; None leaves them as they are.
         against: "transformers", or None to measure only this package.
         full_size: measure Mixtral-8x7B, or `config`, without training. Its weights are made on the device, one form
-            after the other, with no copy on disk or in host memory: 93 GB in bfloat16, 27 GB in 4 bits. Forms that do
-            not fit in memory are skipped. With a peer only some `layers` fit. They come from a checkpoint in the
-            temporary folder, which both systems read: 24 GB for 8 layers.
+            after the other, with no copy on disk or in host memory: 93 GB in bfloat16, 27 GB in 4 bits, twice as much
+            for forms that keep copies for their kernels. Forms that do not fit in memory are skipped. With a peer only
+            some `layers` fit. They come from a checkpoint in the temporary folder, which both systems read: 24 GB for 8
+            layers.
         layers: the number of layers; None for as many as `config` has.
         quick: fewer layers, forms and rounds, and shorter contexts: under three minutes on a quiet machine.
         seconds: time to spend per row, warm-up not included; each row gets at least three rounds.
@@ -100,7 +106,8 @@ def benchmark(
         report(", ".join(f"{name} {value}" for name, value in (machine | settings).items() if name != "sizes"))
         file = ResultFile(None if json_file is None else Path(json_file), machine, settings, again)
         with tempfile.TemporaryDirectory(prefix="mixtral-edu-") as folder:
-            run = Run(Path(folder) / "checkpoint", config, dtype, device, against, file, report, quick, full_size)
+            folder = Path(folder) / "checkpoint"
+            run = Run(folder, config, dtype, device, against, file, report, quick, full_size, forms)
             run.measure(chosen, seconds or (_QUICK_SECONDS if quick else _SECONDS))
             run.measure_loading(chosen)
             run.measure_attention(chosen, seconds or (_QUICK_SECONDS if quick else _SECONDS))

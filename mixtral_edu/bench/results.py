@@ -1,22 +1,15 @@
-"""The results of a benchmark: rows with times and floors, the machine that they hold for, a table, and a file."""
+"""The results of a benchmark: rows with times and floors, a table of them, and files."""
 
 import json
-import platform
-import subprocess
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
-import torch
-
-import mixtral_edu
 from mixtral_edu.bench.timing import Quartiles, quartiles
 from mixtral_edu.checkpoints.folders import read_json_object, whole_file
-from mixtral_edu.training.recipes import processor_name
 
 _STORED = Path(__file__).parents[1] / "data" / "results"
 _COLUMNS = ("task", "ours", "takes", "per token", "theirs", "theirs / ours", "floor", "reached", "rounds",
@@ -31,7 +24,7 @@ class Result:
 
     Args:
         task: the task's name.
-        variant: the form of our model, such as "packed float32" or "int4 bfloat16"; for loading, what is measured.
+        variant: the form of our model, such as "plain float32" or "int4 bfloat16"; for loading, what is measured.
         ours: what each round took: seconds per pass or step, or bytes.
         theirs: the peer's, round by round; empty without a peer.
         unit: "s" or "bytes".
@@ -75,25 +68,6 @@ class Result:
         return None if self.floor is None else self.floor / median(self.ours)
 
 
-def describe_machine(device: torch.device) -> dict[str, Any]:
-    """Return what times depend on besides settings: processor, versions, and a GPU's name, driver and CUDA version."""
-    machine = {
-        "processor": processor_name(),
-        "capability": torch.backends.cpu.get_cpu_capability(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "transformers": _installed_version("transformers"),
-        "mixtral_edu": mixtral_edu.__version__,
-    }
-    if device.type == "cuda":
-        machine |= {
-            "gpu": torch.cuda.get_device_name(device),
-            "driver": _driver_version(),
-            "cuda": torch.version.cuda,
-        }
-    return machine
-
-
 class ResultFile:
     """A JSON file of runs, each with its machine, settings and results. It is rewritten after each result.
 
@@ -110,11 +84,7 @@ class ResultFile:
 
     def __init__(self, path: Path | None, machine: dict[str, Any], settings: dict[str, Any], again: bool = False):
         self.path = path
-        self._content: dict[str, Any] = {"runs": []}
-        if path is not None and path.exists():
-            self._content = read_json_object(path)
-            if not isinstance(self._content.get("runs"), list):
-                raise ValueError(f"json_file={str(path)!r} holds no runs of a benchmark: name another file")
+        self._content = _content_of(path) if path is not None and path.exists() else {"runs": []}
         own = json.loads(json.dumps({"machine": machine, "settings": settings}))  # turns tuples into lists, as files do
         equal = [run for run in self._content["runs"] if {key: run.get(key) for key in own} == own]
         self._run = equal[0] if equal else own | {"results": []}
@@ -150,7 +120,7 @@ class ResultFile:
 
 
 class StoredRun(NamedTuple):
-    """A run that is stored with the package: its machine, settings and rows."""
+    """A run in a file: its machine, settings and rows."""
 
     machine: dict[str, Any]
     settings: dict[str, Any]
@@ -167,11 +137,28 @@ class StoredRun(NamedTuple):
         return f"{day}, {place}, torch {machine['torch']}{peer}"
 
 
+def runs_in(path: Path) -> list[StoredRun]:
+    """Return the runs in a file.
+
+    Raises:
+        ValueError: the file holds something other than runs.
+    """
+    return [
+        StoredRun(run["machine"], run["settings"], [as_result(row) for row in run["results"]])
+        for run in _content_of(path)["runs"]
+    ]
+
+
 def stored_runs(device: str) -> list[StoredRun]:
-    """Return the runs on "cpu" or "cuda" that are stored with the package; an empty list if there is no file."""
-    path = _STORED / f"benchmark-{device}.json"
-    runs = read_json_object(path)["runs"] if path.exists() else []
-    return [StoredRun(run["machine"], run["settings"], [as_result(row) for row in run["results"]]) for run in runs]
+    """Return the runs on "cpu" or "cuda" that are stored with the package, from one file per kind of processor."""
+    return [run for path in sorted(_STORED.glob(f"benchmark-{device}*.json")) for run in runs_in(path)]
+
+
+def _content_of(path: Path) -> dict[str, Any]:
+    content = read_json_object(path)
+    if not isinstance(content.get("runs"), list):
+        raise ValueError(f"{str(path)!r} holds no runs of a benchmark: name another file")
+    return content
 
 
 def as_result(row: dict[str, Any]) -> Result:
@@ -238,18 +225,3 @@ def as_table(results: Sequence[Result]) -> str:
         "  ".join(side(cell, width) for side, cell, width in zip(sides, row, widths, strict=True)).rstrip()
         for row in rows
     )
-
-
-def _installed_version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
-
-
-def _driver_version() -> str | None:
-    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.split("\n")[0].strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None

@@ -3,7 +3,6 @@
 import gc
 import sys
 from collections.abc import Callable, Sequence
-from functools import cached_property
 from itertools import groupby
 from pathlib import Path
 from statistics import median
@@ -11,7 +10,8 @@ from statistics import median
 import torch
 from torch import nn
 
-from mixtral_edu.bench.attention import compare_attention, dtypes_of, row_name, ways_of
+from mixtral_edu.api.models import MixtralForCausalLM
+from mixtral_edu.bench.attention import bytes_of_attention, compare_attention, dtypes_of, row_name, ways_of
 from mixtral_edu.bench.loading import OURS, measure_loading
 from mixtral_edu.bench.peers import Transformers, largest_difference
 from mixtral_edu.bench.results import (
@@ -24,11 +24,10 @@ from mixtral_edu.bench.results import (
 )
 from mixtral_edu.bench.tasks import STEPS, Decode, Task, bytes_read, operations, work_on
 from mixtral_edu.bench.timing import paired_rounds, product_rate, read_bandwidth
-from mixtral_edu.bench.variants import Variant, random_model, variants
+from mixtral_edu.bench.variants import Variant, choose_forms, random_model, variants
+from mixtral_edu.checkpoints.config import MixtralConfig
 from mixtral_edu.checkpoints.memory import dtype_name
-from mixtral_edu.config import MixtralConfig
 from mixtral_edu.fast.cuda_graph import NotRecordable
-from mixtral_edu.model import MixtralForCausalLM
 from mixtral_edu.quantization.model import checkpoint_bytes
 
 _TOLERANCE = 1e-3  # the scores of both systems may differ by this much in float32
@@ -49,15 +48,18 @@ class Run:
         report: Callable[[str], None],
         quick: bool,
         full_size: bool,
+        forms: Sequence[str] | None = None,
     ):
         self.folder, self.config, self.dtype, self.device = folder, config, dtype, device
         self.against, self.file, self.report = against, file, report
-        self.quick, self.full_size = quick, full_size
+        self.quick = quick
+        self.forms = choose_forms(forms, variants(dtype, device, quick))
         self.on_device = full_size and against is None  # a peer reads a checkpoint
         self.done = {(result.task, result.variant) for result in file.results} | file.left_out
         self.todo: list[tuple[Variant, Task]] = []
         self.peer: Transformers | None = None
         self.rates: dict[torch.dtype, float] = {}
+        self.bandwidths: dict[tuple[torch.dtype, int], float] = {}
 
     def measure(self, tasks: Sequence[Task], seconds: float) -> None:
         """Measure all tasks of a whole model, one form at a time.
@@ -65,8 +67,7 @@ class Run:
         Raises:
             MemoryError: no form fits in memory, or the peer does not fit next to it.
         """
-        forms = [form for form in variants(self.dtype, self.device, self.quick) if form.packed or not self.full_size]
-        self.todo = [(form, task) for form in forms for task in tasks if form.takes(task)]
+        self.todo = [(form, task) for form in self.forms for task in tasks if form.takes(task)]
         self.todo = [(form, task) for form, task in self.todo if (task.name, form.name) not in self.done]
         rows = {form: [task for _, task in rows] for form, rows in groupby(self.todo, key=lambda row: row[0])}
         no_room = []
@@ -140,13 +141,16 @@ class Run:
                 if any((task.name, row_name(way, dtype)) in self.done for way in ways_of(self.device)):
                     continue
                 self.report(f"{task.name}, {dtype_name(dtype)}")
-                rates = self.bandwidth, self._rate(dtype)
+                rates = self._bandwidth(bytes_of_attention(self.config, task, dtype), dtype), self._rate(dtype)
                 for row in compare_attention(self.config, task, dtype, self.device, seconds, *rates, self.report):
                     self._add(row)
 
-    @cached_property
-    def bandwidth(self) -> float:
-        return read_bandwidth(self.device)
+    def _bandwidth(self, count: float, dtype: torch.dtype) -> float:
+        """Return the most bytes per second at which `count` bytes can be read, some of them from caches."""
+        size = 1 << (int(count).bit_length() - 1)  # a power of two, not above `count`
+        if (dtype, size) not in self.bandwidths:
+            self.bandwidths[dtype, size] = read_bandwidth(self.device, size, [dtype])
+        return self.bandwidths[dtype, size]
 
     def _rate(self, dtype: torch.dtype) -> float:
         if dtype not in self.rates:
@@ -198,7 +202,8 @@ class Run:
         if isinstance(work, Decode):
             experts = work.experts_met()
             note = f" ({experts:.2f} experts per layer)"
-            return floor_by_bytes(bytes_read(model, task, experts), self.bandwidth, note)
+            count = bytes_read(model, task, experts)
+            return floor_by_bytes(count, self._bandwidth(count, variant.dtype), note)
         return floor_by_operations(operations(self.config, task), self._rate(variant.dtype))
 
     def _add(self, result: Result) -> None:

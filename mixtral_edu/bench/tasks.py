@@ -16,9 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mixtral_edu.cache import RollingKVCache
-from mixtral_edu.config import MixtralConfig
-from mixtral_edu.model import MixtralForCausalLM
+from mixtral_edu.api.cache import RollingKVCache
+from mixtral_edu.api.models import MixtralForCausalLM
+from mixtral_edu.checkpoints.config import MixtralConfig
+from mixtral_edu.fast import copies
 
 STEPS = 16  # tokens per row that one timed stretch decodes
 _FIRST_ID = 3  # lower ids are special tokens
@@ -167,9 +168,11 @@ class Decode:
 
     @torch.no_grad()
     def _steps(self, **options: Any) -> list[Any]:
-        step = self.model if options else getattr(self.model, "compiled_step", None) or self.model
+        prepared = getattr(self.model, "prepared", None)
+        step = self.model if options or prepared is None or prepared.step is None else prepared.step
         options |= {"use_cache": True, "logits_to_keep": 1, self.cache_name: self.cache}
-        return [step(ids, **options) for ids in self.ids.split(1, dim=1)]
+        with copies.in_use(prepared.copies if prepared is not None else ()):
+            return [step(ids, **options) for ids in self.ids.split(1, dim=1)]
 
     def experts_met(self) -> float:
         """Count how many experts per layer a step reads, by the router's decisions: the mean over steps and layers."""

@@ -1,17 +1,17 @@
 """The model that is measured, and its forms."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
-from mixtral_edu.attention import check_backend
+from mixtral_edu.api.inputs import check_backend
+from mixtral_edu.api.models import MixtralForCausalLM
 from mixtral_edu.bench.tasks import Task
+from mixtral_edu.checkpoints.config import MixtralConfig
 from mixtral_edu.checkpoints.memory import dtype_name, require_memory
-from mixtral_edu.config import MixtralConfig
-from mixtral_edu.fast.weights import keep_fast_weights
-from mixtral_edu.model import MixtralForCausalLM
-from mixtral_edu.pretrained import init_module
+from mixtral_edu.model import init_module
 from mixtral_edu.quantization.model import QuantizationConfig, checkpoint_bytes, install, quantized_layers
 
 _LONGEST_QUANTIZED_PREFILL = 512
@@ -33,13 +33,14 @@ def benchmark_config(quick: bool = False) -> MixtralConfig:
 
 @dataclass(frozen=True)
 class Variant:
-    """One form of our model: plain as loaded, packed for inference, compiled, or a CUDA graph; quantized or not.
+    """One form of our model: plain as loaded, prepared for inference, compiled, or a CUDA graph; quantized or not.
 
-    `attention` and `experts` name implementations; None for the default.
+    All but the plain form come from `prepare_for_inference`. `attention` and `experts` name implementations; None for
+    the default.
     """
 
     dtype: torch.dtype
-    packed: bool = False
+    prepared: bool = False
     compiled: bool = False
     graph: bool = False
     quantization: str | None = None
@@ -49,9 +50,9 @@ class Variant:
     @property
     def name(self) -> str:
         whole = " ".join(word for word, holds in (("compiled", self.compiled), ("graph", self.graph)) if holds)
-        form = whole or ("packed" if self.packed else "plain")
+        form = whole or ("prepared" if self.prepared else "plain")
         if self.quantization is not None:
-            form = self.quantization if form == "packed" else f"{form} {self.quantization}"
+            form = self.quantization if form == "prepared" else f"{form} {self.quantization}"
         return " ".join(filter(None, (form, dtype_name(self.dtype), self.attention)))
 
     @property
@@ -65,8 +66,8 @@ class Variant:
             return task.kind == "decode"
         if self.quantization is not None:
             short_prefill = task.kind == "prefill" and task.tokens <= _LONGEST_QUANTIZED_PREFILL
-            return short_prefill or task.kind == "decode" and self.packed
-        return task.kind in ("prefill", "decode") or task.kind == "train" and not self.packed
+            return short_prefill or task.kind == "decode" and self.prepared
+        return task.kind in ("prefill", "decode") or task.kind == "train" and not self.prepared
 
     def load(self, folder: Path, device: torch.device) -> MixtralForCausalLM:
         """Load this form from a checkpoint."""
@@ -88,12 +89,24 @@ class Variant:
             experts_implementation=self.experts or config.experts_implementation,
         )
         check_backend(config, device, self.dtype, output_attentions=False)
+        if copied := self._copied_bytes(config):
+            weights = checkpoint_bytes(config, QuantizationConfig.parse(self.quantization), self.dtype)
+            require_memory(weights + copied, device, "a model of these sizes, with copies for its kernels,")
         return self._prepared(random_model(config, self.dtype, device, self.quantization).eval())
 
+    def _copied_bytes(self, config: MixtralConfig) -> int:
+        """Return about how many bytes of copies `prepare_for_inference` adds to the weights."""
+        counts = config.parameter_counts().per_part
+        if not self.prepared:
+            return 0
+        if self.quantization == "int4":  # in the layout of PyTorch's kernel
+            return (counts["attention"] + counts["experts"]) // 2
+        return counts["experts"] * self.dtype.itemsize if self.quantization is None and self.experts == "grouped" else 0
+
     def _prepared(self, model: MixtralForCausalLM) -> MixtralForCausalLM:
-        if not self.packed:
+        if not self.prepared:
             return model
-        return keep_fast_weights(model.prepare_for_inference(compile=self.compiled, graph=self.graph))
+        return model.prepare_for_inference(compile=self.compiled, graph=self.graph)
 
 
 def random_model(
@@ -127,30 +140,54 @@ def random_model(
 def variants(dtype: torch.dtype, device: torch.device, quick: bool = False) -> list[Variant]:
     """Return the forms to measure.
 
-    On a CUDA device the plain and the packed form get one row per way to compute attention, with the experts in one
+    On a CUDA device the plain and the prepared form get one row per way to compute attention, with the experts in one
     product. Quantized forms run in bfloat16, on a CPU also in float32. On a CUDA device they are recorded as a graph
-    too. On a CPU a prefill in 4 bits has a second row, in the plain layout. Quick runs skip quantized forms in float32,
-    and compiling.
+    too. On a CPU a prefill in 4 bits has a second row, without copies. Quick runs skip quantized forms in float32, and
+    compiling.
     """
-    on_card, rounded = device.type == "cuda", []
+    on_card = device.type == "cuda"
+    ways = ("eager", "sdpa", "flash_attention_2")
+    forms = (
+        [
+            Variant(dtype, prepared, attention=attention, experts="grouped")
+            for prepared in (False, True)
+            for attention in ways
+        ]
+        if on_card
+        else [Variant(dtype)]
+    )
+    programs = ((True, False), (False, True), (True, True)) if on_card else ((True, False),)
+    for compiled, graph in () if quick else programs:
+        forms.append(Variant(dtype, prepared=True, compiled=compiled, graph=graph, experts="grouped"))
     for quantization in ("int8", "int4"):
-        packed = Variant(torch.bfloat16, packed=True, quantization=quantization)
-        rounded.append(packed)
+        form = Variant(torch.bfloat16, prepared=True, quantization=quantization)
+        forms.append(form)
         if on_card:
-            rounded.append(replace(packed, graph=True, experts="grouped"))
+            forms.append(replace(form, graph=True, experts="grouped"))
         elif quantization == "int4":
-            rounded.append(replace(packed, packed=False))
+            forms.append(replace(form, prepared=False))
         if not on_card and not quick:
-            rounded.append(replace(packed, dtype=torch.float32))
-    one_program = [] if quick else [
-        Variant(dtype, packed=True, compiled=compiled, graph=graph, experts="grouped")
-        for compiled, graph in (((True, False), (False, True), (True, True)) if on_card else ((True, False),))
-    ]
-    if not on_card:
-        return [Variant(dtype), Variant(dtype, packed=True), *one_program, *rounded]
-    ways = [
-        Variant(dtype, packed, attention=attention, experts="grouped")
-        for packed in (False, True)
-        for attention in ("eager", "sdpa", "flash_attention_2")
-    ]
-    return [*ways, *one_program, *rounded]
+            forms.append(replace(form, dtype=torch.float32))
+    return forms
+
+
+def choose_forms(names: Sequence[str] | None, forms: Sequence[Variant]) -> list[Variant]:
+    """Return the forms that `names` stand for, in the order of `forms`; all of them if it is None.
+
+    A name is a form's name, or the first words of some.
+
+    >>> forms = variants(torch.float32, torch.device("cpu"))
+    >>> [form.name for form in choose_forms(["plain float32", "int4"], forms)]
+    ['plain float32', 'int4 bfloat16', 'int4 float32']
+
+    Raises:
+        ValueError: a name is neither.
+    """
+    if names is None:
+        return list(forms)
+    found = {name: [form for form in forms if f"{form.name} ".startswith(f"{name} ")] for name in names}
+    for name, chosen in found.items():
+        if not chosen:
+            known = ", ".join(form.name for form in forms)
+            raise ValueError(f"forms={name!r}: it must be one of {known}, or the first words of some")
+    return [form for form in forms if any(form in chosen for chosen in found.values())]

@@ -9,15 +9,16 @@ from pathlib import Path
 
 import torch
 
-from mixtral_edu.checkpoints.folders import find_folder, replace_folder
+from mixtral_edu.checkpoints.config import MixtralConfig, settings_file
+from mixtral_edu.checkpoints.folders import TOKENIZER_FILES, find_folder, replace_folder
 from mixtral_edu.checkpoints.layouts import (
     Place,
     check_sizes,
     find_places,
     layout_of,
-    published_shapes,
     raw_name,
     rotated_heads,
+    to_interleaved,
 )
 from mixtral_edu.checkpoints.memory import FLOATS, common_dtype, require_memory
 from mixtral_edu.checkpoints.mistral import RAW_FILE, RAW_FILES, PickledTensor, is_raw, raw_tensors
@@ -32,12 +33,6 @@ from mixtral_edu.checkpoints.shards import (
     stored_tensors,
     write_shards,
 )
-from mixtral_edu.config import MixtralConfig, settings_file
-from mixtral_edu.rope import to_interleaved
-from mixtral_edu.text.tokenizer import FILE_PATTERNS
-
-# Files that are copied along: the SentencePiece model, and the files that transformers stores with it.
-TOKENIZER_FILES = (*FILE_PATTERNS, "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 
 
 def convert_checkpoint(
@@ -119,7 +114,7 @@ def open_checkpoint(folder: Path) -> tuple[MixtralConfig, dict[str, LazyTensor]]
     stored = raw_tensors(folder) if is_raw(folder) else stored_tensors(folder)
     check_sizes(config, ((tensor.name, tensor.shape) for tensor in stored), settings_file(folder))
     layout = layout_of([tensor.name for tensor in stored], is_raw(folder))
-    places, shapes = find_places(layout, config), published_shapes(config)
+    places, shapes = find_places(layout, config), config.weight_shapes()
     found = _match(places, stored, f"{folder} holds no causal Mixtral in the {layout} layout")
     sources = {name: (found[place.name], place) for name, place in places.items()}
     return config, {

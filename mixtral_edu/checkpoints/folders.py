@@ -13,6 +13,10 @@ from typing import Any
 
 from mixtral_edu.data import BUNDLED, bundled_folder
 
+# What the SentencePiece file beside a checkpoint may be called, most usual first, and what else belongs to a tokenizer.
+TOKENIZER_FILE = "tokenizer.model"
+TOKENIZER_PATTERNS = (TOKENIZER_FILE, "tokenizer.model.v1", "*.model*")
+TOKENIZER_FILES = (*TOKENIZER_PATTERNS, "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 
 def find_folder(name_or_folder: str | Path) -> Path:
     """Return the folder that a bundled name ("tiny", "tiny-instruct") or a path stands for.

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from mixtral_edu.attention import check_backend
+from mixtral_edu.checkpoints.config import MixtralConfig, settings_file
 from mixtral_edu.checkpoints.folders import find_folder, replace_folder
 from mixtral_edu.checkpoints.layouts import check_sizes, layout_of
 from mixtral_edu.checkpoints.memory import (
@@ -35,7 +35,7 @@ from mixtral_edu.checkpoints.shards import (
     summary,
     write_shards,
 )
-from mixtral_edu.config import MixtralConfig, settings_file
+from mixtral_edu.fast.engine import remove as remove_engine
 from mixtral_edu.quantization.model import (
     QuantizationConfig,
     check_finite,
@@ -61,6 +61,7 @@ def load_pretrained(
     quantization: str | QuantizationConfig | None = None,
     num_labels: int | None = None,
     problem_type: str | None = None,
+    engine: bool = True,
     quantization_config: QuantizationConfig | None = None,
     torch_dtype: torch.dtype | str | None = None,
     device_map: torch.device | str | None = None,
@@ -72,7 +73,7 @@ def load_pretrained(
     sets `optional_head`, its own head may be missing; it is then initialised at random, with one warning.
 
     Args:
-        model_class: a class with `head_keys` and `optional_head`, built as `model_class(config)`.
+        model_class: a class with `head_keys`, `optional_head` and `check_backend`, built as `model_class(config)`.
         name_or_folder: "tiny", "tiny-instruct", or a folder. Nothing is ever downloaded.
         dtype: the floating-point type to convert to ("bfloat16"), or None or "auto" for the checkpoint's own.
         device: None for the CPU.
@@ -80,6 +81,7 @@ def load_pretrained(
             `mixtral_edu.fast.flash.flash_kernel().name` says which kernel "flash_attention_2" uses here.
         quantization: "int8", "int4" or a `QuantizationConfig`: round attention and experts while loading, each matrix
             as soon as it is read. None for the checkpoint's own form.
+        engine: compute in the fast forms of `mixtral_edu.fast`; False for the textbook's own, as they read.
         quantization_config, torch_dtype, device_map: transformers' names for `quantization`, `dtype` and `device`.
             `device_map="auto"` chooses a CUDA device if there is one.
 
@@ -116,12 +118,14 @@ def load_pretrained(
 
     with torch.device("meta"), _WithoutDrawing():
         model = model_class(config)
+    if not engine:
+        remove_engine(model)
     layers = quantized_layers(model, form, dtype) if form else {}
     if stored_form:
         install(model, layers)
     sources = _match(model, stored, folder)
     first, _ = next(model.named_parameters())  # the embedding, whose dtype is that of the activations
-    check_backend(config, device, dtype or FLOATS[sources[first].dtype], config.output_attentions)
+    model.check_backend(device, dtype or FLOATS[sources[first].dtype])
     if not stored_form:
         install(model, layers)
     _check_memory(model, sources, dtype, device, folder)

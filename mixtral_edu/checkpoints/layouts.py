@@ -8,7 +8,7 @@
 | stacked   | part of `layers.0.block_sparse_moe.w1`                | Mistral's own files of the first Mixtral release |
 
 Both of Mistral's own layouts store q and k for a rotary embedding that pairs neighbouring numbers
-(`rope.to_half_split`).
+(`to_half_split`).
 """
 
 import re
@@ -20,8 +20,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from mixtral_edu.config import MixtralConfig
-from mixtral_edu.rope import to_half_split
+from mixtral_edu.config import Config
 
 _RAW_WORDS = {  # published: raw
     "model.embed_tokens": "tok_embeddings",
@@ -37,7 +36,7 @@ _RAW_WORDS = {  # published: raw
     "block_sparse_moe": "feed_forward",
 }
 # What shows a size in the files of any layout: the config's fields, which tensors, which axis, and what that must be.
-_SIZES: tuple[tuple[str, str, int, Callable[[MixtralConfig], int]], ...] = (
+_SIZES: tuple[tuple[str, str, int, Callable[[Config], int]], ...] = (
     ("vocab_size", r"(embed_tokens|tok_embeddings)\.weight", 0, lambda c: c.vocab_size),
     ("hidden_size", r"(embed_tokens|tok_embeddings)\.weight", 1, lambda c: c.hidden_size),
     ("num_local_experts", r"\.gate\.weight", 0, lambda c: c.num_local_experts),
@@ -61,30 +60,27 @@ class Place(NamedTuple):
     change: Callable[[Tensor], Tensor] | None = None
 
 
-def published_shapes(config: MixtralConfig) -> dict[str, Shape]:
-    """Return the name and shape of each tensor of a causal Mixtral, in the model's order.
+def to_half_split(matrix: Tensor, num_heads: int) -> Tensor:
+    """Reorder the rows of a raw Mistral q or k matrix (H*Dh, D), so that pairs lie Dh/2 apart instead of together.
 
-    >>> shapes = published_shapes(MixtralConfig.mixtral_8x7b())
-    >>> len(shapes), shapes["model.layers.31.block_sparse_moe.experts.7.w2.weight"]
-    (995, (4096, 14336))
+    Of each head, the first partners of all pairs come first, then the second ones. Scores do not change, as q and k are
+    reordered alike.
+
+    >>> to_half_split(torch.arange(12)[:, None], num_heads=2).flatten().tolist()
+    [0, 2, 4, 1, 3, 5, 6, 8, 10, 7, 9, 11]
     """
-    D, F, V = config.hidden_size, config.intermediate_size, config.vocab_size
-    queries, keys = (config.head_dim * n for n in (config.num_attention_heads, config.num_key_value_heads))
-    layer = {
-        "self_attn.q_proj.weight": (queries, D),
-        "self_attn.k_proj.weight": (keys, D),
-        "self_attn.v_proj.weight": (keys, D),
-        "self_attn.o_proj.weight": (D, queries),
-        "block_sparse_moe.gate.weight": (config.num_local_experts, D),
-    }
-    for expert_idx in range(config.num_local_experts):
-        for matrix, shape in (("w1", (F, D)), ("w2", (D, F)), ("w3", (F, D))):
-            layer[f"block_sparse_moe.experts.{expert_idx}.{matrix}.weight"] = shape
-    layer |= {"input_layernorm.weight": (D,), "post_attention_layernorm.weight": (D,)}
-    layers = {
-        f"model.layers.{i}.{name}": shape for i in range(config.num_hidden_layers) for name, shape in layer.items()
-    }
-    return {"model.embed_tokens.weight": (V, D)} | layers | {"model.norm.weight": (D,), "lm_head.weight": (V, D)}
+    pairs = matrix.unflatten(0, (num_heads, -1, 2))  # (H, Dh/2, 2, D)
+    return pairs.transpose(1, 2).flatten(0, 2)  # (H, Dh/2, 2, D) -> (H, 2, Dh/2, D) -> (H*Dh, D)
+
+
+def to_interleaved(matrix: Tensor, num_heads: int) -> Tensor:
+    """Undo `to_half_split`: reorder the rows of a Hugging Face q or k matrix (H*Dh, D), so that pairs lie together.
+
+    >>> to_interleaved(torch.tensor([[0, 2, 4, 1, 3, 5]]).T, num_heads=1).flatten().tolist()
+    [0, 1, 2, 3, 4, 5]
+    """
+    halves = matrix.unflatten(0, (num_heads, 2, -1))  # (H, 2, Dh/2, D)
+    return halves.transpose(1, 2).flatten(0, 2)  # (H, 2, Dh/2, D) -> (H, Dh/2, 2, D) -> (H*Dh, D)
 
 
 def raw_name(published: str) -> str:
@@ -98,7 +94,7 @@ def raw_name(published: str) -> str:
     return published
 
 
-def rotated_heads(published: str, config: MixtralConfig) -> int | None:
+def rotated_heads(published: str, config: Config) -> int | None:
     """Return how many heads of this matrix a rotary embedding rotates: Hq for q, Hkv for k, None for any other."""
     if published.endswith("self_attn.q_proj.weight"):
         return config.num_attention_heads
@@ -114,7 +110,7 @@ def layout_of(names: Iterable[str], is_raw: bool) -> str:
     return "fused" if any(".mlp.experts." in name for name in names) else "published"
 
 
-def check_sizes(config: MixtralConfig, tensors: Iterable[tuple[str, Shape]], settings: Path) -> None:
+def check_sizes(config: Config, tensors: Iterable[tuple[str, Shape]], settings: Path) -> None:
     """Compare a config with the stored tensors before anything is built: building 2**31 layers would take forever.
 
     If the tensors of a kind agree with one another but not with the config, the config is wrong. A single tensor that
@@ -149,22 +145,22 @@ def _numbers(names: Iterable[str], word: str) -> set[int]:
     return {int(match[1]) for name in names if (match := re.search(rf"(?:^|\.){word}\.(\d{{1,9}})\.", name))}
 
 
-def find_places(layout: str, config: MixtralConfig) -> dict[str, Place]:
+def find_places(layout: str, config: Config) -> dict[str, Place]:
     """Return, by published name, where `layout` ("published", "fused", "raw", "stacked") stores each tensor.
 
-    >>> config = MixtralConfig.mixtral_8x7b()
+    >>> config = Config.mixtral_8x7b()
     >>> find_places("stacked", config)["model.layers.0.block_sparse_moe.experts.1.w1.weight"]
     Place(name='layers.0.block_sparse_moe.w1', shape=(114688, 4096), part=(slice(14336, 28672, None),), change=None)
     """
     find = {"published": _in_published, "fused": _in_fused, "raw": _in_raw, "stacked": _in_stacked}[layout]
-    return {name: find(name, shape, config) for name, shape in published_shapes(config).items()}
+    return {name: find(name, shape, config) for name, shape in config.weight_shapes().items()}
 
 
-def _in_published(name: str, shape: Shape, config: MixtralConfig) -> Place:
+def _in_published(name: str, shape: Shape, config: Config) -> Place:
     return Place(name, shape)
 
 
-def _in_fused(name: str, shape: Shape, config: MixtralConfig) -> Place:
+def _in_fused(name: str, shape: Shape, config: Config) -> Place:
     expert = _EXPERT.fullmatch(name)
     if not expert:
         return Place(name.replace("block_sparse_moe", "mlp"), shape)
@@ -176,12 +172,12 @@ def _in_fused(name: str, shape: Shape, config: MixtralConfig) -> Place:
     return Place(f"{layer}.mlp.experts.gate_up_proj", (E, 2 * F, D), (expert_idx, rows))
 
 
-def _in_raw(name: str, shape: Shape, config: MixtralConfig) -> Place:
+def _in_raw(name: str, shape: Shape, config: Config) -> Place:
     heads = rotated_heads(name, config)
     return Place(raw_name(name), shape, change=partial(to_half_split, num_heads=heads) if heads else None)
 
 
-def _in_stacked(name: str, shape: Shape, config: MixtralConfig) -> Place:
+def _in_stacked(name: str, shape: Shape, config: Config) -> Place:
     expert = _EXPERT.fullmatch(name)
     if not expert:
         place = _in_raw(name, shape, config)

@@ -7,8 +7,8 @@ has Hugging Face's names (`hidden_size`), and its `sliding_window` may be text.
 from pathlib import Path
 from typing import Any
 
+from mixtral_edu.checkpoints.config_checks import COUNTS, is_count, shown
 from mixtral_edu.checkpoints.folders import read_json_object
-from mixtral_edu.config_checks import COUNTS, is_count, shown
 
 PARAMS_FILE = "params.json"
 NAMES = {  # Mistral's and ours

@@ -118,9 +118,7 @@ def read_header(path: Path) -> list[StoredTensor]:
     except SafetensorError as error:
         raise damaged(path, str(error)) from error
     starts = data_starts(path)
-    return [
-        StoredTensor(name, path, tuple(s.get_shape()), s.get_dtype(), starts[name]) for name, s in slices.items()
-    ]
+    return [StoredTensor(name, path, tuple(s.get_shape()), s.get_dtype(), starts[name]) for name, s in slices.items()]
 
 
 def damaged(path: Path, reason: str) -> ValueError:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from mixtral_edu.config_checks import shortened
+from mixtral_edu.checkpoints.config_checks import shortened
 from mixtral_edu.exercises.comparison import Rows, compare, show
 from mixtral_edu.exercises.deadline import DeadlinePassed, deadline
 from mixtral_edu.exercises.probe import Probe, random_state, set_random_state

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mixtral_edu.config import MixtralConfig
+from mixtral_edu.api.models import MixtralForCausalLM
+from mixtral_edu.checkpoints.config import MixtralConfig
 from mixtral_edu.exercises.framework import exercise
-from mixtral_edu.model import MixtralForCausalLM
 
 
 @exercise("A decoder layer from its parts")

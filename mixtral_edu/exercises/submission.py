@@ -32,7 +32,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from mixtral_edu.config_checks import shortened
+from mixtral_edu.checkpoints.config_checks import shortened
 from mixtral_edu.exercises import Exercise, exercises
 from mixtral_edu.exercises.deadline import DeadlinePassed, deadline
 from mixtral_edu.exercises.grading import LONGEST, grade

@@ -1,1 +1,1 @@
-"""The same results sooner: copies of weights, FlashAttention-2, a step recorded as a CUDA graph."""
+"""The engine: the same results sooner. `engine.install` puts it into a model, `engine.remove` takes it out."""

@@ -15,8 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mixtral_edu.cache import RollingKVCache
-from mixtral_edu.input_checks import given_cache
+from mixtral_edu.cache import RollingCache
 
 _WARM_UPS = 3  # kernels choose their form, and libraries make room, in the first calls; neither may be recorded
 _WAIT = "called a synchronizing CUDA operation"  # in what PyTorch raises where one was forbidden
@@ -52,8 +51,8 @@ class GraphedStep:
         input_ids: Tensor | None = None,
         *,
         attention_mask: Tensor | None = None,
-        past_key_values: RollingKVCache | None = None,
-        cache: RollingKVCache | None = None,
+        past_key_values: RollingCache | None = None,
+        cache: RollingCache | None = None,
         **options: Any,
     ) -> Any:
         """Run one step; arguments and result are those of the model.
@@ -61,8 +60,8 @@ class GraphedStep:
         Raises:
             NotRecordable: the step cannot be recorded; `train()` makes the model forget that it was to be.
         """
-        cache = given_cache(past_key_values, cache)
-        is_step = isinstance(cache, RollingKVCache) and input_ids is not None and input_ids.shape[1:] == (1,)
+        cache = past_key_values if cache is None else cache
+        is_step = isinstance(cache, RollingCache) and input_ids is not None and input_ids.shape[1:] == (1,)
         if not is_step or attention_mask is not None or cache.half_written or _holds_tensor(options):
             return self.forward(input_ids, attention_mask=attention_mask, past_key_values=cache, **options)
         cache.make_room(1)
@@ -76,7 +75,7 @@ class GraphedStep:
         cache.seen += 1
         return self._out
 
-    def _record(self, input_ids: Tensor, cache: RollingKVCache, options: dict[str, Any]) -> None:
+    def _record(self, input_ids: Tensor, cache: RollingCache, options: dict[str, Any]) -> None:
         self.forget()
         ids = input_ids.clone()
         positions, next_position, seen = cache.positions, cache.next_position, cache.seen
@@ -102,9 +101,7 @@ class GraphedStep:
         self._ids, self._out, self._replay = ids, out, replay
 
 
-def record(
-    step: Callable[[], Any], undo: Callable[[], None], device: torch.device
-) -> tuple[Any, Callable[[], None]]:
+def record(step: Callable[[], Any], undo: Callable[[], None], device: torch.device) -> tuple[Any, Callable[[], None]]:
     """Record what `step` starts on a CUDA device.
 
     Args:
@@ -167,5 +164,5 @@ def _holds_tensor(options: dict[str, Any]) -> bool:
 def _same(found: tuple[Any, ...], wanted: tuple[Any, ...]) -> bool:
     """Whether all parts are the same objects, or equal where they are neither tensors nor caches."""
     return len(found) == len(wanted) and all(
-        a is b or not isinstance(a, Tensor | RollingKVCache) and a == b for a, b in zip(found, wanted, strict=True)
+        a is b or not isinstance(a, Tensor | RollingCache) and a == b for a, b in zip(found, wanted, strict=True)
     )

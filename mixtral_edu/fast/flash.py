@@ -16,18 +16,42 @@ Source: Dao 2023, arXiv 2307.08691.
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
+from itertools import accumulate
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mixtral_edu.checkpoints.memory import dtype_name
-from mixtral_edu.masks import Packing, Visibility
+from mixtral_edu.attention import attend_sdpa
+from mixtral_edu.masks import NO_POSITION, Visibility
 
 _DTYPES = (torch.float16, torch.bfloat16)
 _MAX_HEAD_DIM = 256
 _HEAD_DIM_STEP = 8  # kernels take heads of a multiple of this
 _CAPABILITY = (8, 0)  # of the oldest GPUs that the kernels are written for, Ampere
+
+
+@dataclass(frozen=True)
+class Packing:
+    """The tokens of a padded batch that take part, end to end, as kernels for rows of unequal length take them.
+
+    Rows without a real query are left out, and so are keys that no query of their row may see.
+
+    Attributes:
+        queries, keys: where the tokens stand in the batch: rows and columns, two tensors (Nq,) and two (Nk,).
+        query_starts, key_starts: (rows + 1,) int32, where each row's tokens start among them, and the end.
+        most_queries, most_keys: the most in one row.
+        closes_gaps: somewhere padding was left out between tokens so far apart that a window tells them apart: packed,
+            they are nearer to each other than in their row.
+    """
+
+    queries: tuple[Tensor, Tensor]
+    keys: tuple[Tensor, Tensor]
+    query_starts: Tensor
+    key_starts: Tensor
+    most_queries: int
+    most_keys: int
+    closes_gaps: bool
 
 
 @dataclass(frozen=True)
@@ -116,7 +140,7 @@ def check_flash(device: torch.device, dtype: torch.dtype, head_dim: int) -> None
         raise ValueError(f"{asked} needs a CUDA device, and the model is on {device}: choose {other} or device='cuda'")
     if dtype not in _DTYPES:
         raise ValueError(
-            f"{asked} computes in float16 or bfloat16, and the model is in {dtype_name(dtype)}: "
+            f"{asked} computes in float16 or bfloat16, and the model is in {str(dtype).removeprefix('torch.')}: "
             f"choose dtype=torch.bfloat16 or {other}"
         )
     if head_dim > _MAX_HEAD_DIM:
@@ -140,7 +164,56 @@ def packing_of(visibility: Visibility, num_rows: int) -> Packing | None:
     if len(visibility.query_positions) < num_rows:  # one row stands for all
         queries, keys = (p.expand(num_rows, -1) for p in (visibility.query_positions, visibility.key_positions))
         visibility = replace(visibility, query_positions=queries, key_positions=keys)
-    return visibility.packing
+    return pack(visibility)
+
+
+def pack(visibility: Visibility) -> Packing | None:
+    """What takes part, end to end; None if that is each query and key. Waits for the device, once for all layers.
+
+    >>> keys = torch.tensor([[-1, -1, 0, 1], [0, 1, 2, 3], [0, 1, 2, -1]])
+    >>> packing = pack(Visibility(keys[:, 2:], keys, window=2, padded=True))
+    >>> packing.query_starts.tolist(), packing.key_starts.tolist()
+    ([0, 2, 4, 5], [0, 2, 5, 7])
+    """
+    queries, keys = visibility.query_positions, visibility.key_positions  # (B, T), (B, S)
+    real = queries != NO_POSITION
+    last = queries.amax(1, keepdim=True)  # (B, 1), NO_POSITION in a row without a query
+    first = torch.where(real, queries, last).amin(1, keepdim=True)  # (B, 1)
+    seen = (keys != NO_POSITION) & (keys <= last)
+    gapless = torch.ones_like(real[:, 0])  # (B,)
+    if visibility.window is not None:
+        seen = seen & (keys > first - visibility.window)
+        span = (last - torch.where(seen, keys, last)).amax(1) + 1  # (B,), from the oldest key to the last query
+        gapless = (span == seen.sum(1)) | (span <= visibility.window)
+    num_queries, num_keys, gapless = torch.stack((real.sum(1), seen.sum(1), gapless)).tolist()
+
+    (B, T), S = real.shape, seen.shape[1]
+    closes_gaps = not all(gapless)
+    if num_queries == [T] * B and num_keys == [S] * B and not closes_gaps:
+        return None
+    num_queries = [count for count in num_queries if count]
+    num_keys = [count for count in num_keys if count]
+    return Packing(
+        queries=real.nonzero(as_tuple=True),
+        keys=seen.nonzero(as_tuple=True),
+        query_starts=torch.tensor([0, *accumulate(num_queries)], dtype=torch.int32, device=real.device),
+        key_starts=torch.tensor([0, *accumulate(num_keys)], dtype=torch.int32, device=real.device),
+        most_queries=max(num_queries, default=0),
+        most_keys=max(num_keys, default=0),
+        closes_gaps=closes_gaps,
+    )
+
+
+def attend_flash(q: Tensor, k: Tensor, v: Tensor, visibility: Visibility, dropout: float = 0.0) -> Tensor:
+    """Backend "flash_attention_2": `flash_attention` on what is not padding.
+
+    Kernels count a window's distance along the tokens that they are given. Where padding inside a row makes that wrong,
+    `attend_sdpa` takes over.
+    """
+    packing = visibility.once("packing", lambda: packing_of(visibility, len(q)))
+    if packing is not None and packing.closes_gaps:
+        return attend_sdpa(q, k, v, visibility, dropout)
+    return flash_attention(q, k, v, visibility.window, packing, dropout)
 
 
 def flash_attention(

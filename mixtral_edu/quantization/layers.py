@@ -7,6 +7,7 @@ of PyTorch that does it on the way. The first form says what is computed, and is
 rows, the second for few.
 """
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple, Self
 
@@ -14,13 +15,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mixtral_edu.fast import copies, products
 from mixtral_edu.fast.linear import multiplies_in_float32
-from mixtral_edu.fast.weights import Product, current_copy
 from mixtral_edu.quantization.rounding import pack_pairs, quantize_groups, quantize_rows, unpack_pairs
 
 _HALVES = (torch.bfloat16, torch.float16)
-_INT8_KERNEL_ROWS = 32  # with more, dequantizing 8 bits once is faster on a CPU than on the way, row by row
-_INT4_KERNEL_ROWS = 64  # the same for 4 bits; both measured with AVX2
+# With more rows, dequantizing once is faster on any processor than doing so on the way, row by row. With fewer, a trial
+# tells, or while compiling a smaller number of rows.
+_MOST_KERNEL_ROWS = 256
+_COPY_STEPS = 4  # of one row take as long as making the copy for the kernel
+_COMPILED_ROWS = {8: 32, 4: 64}
 
 
 class Int8Linear(nn.Module):
@@ -50,8 +54,10 @@ class Int8Linear(nn.Module):
         """Map x (..., D) to (..., F)."""
         if not _takes_kernel(x, self.in_features, self.scale.dtype) or not _int8_kernel_takes(x):
             return _multiply_dequantized(x, self, self.scale.dtype)
-        y = torch.ops.aten._weight_int8pack_mm(_as_rows(x), self.weight_int8, self.scale)
-        return y.view(*x.shape[:-1], -1)
+        return _multiply_faster(x, self, self._multiply_by_kernel, bits=8)
+
+    def _multiply_by_kernel(self, x: Tensor) -> Tensor:
+        return torch.ops.aten._weight_int8pack_mm(x, self.weight_int8, self.scale)
 
     def extra_repr(self) -> str:
         return f"{self.in_features}, {self.out_features}"
@@ -63,12 +69,10 @@ class Int4Linear(nn.Module):
     Buffers: `weight_int4` (F, D/2) in uint8, two neighbours per byte; `scale_and_zero` (D/g, F, 2) in the dtype of the
     activations, in the order that PyTorch's kernels read.
 
-    `pack` adds a copy of `weight_int4` in the layout of such a kernel, through which few rows then go, which is far
-    faster; many meet dequantized weights, as before. `generate` does so for as long as it runs, where there is none.
-    `product` holds it.
+    PyTorch's kernels read `weight_int4` in another layout, which `make_copy` gives. While the layer has such a copy in
+    use (see `fast.copies`; `generate` sees to it), few rows go through the kernel, which is far faster. Many meet
+    dequantized weights, as before.
     """
-
-    product: Product | None = None
 
     def __init__(self, in_features: int, out_features: int, group_size: int, dtype: torch.dtype | None = None):
         super().__init__()
@@ -92,36 +96,45 @@ class Int4Linear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map x (..., D) to (..., F)."""
-        few_rows = x.numel() <= _INT4_KERNEL_ROWS * x.shape[-1]
-        packed = current_copy(self, self) if few_rows else None
+        packed = copies.of(self)
         if packed is None or not _takes_kernel(x, self.in_features, self.scale_and_zero.dtype):
             return _multiply_dequantized(x, self, self.scale_and_zero.dtype)
-        y = _INT4_KERNELS[x.device.type].multiply(_as_rows(x), packed, self.group_size, self.scale_and_zero)
-        return y.view(*x.shape[:-1], -1)
+        kernel = _INT4_KERNELS[x.device.type].multiply
+        return _multiply_faster(
+            x, self, lambda rows: kernel(rows, packed, self.group_size, self.scale_and_zero), bits=4
+        )
 
-    @property
-    def kernel(self) -> str | None:
-        """The kind of device ("cpu", "cuda") whose kernel the copy is for; None without a copy of the weights."""
-        return None if current_copy(self, self) is None else self.weight_int4.device.type
+    def make_copy(self, num_steps: float = math.inf) -> Tensor | None:
+        """Return `weight_int4` in the layout of PyTorch's kernel for its device.
 
-    def pack(self) -> None:
-        """Add a copy of `weight_int4` in the layout of PyTorch's kernel for its device, if there is one."""
+        None if there is no such kernel, or it serves too few steps to be worth the making.
+        """
         kernel = _int4_kernel_for(self.scale_and_zero, self.out_features, self.group_size)
-        if kernel is None or self.weight_int4.is_inference():  # which does not tell when it is written to
-            self.unpack()
-        elif self.kernel is None:
-            self.product = Product((self,), kernel.pack(self.weight_int4))
-
-    def unpack(self) -> None:
-        """Drop the copy."""
-        vars(self).pop("product", None)
+        return None if kernel is None or num_steps <= _COPY_STEPS else kernel.pack(self.weight_int4)
 
     def extra_repr(self) -> str:
         return f"{self.in_features}, {self.out_features}, group_size={self.group_size}"
 
 
-def _as_rows(x: Tensor) -> Tensor:
-    return x.reshape(-1, x.shape[-1]).contiguous()
+def _multiply_faster(
+    x: Tensor, layer: Int8Linear | Int4Linear, by_kernel: Callable[[Tensor], Tensor], bits: int
+) -> Tensor:
+    """Multiply x (..., D) by a kernel that dequantizes on the way, or after dequantizing: whichever is faster here."""
+    rows = x.reshape(-1, x.shape[-1]).contiguous()
+    if torch.compiler.is_compiling() or x.device.type != "cpu":
+        faster = "kernel" if len(rows) <= _COMPILED_ROWS[bits] else "dequantized"
+    elif len(rows) > _MOST_KERNEL_ROWS:
+        faster = "dequantized"
+    else:
+        sizes = (products.up(len(rows)), layer.in_features, layer.out_features, getattr(layer, "group_size", None))
+        dtype = layer.scale.dtype if bits == 8 else layer.scale_and_zero.dtype
+        faster = products.choose(
+            (f"int{bits}", *sizes, dtype, torch.get_num_threads()),
+            {"kernel": lambda: by_kernel(rows), "dequantized": lambda: _multiply_dequantized(rows, layer, dtype)},
+        )
+    if faster == "dequantized":
+        return _multiply_dequantized(x, layer, x.dtype)
+    return by_kernel(rows).view(*x.shape[:-1], -1)
 
 
 def _takes_kernel(x: Tensor, in_features: int, dtype: torch.dtype) -> bool:
@@ -140,7 +153,7 @@ def _multiply_dequantized(x: Tensor, layer: Int8Linear | Int4Linear, dtype: torc
     """
     if x.dtype == dtype and multiplies_in_float32(x):
         return F.linear(x.float(), layer.dequantize(torch.float32)).to(x.dtype)
-    return F.linear(x, layer.dequantize())
+    return products.multiply(x, layer.dequantize())
 
 
 def _int8_kernel_takes(x: Tensor) -> bool:
@@ -148,8 +161,7 @@ def _int8_kernel_takes(x: Tensor) -> bool:
 
     In float32, and on CUDA, it is slower; rows that do not fill the processor's vectors are read past their end.
     """
-    few_rows = x.numel() <= _INT8_KERNEL_ROWS * x.shape[-1]
-    return few_rows and x.device.type == "cpu" and x.dtype in _HALVES and x.shape[-1] % 32 == 0
+    return x.device.type == "cpu" and x.dtype in _HALVES and x.shape[-1] % 32 == 0
 
 
 class _Int4Kernel(NamedTuple):

@@ -8,13 +8,14 @@ import re
 from collections.abc import Mapping
 from copy import copy
 from dataclasses import asdict, dataclass
+from math import prod
 from pathlib import Path
 from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
-from mixtral_edu.config import MixtralConfig
+from mixtral_edu.config import Config
 from mixtral_edu.quantization.layers import Int4Linear, Int8Linear
 
 METHOD = "mixtral_edu"  # "quant_method" in a config.json: whose integers these are
@@ -193,11 +194,11 @@ def quantization_of(model: nn.Module) -> QuantizationConfig | None:
 
 
 def checkpoint_bytes(
-    config: MixtralConfig, quantization: str | QuantizationConfig | None = None, dtype: torch.dtype = torch.bfloat16
+    config: Config, quantization: str | QuantizationConfig | None = None, dtype: torch.dtype = torch.bfloat16
 ) -> int:
     """Derive the bytes of all weights from the sizes alone, scales and zeros included.
 
-    >>> sizes = [checkpoint_bytes(MixtralConfig.mixtral_8x7b(), how) for how in (None, "int8", "int4")]
+    >>> sizes = [checkpoint_bytes(Config.mixtral_8x7b(), how) for how in (None, "int8", "int4")]
     >>> [f"{size / 1e9:.1f} GB" for size in sizes]
     ['93.4 GB', '47.0 GB', '26.6 GB']
 
@@ -207,15 +208,13 @@ def checkpoint_bytes(
         dtype: of all other weights, and of scales and zeros.
     """
     quantization = QuantizationConfig.parse(quantization)
-    counts = config.parameter_counts()
-    if quantization is None:
-        return counts.total * dtype.itemsize
-    large = counts.per_part["attention"] + counts.per_part["experts"]
-    if quantization.bits == 8:  # a scale for each row, that is for each output
-        heads = config.num_attention_heads + 2 * config.num_key_value_heads
-        rows_of_expert = 2 * config.intermediate_size + config.hidden_size
-        rows = heads * config.head_dim + config.hidden_size + config.num_local_experts * rows_of_expert
-        extra = config.num_hidden_layers * rows
-    else:  # scale and zero for each group
-        extra = 2 * large // quantization.group_size
-    return large * quantization.bits // 8 + (counts.total - large + extra) * dtype.itemsize
+    total = 0
+    for name, (*rows, size) in config.weight_shapes().items():
+        numbers, F = prod(rows) * size, prod(rows)
+        if quantization is None or not is_quantized_layer(name.removesuffix(".weight")):
+            total += numbers * dtype.itemsize
+        elif quantization.bits == 8:  # a scale for each row
+            total += numbers + F * dtype.itemsize
+        else:  # scale and zero for each group
+            total += numbers // 2 + 2 * (numbers // quantization.group_size) * dtype.itemsize
+    return total

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, Self
 import sentencepiece
 import torch
 
-from mixtral_edu.checkpoints.folders import find_folder, whole_file
+from mixtral_edu.checkpoints.folders import TOKENIZER_FILE, TOKENIZER_PATTERNS, find_folder, whole_file
 from mixtral_edu.data import bundled_folder
 from mixtral_edu.text.chat import chat_version, marked_turns
 from mixtral_edu.text.vocabulary import train_bpe
@@ -35,8 +35,6 @@ _WITHOUT_EFFECT = {
     ),
     **dict.fromkeys(("unk_token_id", "vocab_size", "byte_values"), "the model file fixes it"),
 }
-TOKENIZER_FILE = "tokenizer.model"
-FILE_PATTERNS = (TOKENIZER_FILE, "tokenizer.model.v1", "*.model*")  # a folder is searched for these, in this order
 
 
 class Piece(NamedTuple):
@@ -128,9 +126,9 @@ class MixtralTokenizer:
         if path.is_file() and not bundled_folder(str(name_or_path)):
             return cls(path, **settings)
         folder = find_folder(name_or_path)
-        found = [file for pattern in FILE_PATTERNS for file in sorted(folder.glob(pattern)) if file.is_file()]
+        found = [file for pattern in TOKENIZER_PATTERNS for file in sorted(folder.glob(pattern)) if file.is_file()]
         if not found:
-            raise FileNotFoundError(f"{str(folder)!r} holds no tokenizer: looked for {', '.join(FILE_PATTERNS)}")
+            raise FileNotFoundError(f"{str(folder)!r} holds no tokenizer: looked for {', '.join(TOKENIZER_PATTERNS)}")
         return cls(found[0], **settings)
 
     def save_pretrained(self, folder: str | Path) -> Path:

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from mixtral_edu.model import MixtralForCausalLM
+from mixtral_edu.api.models import MixtralForCausalLM
 from mixtral_edu.text.tokenizer import MixtralTokenizer
 from mixtral_edu.training.corpus import (
     is_right,

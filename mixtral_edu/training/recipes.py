@@ -9,13 +9,15 @@ from datetime import date
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from mixtral_edu.api.models import MixtralForCausalLM
+from mixtral_edu.checkpoints.config import MixtralConfig
+from mixtral_edu.checkpoints.folders import TOKENIZER_FILE
 from mixtral_edu.checkpoints.memory import choose_device
-from mixtral_edu.config import MixtralConfig
-from mixtral_edu.input_checks import IGNORED_LABEL
-from mixtral_edu.model import MixtralForCausalLM
-from mixtral_edu.text.tokenizer import TOKENIZER_FILE, MixtralTokenizer, train_tokenizer
+from mixtral_edu.heads import IGNORED_LABEL
+from mixtral_edu.model import Decoder
+from mixtral_edu.text.tokenizer import MixtralTokenizer, train_tokenizer
 from mixtral_edu.training.corpus import DOMAINS, arithmetic, chats, load_documents, stories
 from mixtral_edu.training.trainer import Trainer, TrainingConfig
 
@@ -145,6 +147,17 @@ def make_tokenizer(path: Path, vocab_size: int, cache: Path | None = None) -> Mi
     return train_tokenizer(sample, path, vocab_size)
 
 
+def initial_model(recipe: Recipe) -> MixtralForCausalLM:
+    """Return a recipe's model as it is before training, drawn from its seed.
+
+    When the recorded runs were made, a model drew its weights three times and kept the last ones. The first two draws
+    are made here, so that these runs can be had again.
+    """
+    torch.manual_seed(recipe.seed)
+    Decoder(recipe.config), nn.Linear(recipe.config.hidden_size, recipe.config.vocab_size, bias=False)
+    return MixtralForCausalLM(recipe.config)
+
+
 def train_recipe(
     name: str,
     out: Path,
@@ -188,8 +201,7 @@ def train_recipe(
     out.mkdir(parents=True, exist_ok=True)
     vocabulary = _tokenizer_in(out, recipe, tokenizer, cache)
 
-    torch.manual_seed(recipe.seed)
-    model = MixtralForCausalLM(recipe.config).to(device)
+    model = initial_model(recipe).to(device)
     trainer = Trainer(model, Mixture(vocabulary, recipe, cache), recipe.training, name)
     if state.exists():
         trainer.load(state)

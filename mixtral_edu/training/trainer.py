@@ -17,8 +17,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from mixtral_edu.api.models import MixtralForCausalLM
 from mixtral_edu.checkpoints.folders import whole_file
-from mixtral_edu.model import MixtralForCausalLM, next_token_loss
+from mixtral_edu.heads import next_token_loss
 from mixtral_edu.moe import load_balancing_loss
 from mixtral_edu.text.tokenizer import MixtralTokenizer
 

@@ -1,22 +1,17 @@
 """The rolling KV cache drawn as a ring, step by step: what it holds, and which keys new queries find."""
 
-from typing import Any
-
 import numpy as np
 import torch
-from ipywidgets import Dropdown, IntSlider, Play, jslink
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle, Wedge
 
-from mixtral_edu.masks import NO_POSITION, attention_mask
+from mixtral_edu.masks import attention_mask
 from mixtral_edu.viz.cache import age_colour, canvas, positions_held, write
 from mixtral_edu.viz.style import ACCENT, FAINT, INK, MUTED, PAPER, text_colour, use_style
-from mixtral_edu.viz.widgets import FigureView
 
 LOST = "#B42318"  # a key that a query needs but no longer finds
 MOST_SLOTS = 12  # the most slots whose numbers are legible in a ring
-ORDERS = {"attend, then write": False, "write first (wrong)": True}
 
 
 def lost_keys(window: int, seen: int, new: int, write_first: bool) -> tuple[np.ndarray, np.ndarray]:
@@ -67,69 +62,18 @@ def ring_step(
     return figure
 
 
-class RingView(FigureView):
-    """Feed a ring of W slots step by step, and see what its slots hold and which keys the new queries find.
-
-    The static picture shows a token that goes to an empty slot, one that overwrites another, a chunk, and the same
-    chunk written too early.
-
-    Args:
-        window: W, from 2 to 12.
-        num_steps: number of steps to play.
-
-    Raises:
-        ValueError: `window` is not in 2..12, or `num_steps` is below 2.
-    """
-
-    def __init__(self, window: int = 8, num_steps: int = 20):
-        if not 2 <= window <= MOST_SLOTS:
-            raise ValueError(f"window={window}; it must be from 2 to {MOST_SLOTS}")
-        if num_steps < 2:
-            raise ValueError(f"num_steps={num_steps}; it must be at least 2")
-        self.window = window
-        self.play = Play(min=0, max=num_steps - 1, interval=700, description="play")
-        self.step = IntSlider(value=0, min=0, max=num_steps - 1, description="step")
-        self.chunk = IntSlider(value=1, min=1, max=window + 2, description="chunk")
-        self.order = Dropdown(options=ORDERS, description="order")
-        self.link = jslink((self.play, "value"), (self.step, "value"))  # browser side; the kernel follows the slider
-        super().__init__([self.play, self.step, self.chunk, self.order])
-
-    def state(self) -> dict[str, Any]:
-        new = self.chunk.value
-        return {"seen": self.step.value * new, "new": new, "write_first": self.order.value}
-
-    def draw(self, figure: Figure, seen: int, new: int, write_first: bool) -> None:
-        ring_step(self.window, seen, new, write_first, figure=figure)
-
-    def telling_states(self) -> list[dict[str, Any]]:
-        W, chunk = self.window, max(2, self.window // 2)
-        singles = [{"seen": seen, "new": 1, "write_first": False} for seen in (W // 2, W + 1)]
-        return singles + [{"seen": 3 * chunk, "new": chunk, "write_first": first} for first in (False, True)]
-
-    def summary(self) -> str:
-        """List what the slots hold after each step of the static picture, and how many query-key pairs are lost."""
-        lines = [f"W = {self.window}; slots after the step, from slot 0 on; query-key pairs lost"]
-        for state in self.telling_states():
-            held = positions_held(state["seen"] + state["new"], self.window)
-            slots = " ".join("-" if position == NO_POSITION else str(position) for position in held)
-            order = "write first" if state["write_first"] else "attend first"
-            needed, lost = lost_keys(self.window, **state)
-            what = f"{_tokens(state['seen'], state['new'])}, {order}:"
-            lines.append(f"{what:34}{slots:28}{lost.sum()} of {needed.sum()}")
-        return "\n".join(lines)
-
-
 def _step_title(seen: int, new: int, before: list[int], needed: int, lost: int) -> str:
     if new > 1:
         pairs = f"{needed} query-key pairs of their windows"
         verdict = f"written first, have lost {lost} of the" if lost else "find all"
-        return f"{_tokens(seen, new).capitalize()}{', ' if lost else ' '}{verdict} {pairs}"
+        return f"{named(seen, new).capitalize()}{', ' if lost else ' '}{verdict} {pairs}"
     slot = seen % len(before)
     where = f"replaces token {before[slot]} in slot {slot}" if before[slot] >= 0 else f"goes to slot {slot}"
     return f"Token {seen} {where}, and its query sees {needed} {'key' if needed == 1 else 'keys'}"
 
 
-def _tokens(seen: int, new: int) -> str:
+def named(seen: int, new: int) -> str:
+    """Return `token 4`, or `tokens 4 to 6`, for so many new tokens after those seen."""
     return f"token {seen}" if new == 1 else f"tokens {seen} to {seen + new - 1}"
 
 

@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch, Polygon, Rectangle, Wedge
 
-from mixtral_edu.config import MixtralConfig
+from mixtral_edu.checkpoints.config import MixtralConfig
 from mixtral_edu.viz.style import ACCENT, FAINT, INK, MUTED, PAPER, expert_colour, new_figure, text_colour, use_style
 
 PART_COLOURS = {  # none is the colour of a single expert

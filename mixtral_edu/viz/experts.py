@@ -10,7 +10,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from numpy.typing import ArrayLike
 
-from mixtral_edu.config import MixtralConfig
+from mixtral_edu.checkpoints.config import MixtralConfig
 from mixtral_edu.viz.style import ACCENT, INK, MUTED, as_label, expert_colour, new_figure, text_colour, use_style
 
 MOST_CHOICES = 48  # the most choices that dispatch_order can number legibly

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from numpy.typing import ArrayLike
 
-from mixtral_edu.rope import to_half_split
+from mixtral_edu.checkpoints.layouts import to_half_split
 from mixtral_edu.viz.style import ACCENT, INK, MUTED, new_figure, text_colour, use_style
 
 PAIR_FILLS = (ACCENT, "#CFE0F2", INK, "#9FB3C8")  # neighbours differ in lightness

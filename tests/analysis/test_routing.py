@@ -24,7 +24,7 @@ from mixtral_edu.analysis.routing import (
     token_shares,
     top_one,
 )
-from mixtral_edu.dispatch import RouterOutput
+from mixtral_edu.moe import RouterOutput
 from tolerances import frequency_error
 
 pytestmark = pytest.mark.numerics

@@ -12,9 +12,9 @@ from torch import nn
 
 from mixtral_edu import MixtralConfig, MixtralForCausalLM, MixtralModel
 from mixtral_edu import MixtralForTokenClassification as Classifier  # a model whose head a checkpoint may lack
+from mixtral_edu.api.models import PreTrained
 from mixtral_edu.checkpoints import shards
 from mixtral_edu.checkpoints.safetensors_file import write_safetensors
-from mixtral_edu.model import PreTrained
 
 pytestmark = pytest.mark.numerics
 

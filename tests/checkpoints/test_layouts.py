@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from mixtral_edu import MixtralConfig, MixtralForCausalLM
-from mixtral_edu.checkpoints.layouts import find_places, published_shapes
+from mixtral_edu.checkpoints.layouts import find_places
 from raw_checkpoints import published, raw_tensors, stacked
 
 
@@ -14,12 +14,12 @@ def shapes_of(tensors: dict[str, torch.Tensor]) -> dict[str, tuple[int, ...]]:
 
 def test_published_shapes_are_the_models_in_its_order(make_config):
     model: nn.Module = MixtralForCausalLM(make_config())
-    assert list(published_shapes(make_config()).items()) == list(shapes_of(model.state_dict()).items())
+    assert list(make_config().weight_shapes().items()) == list(shapes_of(model.state_dict()).items())
 
 
 def test_their_sizes_add_up_to_the_released_model():
     config = MixtralConfig.mixtral_8x7b()
-    sizes = [torch.Size(shape).numel() for shape in published_shapes(config).values()]
+    sizes = [torch.Size(shape).numel() for shape in config.weight_shapes().values()]
     assert sum(sizes) == config.parameter_counts().total == 46_702_792_704
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from mixtral_edu import MixtralForCausalLM
-from mixtral_edu.fast.weights import keep_fast_weights
+from mixtral_edu.fast import copies
 
 
 @pytest.fixture(autouse=True)
@@ -31,18 +31,19 @@ def whole(model):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize(("dtype", "copies"), [(torch.float32, True), (torch.bfloat16, False)], ids=str)
-def test_decoding_one_row_is_one_graph(model, dtype, copies):
+@pytest.mark.parametrize(("dtype", "with_copies"), [(torch.float32, True), (torch.bfloat16, False)], ids=str)
+def test_decoding_one_row_is_one_graph(model, dtype, with_copies):
     model = model.to(dtype)
     twin = copy.deepcopy(model)
-    if copies:
-        keep_fast_weights(model)
+    made = copies.make(model) if with_copies else []
+    assert len(made) == 2 * with_copies
     compiled = whole(model)
     ids = torch.randint(101, (1, 12))
     caches = [m(ids[:, :3], use_cache=True).past_key_values for m in (model, twin)]
     for t in range(3, 12):  # through the ring (W = 4) twice
         token = ids[:, t : t + 1]
-        found = compiled(token, past_key_values=caches[0]).logits
+        with copies.in_use(made):
+            found = compiled(token, past_key_values=caches[0]).logits
         wanted = twin(token, past_key_values=caches[1]).logits
         torch.testing.assert_close(found, wanted, atol=1e-5 if dtype == torch.float32 else 0.02, rtol=0)
 
@@ -75,7 +76,7 @@ def test_sorted_experts_break_at_their_counts_and_nowhere_else(model):
     ids = torch.randint(101, (2, 9))
     explanation = torch._dynamo.explain(model.forward)(ids, use_cache=False)
     assert explanation.graph_break_count > 0
-    assert all("dispatch.py" in str(b.user_stack[-1]) for b in explanation.break_reasons), explanation.break_reasons
+    assert all("moe.py" in str(b.user_stack[-1]) for b in explanation.break_reasons), explanation.break_reasons
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -104,8 +105,8 @@ def test_generation_uses_the_compiled_step_and_leaves_it_for_training(model, mon
     assert torch.equal(model.prepare_for_inference(compile=True).generate(ids, max_new_tokens=6), wanted)
     model.prepare_for_inference(compile=True)
     assert len(calls) == 1, "compiled once"
-    assert copy.deepcopy(model).compiled_step is None
-    assert model.train().compiled_step is None
+    assert copy.deepcopy(model).prepared is None
+    assert model.train().prepared is None
 
 
 @pytest.fixture
@@ -117,19 +118,18 @@ def wide_model(make_config):
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("copies", [False, True])
+@pytest.mark.parametrize("with_copies", [False, True])
 @torch.no_grad()
-def test_grouped_experts_on_a_gpu_wait_for_nothing_and_equal_sorted_ones(wide_model, copies):
+def test_grouped_experts_on_a_gpu_wait_for_nothing_and_equal_sorted_ones(wide_model, with_copies):
     moe = wide_model.model.layers[0].block_sparse_moe
     x = torch.randn(2, 33, 64, device="cuda", dtype=torch.bfloat16)
     moe.config.experts_implementation = "sorted"
     wanted, routing = moe(x)
-    if copies:
-        keep_fast_weights(wide_model)
     moe.config.experts_implementation = "grouped"
+    made = copies.make(wide_model) if with_copies else []
     moe(x)  # the first call prepares
     try:
-        with warnings.catch_warnings():  # about the mode being new
+        with copies.in_use(made), warnings.catch_warnings():  # about the mode being new
             warnings.simplefilter("ignore")
             torch.cuda.set_sync_debug_mode("error")
         found, again = moe(x)
@@ -143,7 +143,7 @@ def test_grouped_experts_on_a_gpu_wait_for_nothing_and_equal_sorted_ones(wide_mo
 @torch.no_grad()
 def test_a_compiled_step_on_a_gpu_equals_the_plain_one(wide_model):
     twin = copy.deepcopy(wide_model)
-    step = wide_model.prepare_for_inference(compile=True).compiled_step
+    step = wide_model.prepare_for_inference(compile=True).prepared.step
     ids = torch.randint(101, (2, 30), device="cuda")
     caches = [m(ids[:, :5], use_cache=True).past_key_values for m in (wide_model, twin)]
     for t in range(5, 30):  # through the ring (W = 8) three times

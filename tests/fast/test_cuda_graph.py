@@ -17,10 +17,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from mixtral_edu import MixtralForCausalLM
-from mixtral_edu.cache import RollingKVCache
-from mixtral_edu.fast import cuda_graph
+from mixtral_edu.api.cache import RollingKVCache
+from mixtral_edu.fast import copies, cuda_graph
 from mixtral_edu.fast.cuda_graph import GraphedStep, NotRecordable
-from mixtral_edu.fast.weights import keep_fast_weights
+from mixtral_edu.fast.decoding import Prepared
 from mixtral_edu.quantization.model import QuantizationConfig, install, quantize_model, quantized_layers
 
 pytestmark = pytest.mark.numerics
@@ -65,16 +65,25 @@ def recordings(monkeypatch) -> list[Recorder]:
 
 @pytest.fixture
 def make_pair(make_config) -> Callable[..., tuple[MixtralForCausalLM, MixtralForCausalLM]]:
-    """A function that makes a model with copies of its weights for reading, and its plain twin."""
+    """A function that makes a model with copies in use for good, and its plain twin."""
 
     def make(**changes) -> tuple[MixtralForCausalLM, MixtralForCausalLM]:
         sizes = {"hidden_size": 64, "intermediate_size": 48, "head_dim": 16, "num_hidden_layers": 2}
         model = MixtralForCausalLM(make_config(**sizes | {"experts_implementation": "grouped"} | changes)).eval()
         for layer in model.model.layers:  # far from ties, which roundings of different kernels would decide
             torch.nn.init.normal_(layer.block_sparse_moe.gate.weight)
-        return keep_fast_weights(copy.deepcopy(model)), model
+        twin = copy.deepcopy(model)
+        for made in copies.make(model):
+            vars(made.module)["copy"] = made.value
+        return model, twin
 
     return make
+
+
+def give_step(model: MixtralForCausalLM) -> GraphedStep:
+    """Let generation use a step that is recorded, as `prepare_for_inference(graph=True)` does on a GPU."""
+    model.prepared = Prepared(model, compile=False, graph=True)
+    return model.prepared.step
 
 
 @torch.no_grad()
@@ -135,16 +144,16 @@ def test_generation_replays_and_a_full_cache_is_refused_before_anything_is_writt
     model, twin = make_pair(sliding_window=None)
     ids = torch.randint(101, (2, 50))
     wanted = twin.generate(ids, max_new_tokens=30)
-    model.compiled_step = GraphedStep(model.forward)
+    step = give_step(model)
     assert torch.equal(model.generate(ids, max_new_tokens=30), wanted)
-    assert len(recordings) == 2  # 64 slots, then twice as many
-    assert model.compiled_step._replay is None, "what was recorded is let go with the text"
+    assert len(recordings) == 1, "the cache has room for all"
+    assert step._replay is None, "what was recorded is let go with the text"
     cache = RollingKVCache(model.config, 1, max_length=4)
     with torch.no_grad():
         model(ids[:1, :3], past_key_values=cache)
-        model.compiled_step(ids[:1, :1], past_key_values=cache)
+        step(ids[:1, :1], past_key_values=cache)
         with pytest.raises(ValueError, match="max_length=4"):
-            model.compiled_step(ids[:1, :1], past_key_values=cache)
+            step(ids[:1, :1], past_key_values=cache)
     assert cache.seen == 4 and not cache.half_written
 
 
@@ -202,8 +211,7 @@ def test_a_model_that_trains_between_two_tokens_replays_no_more(make_pair, recor
     model, twin = make_pair()
     ids = torch.randint(101, (1, 5))
     wanted = twin.generate(ids, max_new_tokens=8)[0].tolist()
-    model.compiled_step = step = GraphedStep(model.forward)
-    tokens = []
+    step, tokens = give_step(model), []
 
     class Reader:
         def put(self, token):
@@ -215,23 +223,22 @@ def test_a_model_that_trains_between_two_tokens_replays_no_more(make_pair, recor
             pass
 
     assert model.generate(ids, max_new_tokens=8, streamer=Reader())[0].tolist() == wanted == tokens
-    assert len(recordings) == 1 and model.compiled_step is None and step._replay is None
+    assert len(recordings) == 1 and model.prepared is None and step._replay is None
 
 
 def test_a_prepared_model_lets_go_of_what_it_has_recorded(make_pair, recordings):
     model, _ = make_pair()
-    model.compiled_step, ids = GraphedStep(model.forward), torch.randint(101, (2, 4))
+    step, ids = give_step(model), torch.randint(101, (2, 4))
     with torch.no_grad():
         cache = model(ids, use_cache=True).past_key_values
-        model.compiled_step(ids[:, :1], past_key_values=cache)
+        step(ids[:, :1], past_key_values=cache)
     gone = weakref.ref(cache)
     recordings.clear()
     del cache
     assert gone() is not None
     model.prepare_for_inference()
     gc.collect()
-    assert gone() is None and model.compiled_step is not None
-    assert model.to(torch.float64).compiled_step is None
+    assert gone() is None and model.prepared.step is None
 
 
 def test_embeddings_and_tensors_among_the_options_go_through_the_model(make_pair, recordings):
@@ -258,9 +265,8 @@ def test_a_graph_needs_a_cuda_device(make_pair):
 @pytest.mark.parametrize("quantization", [None, "int8", "int4"])
 def test_a_step_on_a_gpu_reads_no_value_back(make_config, experts, quantization, monkeypatch):
     """With PyTorch's tensors that have a shape but no values, to read one raises; they stand for those of a GPU."""
-    for place in ("model", "input_checks"):
-        monkeypatch.setattr(f"mixtral_edu.{place}.can_look_at", lambda tensor: False)
-    monkeypatch.setattr("mixtral_edu.dispatch._suits_dense", lambda x: True)
+    monkeypatch.setattr("mixtral_edu.api.inputs.can_look_at", lambda tensor: False)
+    monkeypatch.setattr("mixtral_edu.fast.experts._suits_dense", lambda x: True)
     sizes = {"hidden_size": 64, "intermediate_size": 64, "head_dim": 16, "attn_implementation": "sdpa"}
     with torch.device("meta"):
         model = MixtralForCausalLM(make_config(**sizes, experts_implementation=experts)).to(torch.bfloat16).eval()
@@ -287,7 +293,7 @@ def test_on_a_gpu_replays_equal_the_model(make_pair, quantization, compile, wind
     model, twin = (m.to("cuda", torch.bfloat16) for m in make_pair(sliding_window=window, intermediate_size=64))
     for each in (model, twin) if quantization else ():
         quantize_model(each, quantization)
-    step = model.prepare_for_inference(compile=compile, graph=True).compiled_step
+    step = model.prepare_for_inference(compile=compile, graph=True).prepared.step
     ids = torch.randint(101, (2, prompt + 20), device="cuda")
     caches = [m(ids[:, :prompt], use_cache=True).past_key_values for m in (model, twin)]
     for t in range(prompt, prompt + 20):

@@ -15,11 +15,20 @@ from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mixtral_edu import MixtralForCausalLM, RollingKVCache
-from mixtral_edu.attention import GroupedQueryAttention, attend_flash, attend_sdpa, eager_attention
+from mixtral_edu.attention import attend_sdpa, eager_attention
 from mixtral_edu.checkpoints import huggingface
 from mixtral_edu.checkpoints.huggingface import StoredTensor
 from mixtral_edu.fast import flash
-from mixtral_edu.fast.flash import FlashKernel, attend_by_torch, check_flash, flash_kernel, package_kernel, torch_kernel
+from mixtral_edu.fast.attention import FastAttention
+from mixtral_edu.fast.flash import (
+    FlashKernel,
+    attend_by_torch,
+    attend_flash,
+    check_flash,
+    flash_kernel,
+    package_kernel,
+    torch_kernel,
+)
 from mixtral_edu.masks import NO_POSITION, Visibility
 from tolerances import FORWARD, assert_attention, unit
 
@@ -100,7 +109,7 @@ def stand_in(monkeypatch) -> StandIn:
     """In the kernel's place, with the check of device and dtype switched off."""
     stand_in = StandIn()
     monkeypatch.setattr(flash, "flash_kernel", lambda: FlashKernel("a stand-in", stand_in.attend))
-    monkeypatch.setattr("mixtral_edu.attention.check_flash", lambda *_: None)
+    monkeypatch.setattr("mixtral_edu.api.inputs.check_flash", lambda *_: None)
     return stand_in
 
 
@@ -185,7 +194,7 @@ def test_convention_padding_inside_a_row_counts_for_the_window(stand_in, monkeyp
     """Packed, tokens on both sides of padding come nearer: such a batch takes another way, if a window can tell."""
     stand_in.dtypes = (torch.float32,)
     taken = []
-    monkeypatch.setattr("mixtral_edu.attention.attend_sdpa", lambda *given: taken.append(1) or attend_sdpa(*given))
+    monkeypatch.setattr("mixtral_edu.fast.flash.attend_sdpa", lambda *given: taken.append(1) or attend_sdpa(*given))
     visibility = visibility_of(T, S, window, "holes")
     q, k, v = random_qkv(T, S)
     assert_attention(attend_flash(q, k, v, visibility), eager_attention(q, k, v, visibility.mask)[0], S)
@@ -219,7 +228,7 @@ def test_other_head_sizes_are_filled_up(stand_in, Dh, padding):
 def test_dropout_acts_in_training_only(stand_in, make_config, padding):
     stand_in.dtypes = (torch.float32,)
     config = make_config(attn_implementation="flash_attention_2", attention_dropout=0.5)
-    layer = GroupedQueryAttention(config, layer_idx=0)
+    layer = FastAttention(config, layer_idx=0)
     T = 20
     inputs = torch.randn(B, T, 44), torch.ones(1, T, 14), torch.zeros(1, T, 14), visibility_of(T, T, 7, padding)
     expected = layer.eval()(*inputs)[0]
@@ -301,13 +310,18 @@ def test_gradients_of_a_model_equal_eager(stand_in, make_config, window, padding
 @pytest.mark.parametrize("window", [None, 5])
 def test_generation_of_padded_rows_that_stop_one_by_one_equals_eager(stand_in, make_config, window):
     stand_in.dtypes = (torch.float32,)
-    eager, flash_model = two_models(make_config, sliding_window=window)
-    ids, mask = torch.randint(3, 101, (B, 12)), mask_of("left", 12)
-    options = {"attention_mask": mask, "max_new_tokens": 25, "pad_token_id": 0}
-    free = eager.generate(ids, **options, eos_token_id=None)
-    stops = [int(free[0, 12 + 4]), int(free[1, 12 + 9])]
-    expected = eager.generate(ids, **options, eos_token_id=stops)
-    assert (expected[0, -10:] == 0).all() and (expected[2] != 0).all(), "one row stops early, one never"
+    for seed in range(20):  # until one row stops early and one never
+        torch.manual_seed(seed)
+        eager, flash_model = two_models(make_config, sliding_window=window)
+        ids, mask = torch.randint(3, 101, (B, 12)), mask_of("left", 12)
+        options = {"attention_mask": mask, "max_new_tokens": 25, "pad_token_id": 0}
+        free = eager.generate(ids, **options, eos_token_id=None)
+        stops = [int(free[0, 12 + 4]), int(free[1, 12 + 9])]
+        expected = eager.generate(ids, **options, eos_token_id=stops)
+        if (expected[0, -10:] == 0).all() and (expected[2] != 0).all():
+            break
+    else:
+        pytest.fail("no rows that stop at different times")
     assert flash_model.generate(ids, **options, eos_token_id=stops).equal(expected)
     assert any(call.packing is not None and len(call.packing.query_starts) == 2 + 1 for call in stand_in.calls)
 
@@ -420,7 +434,7 @@ def test_no_kernel_at_all_is_refused_with_both_reasons(no_package, monkeypatch, 
 def test_importing_this_package_does_not_import_flash_attn(tmp_path):
     (tmp_path / "flash_attn.py").write_text("raise SystemExit('imported')\n")
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
-    command = [sys.executable, "-c", "import mixtral_edu, mixtral_edu.fast.flash"]
+    command = [sys.executable, "-c", "from mixtral_edu import MixtralForCausalLM"]
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
 

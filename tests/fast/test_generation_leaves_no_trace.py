@@ -22,8 +22,7 @@ from torch.nn.utils import parameters_to_vector, prune, vector_to_parameters
 from torch.nn.utils.parametrizations import weight_norm
 
 from mixtral_edu import MixtralForCausalLM
-from mixtral_edu.experts import Expert
-from mixtral_edu.fast.linear import Linear
+from mixtral_edu.moe import Expert
 from mixtral_edu.quantization.layers import Int4Linear
 from mixtral_edu.quantization.model import QuantizationConfig, quantize_model
 
@@ -468,7 +467,7 @@ def test_layers_and_experts_of_ones_own_are_used_while_generating(make_pair):
         for each in (model, twin):
             attention, expert = parts(each)
             attention.v_proj, expert.w1 = Wrapper(attention.v_proj), Bare(expert.w1)
-            each.model.layers[0].block_sparse_moe.experts[0].w2 = Linear(96, 64)
+            each.model.layers[0].block_sparse_moe.experts[0].w2 = nn.Linear(96, 64, bias=False)
             nn.init.constant_(each.model.layers[0].block_sparse_moe.experts[0].w2.weight, 0.1)
         assert torch.equal(model.generate(IDS, max_new_tokens=NEW), twin.generate(IDS, max_new_tokens=NEW))
 
@@ -476,36 +475,37 @@ def test_layers_and_experts_of_ones_own_are_used_while_generating(make_pair):
 @pytest.mark.parametrize("experts", ["sorted", "grouped"])
 def test_an_interruption_while_weights_are_copied_leaves_nothing(make_pair, experts, monkeypatch):
     model, _ = make_pair(experts, torch.bfloat16, "int4")
-    before, pack, packed = snapshot(model), Int4Linear.pack, []
+    before, make_copy, made = snapshot(model), Int4Linear.make_copy, []
 
-    def interrupted(self):
-        pack(self)
-        packed.append(self)
-        if len(packed) == 4:
+    def interrupted(self, num_steps):
+        made.append(make_copy(self, num_steps))
+        if len(made) == 4:
             raise KeyboardInterrupt
+        return made[-1]
 
-    monkeypatch.setattr(Int4Linear, "pack", interrupted)
+    monkeypatch.setattr(Int4Linear, "make_copy", interrupted)
     with pytest.raises(KeyboardInterrupt) as kept:
         model.generate(IDS, max_new_tokens=NEW)
     assert kept is not None and snapshot(model) == before
 
 
-def test_without_room_for_copies_none_are_made(make_pair, monkeypatch):
-    model, twin = make_pair("sorted", torch.bfloat16, "int4")
-    monkeypatch.setattr("mixtral_edu.generation.free_memory", lambda device: 0)
-    monkeypatch.setattr(Int4Linear, "pack", lambda self: pytest.fail("made a copy"))
-    assert model.generate(IDS, max_new_tokens=NEW).shape == twin.generate(IDS, max_new_tokens=NEW).shape
-
-
-def test_copies_that_are_kept_follow_the_weights(make_pair):
-    """They are made again when they are needed, and stay."""
+def test_copies_are_made_where_they_pay_and_there_is_room(make_pair, monkeypatch):
     model, _ = make_pair("sorted", torch.bfloat16, "int4")
-    layer = model.prepare_for_inference().model.layers[0].self_attn.q_proj
-    with torch.no_grad():
-        layer.scale_and_zero.mul_(2)
-    assert layer.kernel is None
+    make_copy, made = Int4Linear.make_copy, []
+
+    def counted(self, num_steps):
+        copy = make_copy(self, num_steps)
+        made.extend([copy] if copy is not None else [])
+        return copy
+
+    monkeypatch.setattr(Int4Linear, "make_copy", counted)
+    model.generate(IDS, max_new_tokens=3)
+    assert not made, "not for so few steps"
     model.generate(IDS, max_new_tokens=NEW)
-    assert layer.kernel == "cpu"
+    assert made
+    made.clear()
+    monkeypatch.setattr("mixtral_edu.api.generation.free_memory", lambda device: 0)
+    assert model.generate(IDS, max_new_tokens=NEW).shape == (2, 15 + NEW) and not made
 
 
 def test_a_stream_that_is_left_open_leaves_the_mode_as_it_is(make_pair):
@@ -520,12 +520,12 @@ def test_a_stream_that_is_left_open_leaves_the_mode_as_it_is(make_pair):
 def test_threads_do_not_take_copies_from_each_other(make_pair):
     """Whoever is done drops the copies; the others go on without, and find the same tokens but for near ties."""
     model, twin = make_pair("sorted", torch.bfloat16, "int4")
-    wanted, failed = twin.generate(IDS, max_new_tokens=3), []
+    wanted, failed = twin.generate(IDS, max_new_tokens=6), []
 
     def work() -> None:
         try:
             for _ in range(20):
-                assert torch.equal(model.generate(IDS, max_new_tokens=3)[:, :15], wanted[:, :15])
+                assert torch.equal(model.generate(IDS, max_new_tokens=6)[:, :15], wanted[:, :15])
         except BaseException as error:
             failed.append(error)
 

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from exercise_answers import right, wrong
 from mixtral_edu import rope
+from mixtral_edu.checkpoints.layouts import to_half_split
 
 
 @right("rms_norm")
@@ -141,7 +142,7 @@ def promoted_by_the_tables(x, cos, sin):
 
 @right("qk_to_half_split")
 def by_the_packages_function(q: Tensor, k: Tensor, num_heads: int, num_kv_heads: int) -> tuple[Tensor, Tensor]:
-    return rope.to_half_split(q, num_heads), rope.to_half_split(k, num_kv_heads)
+    return to_half_split(q, num_heads), to_half_split(k, num_kv_heads)
 
 
 @right("qk_to_half_split")

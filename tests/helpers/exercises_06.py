@@ -4,8 +4,7 @@ import torch
 import torch.nn.functional as F
 
 from exercise_answers import right, wrong
-from mixtral_edu.dispatch import RouterOutput, sorted_dispatch
-from mixtral_edu.moe import load_balancing_loss
+from mixtral_edu.moe import RouterOutput, load_balancing_loss, sorted_dispatch
 
 
 @right("route_tokens")

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from exercise_answers import right, wrong
 from mixtral_edu import MixtralConfig, MixtralForCausalLM
-from mixtral_edu.model import next_token_loss
+from mixtral_edu.heads import next_token_loss
 
 
 @right("decoder_layer")

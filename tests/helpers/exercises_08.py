@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from exercise_answers import right, wrong
-from mixtral_edu.checkpoints.layouts import published_shapes, raw_name
-from mixtral_edu.config import MixtralConfig
+from mixtral_edu.checkpoints.config import MixtralConfig
+from mixtral_edu.checkpoints.layouts import raw_name
 
 
 @right("read_tensor")
@@ -120,7 +120,7 @@ def an_empty_shard_first(sizes, limit):
 def by_the_packages_table(raw: str) -> str:
     sizes = dict(vocab_size=8, hidden_size=8, intermediate_size=8, num_hidden_layers=13, num_attention_heads=2,
                  num_key_value_heads=2)  # fmt: skip
-    return {raw_name(name): name for name in published_shapes(MixtralConfig(**sizes))}[raw]
+    return {raw_name(name): name for name in MixtralConfig(**sizes).weight_shapes()}[raw]
 
 
 @right("published_name")

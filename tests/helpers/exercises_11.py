@@ -7,7 +7,7 @@ import torch
 
 from exercise_answers import right, wrong
 from mixtral_edu.analysis.routing import knock_out, mutual_information, repetition, shuffled_repetition
-from mixtral_edu.dispatch import RouterOutput
+from mixtral_edu.moe import RouterOutput
 
 
 @right("repetition_rates")

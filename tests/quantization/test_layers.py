@@ -1,8 +1,8 @@
 """Layers that multiply with 8-bit and 4-bit weights: against float64 and PyTorch's own kernels."""
 
-import copy
 import itertools
-import pickle
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 
 import pytest
 import torch
@@ -10,6 +10,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.testing import assert_close
 
+from mixtral_edu.fast import copies, products
 from mixtral_edu.quantization import layers as quantized_linear
 from mixtral_edu.quantization.layers import Int4Linear, Int8Linear
 from tolerances import assert_product
@@ -26,9 +27,32 @@ def make(kind: type, D: int, outputs: int, dtype: torch.dtype = torch.float32) -
     return layer.quantize_(torch.randn(outputs, D), dtype)
 
 
-def pack(layer: Int8Linear | Int4Linear) -> None:
-    if isinstance(layer, Int4Linear):
-        layer.pack()
+@contextmanager
+def packed(layer: nn.Module) -> Iterator[None]:
+    """While a copy for a kernel is in use, if there is one."""
+    with copies.in_use(copies.make(layer)):
+        yield
+
+
+@pytest.fixture
+def choose(monkeypatch):
+    """A function that makes one of the two ways to multiply with integers the faster one; it returns what was asked."""
+    asked, usual = [], products.choose
+
+    def choose(way: str) -> list[tuple]:
+        def choice(key, ways):
+            return (asked.append(key), way)[1] if way in ways else usual(key, ways)
+
+        monkeypatch.setattr(products, "choose", choice)
+        return asked
+
+    return choose
+
+
+@pytest.fixture(params=["kernel", "dequantized"])
+def faster(request, choose) -> str:
+    choose(request.param)
+    return request.param
 
 
 def assert_its_product(y: torch.Tensor, x: torch.Tensor, layer: Int8Linear | Int4Linear, roundings: int = 2) -> None:
@@ -58,95 +82,58 @@ def test_equal_numbers_come_back_and_do_not_divide_by_zero(value):
 @pytest.mark.parametrize("kind", [Int8Linear, Int4Linear])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("D", "outputs"), SIZES)
-def test_a_product_is_that_of_the_dequantized_weights(kind, dtype, D, outputs):
+def test_a_product_is_that_of_the_dequantized_weights(kind, dtype, D, outputs, faster):
     layer = make(kind, D, outputs, dtype)
     weight = layer.dequantize()
     assert weight.shape == (outputs, D) and weight.dtype == dtype
-    for packed, shape in itertools.product((False, True), ((D,), (1, D), (5, D), (3, 40, D), (0, D))):
-        if packed:
-            pack(layer)
+    for use, shape in itertools.product((nullcontext, packed), ((D,), (1, D), (5, D), (3, 40, D), (0, D))):
         x = torch.randn(shape).to(dtype)
-        y = layer(x)
+        with use(layer):
+            y = layer(x)
         assert y.dtype == dtype and y.shape == (*shape[:-1], outputs)
         assert_its_product(y, x, layer)
 
 
 @pytest.mark.parametrize("kind", [Int8Linear, Int4Linear])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_goes_through_a_kernel_and_gives_the_same(kind, dtype, monkeypatch):
+def test_half_precision_goes_through_a_kernel_and_gives_the_same(kind, dtype, monkeypatch, choose):
+    choose("kernel")
     """Where the kernel is used nothing is dequantized: with that way barred, the result is still there."""
     layer = make(kind, 64, 48, dtype)
     x, weight = torch.randn(5, 64).to(dtype), layer.dequantize()
-    pack(layer)
     monkeypatch.setattr(kind, "dequantize", lambda *_: pytest.fail("dequantized"))
-    assert_product(layer(x), x, weight, roundings=2)
     strided = torch.randn(64, 5).to(dtype).T
-    assert_close(layer(strided), layer(strided.contiguous()), rtol=0, atol=0)
+    with packed(layer):
+        assert_product(layer(x), x, weight, roundings=2)
+        assert_close(layer(strided), layer(strided.contiguous()), rtol=0, atol=0)
 
 
-def test_a_copy_for_the_kernel_leaves_everything_else_as_it_is():
-    layer = Int4Linear(512, 48, 64).quantize_(torch.randn(48, 512), torch.bfloat16)
-    before = {name: (tensor, tensor.clone()) for name, tensor in layer.named_buffers()}
-    layer.pack()
-    assert layer.kernel == "cpu" and layer.product.weight.numel() == layer.weight_int4.numel()
-    for same in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
-        assert same.kernel is None and torch.equal(same.weight_int4, layer.weight_int4)
-    assert layer.state_dict().keys() == before.keys() and layer.kernel == "cpu"
-    for name, tensor in layer.named_buffers():
-        assert tensor is before[name][0] and torch.equal(tensor, before[name][1])
-    layer.unpack()
-    assert layer.kernel is None
+def test_many_rows_meet_dequantized_weights_and_a_trial_decides_about_few(monkeypatch, choose):
+    layer, asked = make(Int8Linear, 64, 64, torch.bfloat16), choose("kernel")
+    monkeypatch.setattr(Int8Linear, "_multiply_by_kernel", lambda self, rows: rows)
+    x = torch.randn(257, 64).bfloat16()
+    assert_its_product(layer(x), x, layer)
+    assert not asked and layer(x[:256]) is not None and len(asked) == 1
+    layer(x[:5]), layer(x[:8]), layer(x[:9])
+    assert len(set(asked)) == 3, "5 and 8 rows are one case"
 
 
-@pytest.mark.parametrize(("kind", "most"), [(Int8Linear, 32), (Int4Linear, 64)])
-def test_many_rows_meet_dequantized_weights(kind, most, monkeypatch):
-    layer = make(kind, 64, 64, torch.bfloat16)
-    pack(layer)
-    x = torch.randn(most + 1, 64).bfloat16()
-    calls, dequantize = [], kind.dequantize
-    monkeypatch.setattr(kind, "dequantize", lambda self, *dtype: calls.append(dtype) or dequantize(self, *dtype))
-    many = layer(x)
-    assert len(calls) == 1
-    few = layer(x[:most])
-    assert len(calls) == 1
-    assert_its_product(many, x, layer)
-    assert_its_product(few, x[:most], layer)
-
-
-def test_the_kernel_is_used_once_there_is_a_copy_for_it(monkeypatch):
+def test_the_kernel_is_used_while_there_is_a_copy_for_it(monkeypatch, choose):
+    choose("kernel")
     layer = make(Int4Linear, 64, 48, torch.bfloat16)
     x, calls = torch.randn(40, 64).bfloat16(), []
     dequantized = layer(x)
     kernel = quantized_linear._INT4_KERNELS["cpu"]
     counted = kernel._replace(multiply=lambda *given: calls.append(1) or kernel.multiply(*given))
     monkeypatch.setitem(quantized_linear._INT4_KERNELS, "cpu", counted)
-    for _ in range(2):  # again: nothing changes
-        layer.pack()
+    with packed(layer):
         assert_its_product(layer(x), x, layer)
         assert_its_product(layer(x[:1]), x[:1], layer)
-    assert len(calls) == 4
-    assert torch.equal(layer(x.requires_grad_()), dequantized), "gradients are asked for"
-    layer.unpack()
-    assert torch.equal(layer(x.detach()), dequantized) and len(calls) == 4
+        assert len(calls) == 2
+        assert torch.equal(layer(x.requires_grad_()), dequantized), "gradients are asked for"
+    assert torch.equal(layer(x.detach()), dequantized) and len(calls) == 2
     for layer in (make(Int4Linear, 64, 48, torch.float32), make(Int4Linear, 64, 44, torch.bfloat16)):
-        layer.pack()
-        assert layer.kernel is None, "no kernel for these"
-
-
-def test_a_copy_does_not_outlive_the_weights_that_it_was_made_of():
-    layer, other = make(Int4Linear, 64, 48, torch.bfloat16), make(Int4Linear, 64, 48, torch.bfloat16)
-    x = torch.randn(3, 64)
-    expected = other(x.bfloat16())
-    layer.pack()
-    layer.load_state_dict(other.state_dict())
-    assert layer.kernel is None and torch.equal(layer(x.bfloat16()), expected)
-    layer.pack()
-    layer.quantize_(torch.randn(48, 64), torch.bfloat16)
-    assert layer.kernel is None and not torch.equal(layer(x.bfloat16()), expected)
-    other.pack()
-    other.float()
-    assert other.scale_and_zero.dtype == torch.float32 and other.weight_int4.dtype == torch.uint8
-    assert_its_product(other(x), x, other)
+        assert layer.make_copy() is None, "no kernel for these"
 
 
 @pytest.mark.parametrize("kind", [Int8Linear, Int4Linear])
@@ -175,14 +162,13 @@ def test_autocast_takes_either_dtype(kind, gradients):
 
 
 @pytest.mark.parametrize("kind", [Int8Linear, Int4Linear])
-@pytest.mark.parametrize("packed", [False, True])
-def test_an_input_of_another_size_or_dtype_is_refused(kind, packed):
+@pytest.mark.parametrize("use", [nullcontext, packed])
+def test_an_input_of_another_size_or_dtype_is_refused(kind, use):
     layer = make(kind, 64, 48, torch.bfloat16)
-    if packed:
-        pack(layer)
-    for wrong in (torch.randn(3, 128).bfloat16(), torch.randn(3, 32).bfloat16(), torch.randn(3, 64)):
-        with pytest.raises(RuntimeError):
-            layer(wrong)
+    with use(layer):
+        for wrong in (torch.randn(3, 128).bfloat16(), torch.randn(3, 32).bfloat16(), torch.randn(3, 64)):
+            with pytest.raises(RuntimeError):
+                layer(wrong)
 
 
 @pytest.mark.parametrize(("D", "outputs"), [(256, 64), (96, 16), (64, 48), (4096, 14336)])
@@ -207,8 +193,9 @@ def test_products_on_a_gpu_are_those_of_the_cpu(kind, dtype, D, outputs):
         x = torch.randn(N, D).to(dtype)
         weight = layer.cpu().dequantize()
         plain = layer.cuda()(x.cuda())
-        pack(layer)
-        for y in (plain, layer(x.cuda())):
+        with packed(layer):
+            by_kernel = layer(x.cuda())
+        for y in (plain, by_kernel):
             assert_product(y.cpu(), x, weight, roundings=2)
     after = nn.Module.cpu(layer).state_dict()
     assert all(torch.equal(after[name], tensor) for name, tensor in before.items())

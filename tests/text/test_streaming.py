@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from history_model import HistoryModel
-from mixtral_edu.generation import generate
+from mixtral_edu.api.generation import generate
 from mixtral_edu.text.streaming import IncrementalDecoder, TextStreamer
 from mixtral_edu.text.tokenizer import MixtralTokenizer, train_tokenizer
 from tokenizer_samples import OFFICIAL, TEXTS, id_lists, texts

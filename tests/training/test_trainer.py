@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 from mixtral_edu import MixtralForCausalLM, MixtralTokenizer
 from mixtral_edu.__main__ import main
-from mixtral_edu.input_checks import IGNORED_LABEL
+from mixtral_edu.heads import IGNORED_LABEL
 from mixtral_edu.text.tokenizer import train_tokenizer
 from mixtral_edu.training import evaluation, recipes
 from mixtral_edu.training.corpus import quiz, story_requests

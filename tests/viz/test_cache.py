@@ -14,8 +14,9 @@ from matplotlib.figure import Figure
 
 from mixtral_edu import MixtralConfig, RollingKVCache
 from mixtral_edu.viz import cache, cache_costs
-from mixtral_edu.viz.cache_ring import LOST, RingView, lost_keys, ring_step
+from mixtral_edu.viz.cache_ring import LOST, lost_keys, ring_step
 from mixtral_edu.viz.style import ACCENT
+from mixtral_edu.viz.widgets import RingView
 
 matplotlib.use("Agg")
 

@@ -12,8 +12,9 @@ from matplotlib.figure import Figure
 
 from figure_checks import assert_no_texts_overlap, assert_nothing_cut_off
 from mixtral_edu import MixtralConfig, MixtralForCausalLM
-from mixtral_edu.viz.choice import ChoiceView, best_choices, gate_curve, router_choice
+from mixtral_edu.viz.choice import best_choices, gate_curve, router_choice
 from mixtral_edu.viz.style import FAINT, expert_colour
+from mixtral_edu.viz.widgets import ChoiceView
 
 SCORES = [0.5, -1.0, 3.0, 2.0, -2.5]
 

@@ -16,9 +16,9 @@ from figure_checks import assert_no_texts_overlap, assert_nothing_cut_off, texts
 from mixtral_edu import MixtralConfig, MixtralForCausalLM
 from mixtral_edu.viz.bits import bits_by_depth, token_costs
 from mixtral_edu.viz.lens import HIT, depth_names, guesses_by_depth, lens_table, logit_lens
-from mixtral_edu.viz.lens_widget import LensView
 from mixtral_edu.viz.style import ACCENT
 from mixtral_edu.viz.trace import residual_stream
+from mixtral_edu.viz.widgets import LensView
 
 matplotlib.use("Agg")
 

@@ -19,13 +19,13 @@ from mixtral_edu.viz.masks import (
     REASONS,
     SEEN,
     TOO_OLD,
-    MaskView,
     explained,
     left_padded,
     rules,
     why,
 )
 from mixtral_edu.viz.style import contrast_ratio, text_colour
+from mixtral_edu.viz.widgets import MaskView
 
 POSITIONS = torch.tensor([-1, -1, 0, 1, 2, 3, 4, 5])
 

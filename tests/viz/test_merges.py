@@ -14,7 +14,6 @@ from figure_checks import assert_no_texts_overlap, assert_nothing_cut_off
 from mixtral_edu.data import probe_text
 from mixtral_edu.text.tokenizer import MixtralTokenizer, train_tokenizer
 from mixtral_edu.viz.merges import (
-    MergesView,
     merge_history,
     merge_steps,
     merged_pieces,
@@ -22,6 +21,7 @@ from mixtral_edu.viz.merges import (
     tokens_against_merges,
 )
 from mixtral_edu.viz.style import ACCENT
+from mixtral_edu.viz.widgets import MergesView
 from tokenizer_samples import texts
 
 HENS = ["he", "▁t", "hen", "▁hen", "▁the"]  # what five merges find in "the hen then the ten hens"

@@ -9,7 +9,7 @@ from mixtral_edu import MixtralConfig
 from mixtral_edu.quantization.model import QuantizationConfig, checkpoint_bytes
 from mixtral_edu.quantization.rounding import quantize_groups
 from mixtral_edu.viz.quantization import bits_curve, errors_along_a_row, level_use, number_line, sizes_and_cards
-from mixtral_edu.viz.quantization_widget import QuantizationView, gigabytes_of_mixtral, round_to_levels
+from mixtral_edu.viz.widgets.quantization import QuantizationView, gigabytes_of_mixtral, round_to_levels
 
 
 @pytest.fixture(autouse=True)

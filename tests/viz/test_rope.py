@@ -16,7 +16,7 @@ from matplotlib.text import Annotation
 from figure_checks import assert_no_texts_overlap, assert_nothing_cut_off
 from mixtral_edu.rope import apply_rotary, rotary_tables
 from mixtral_edu.viz import rope, rope_mistakes
-from mixtral_edu.viz.rope_widget import RopeView, pair_scores
+from mixtral_edu.viz.widgets.rope import RopeView, pair_scores
 
 
 @pytest.fixture(autouse=True)

@@ -10,7 +10,7 @@ import torch
 from transformers.generation import logits_process
 
 from mixtral_edu import MixtralForCausalLM, MixtralTokenizer
-from mixtral_edu.viz.sampling_widget import OFF, SamplingView, entropy
+from mixtral_edu.viz.widgets.sampling import OFF, SamplingView, entropy
 
 TEXTS = {"flat": "Once upon a time there was a", "verse": "My lord, I"}
 

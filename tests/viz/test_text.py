@@ -89,9 +89,9 @@ CALLS = {
     "generation.repeats": ({TEXT: [1, 2, 1, 2, 1, 2], OTHER: [1, 2, 3, 4, 5, 6]}, 2),
     "generation.padding_sides": ([[TEXT, OTHER], [OTHER]],),
     "generation.distance_by_pads": ([0, 1], {TEXT: [0.0, 0.5]}),
-    "heads.head_maps": (ROWS[None], [TEXT, OTHER], 1),
-    "heads.head_scores": ({TEXT: ROWS},),
-    "heads.looking": (ROWS, [TEXT, OTHER], 1),
+    "attention_maps.head_maps": (ROWS[None], [TEXT, OTHER], 1),
+    "attention_maps.head_scores": ({TEXT: ROWS},),
+    "attention_maps.looking": (ROWS, [TEXT, OTHER], 1),
     "lens.lens_table": ([TEXT, OTHER], [[OTHER, TEXT], [TEXT, OTHER]], ROWS),
     "lens.guesses_by_depth": ([TEXT], [[TEXT, OTHER], [OTHER, TEXT]], ROWS, TEXT),
     "masks.rules": (torch.arange(4), 2),
@@ -111,7 +111,7 @@ CALLS = {
     "rope_mistakes.row_order": (2, 4),
     "rope_mistakes.loss_by_start": ([0, 5], {TEXT: [1.0, 2.0]}, 3.0),
     "rope_mistakes.loss_bars": ({TEXT: 1.0}, 3.0),
-    "rope_widget.pair_scores": (8, 100.0, 0, 1, 2, 7),
+    "widgets.rope.pair_scores": (8, 100.0, 0, 1, 2, 7),
     "router.coloured_tokens": ([TEXT, OTHER], [[0, 1], [1, 2]]),
     "router.expert_load": ([[0, 1], [1, 2]],),
     "routing.load_by_domain": (ROWS[None], [TEXT, OTHER], 0.5),
@@ -150,15 +150,14 @@ NO_FIGURES = {"style.new_figure", "cache.canvas", "tokens.canvas"}  # empty ones
 
 
 def modules():
-    return [
-        importlib.import_module(f"mixtral_edu.viz.{m.name}") for m in pkgutil.iter_modules(mixtral_edu.viz.__path__)
-    ]
+    found = pkgutil.walk_packages(mixtral_edu.viz.__path__, "mixtral_edu.viz.")
+    return [importlib.import_module(module.name) for module in found]
 
 
 def public(kind) -> dict:
     """All functions, or classes, that the modules of viz define for others, by module and name."""
     return {
-        f"{module.__name__.rpartition('.')[2]}.{name}": value
+        f"{module.__name__.removeprefix('mixtral_edu.viz.')}.{name}": value
         for module in modules()
         for name, value in vars(module).items()
         if kind(value) and value.__module__ == module.__name__ and not name.startswith("_")
@@ -231,16 +230,16 @@ class OnePieceTokenizer:
 TEXTS = {TEXT: "a story", OTHER: "another story"}
 VIEWS = {n: v for n, v in public(inspect.isclass).items() if issubclass(v, FigureView) and v is not FigureView}
 ARGUMENTS = {
-    "cache_ring.RingView": lambda model, tokenizer: (),
-    "choice.ChoiceView": lambda model, tokenizer: (model, tokenizer, TEXT, 2),
-    "heads.AttentionView": lambda model, tokenizer: (model, tokenizer, TEXTS, [(0, 1, 3)]),
-    "lens_widget.LensView": lambda model, tokenizer: (model, tokenizer, TEXTS),
-    "masks.MaskView": lambda model, tokenizer: (),
-    "merges.MergesView": lambda model, tokenizer: (tokenizer, TEXTS),
-    "quantization_widget.QuantizationView": lambda model, tokenizer: (np.linspace(-1, 1, 64), (16, 64)),
-    "rope_widget.RopeView": lambda model, tokenizer: (8, 100.0),
-    "sampling_widget.SamplingView": lambda model, tokenizer: (model, tokenizer, TEXTS),
-    "widgets.RouterView": lambda model, tokenizer: (model, tokenizer, TEXTS),
+    "widgets.cache.RingView": lambda model, tokenizer: (),
+    "widgets.choice.ChoiceView": lambda model, tokenizer: (model, tokenizer, TEXT, 2),
+    "widgets.attention.AttentionView": lambda model, tokenizer: (model, tokenizer, TEXTS, [(0, 1, 3)]),
+    "widgets.lens.LensView": lambda model, tokenizer: (model, tokenizer, TEXTS),
+    "widgets.masks.MaskView": lambda model, tokenizer: (),
+    "widgets.merges.MergesView": lambda model, tokenizer: (tokenizer, TEXTS),
+    "widgets.quantization.QuantizationView": lambda model, tokenizer: (np.linspace(-1, 1, 64), (16, 64)),
+    "widgets.rope.RopeView": lambda model, tokenizer: (8, 100.0),
+    "widgets.sampling.SamplingView": lambda model, tokenizer: (model, tokenizer, TEXTS),
+    "widgets.router.RouterView": lambda model, tokenizer: (model, tokenizer, TEXTS),
 }
 
 
@@ -263,7 +262,7 @@ def test_widgets_draw_the_text_that_they_are_given(name):
     assert not any(text.get_parse_math() and "$" in text.get_text() for text in texts)
     drawn = [text.get_text().replace("⇥", "U+0009") for text in texts]
     assert not any(set("\t\0\x1b\ud800中") & set(text) for text in drawn)
-    if ARGUMENTS[name](model, tokenizer)[1:2] == (tokenizer,) or name == "merges.MergesView":
+    if ARGUMENTS[name](model, tokenizer)[1:2] == (tokenizer,) or name == "widgets.merges.MergesView":
         assert any(SEEN in text for text in drawn), drawn
 
 

@@ -1,12 +1,16 @@
 """What a forward pass refuses, before anything is computed or a cache is touched."""
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from mixtral_edu.cache import RollingKVCache
-from mixtral_edu.config import MixtralConfig
+from mixtral_edu.attention import ATTENTION_BACKENDS
+from mixtral_edu.cache import RollingCache
+from mixtral_edu.checkpoints.config import MixtralConfig
+from mixtral_edu.fast.flash import check_flash
+from mixtral_edu.heads import IGNORED_LABEL, mean_cross_entropy
+from mixtral_edu.moe import EXPERT_DISPATCH
 
-IGNORED_LABEL = -100  # of a token whose prediction is not counted
 _WHOLE = (torch.int64, torch.int32)
 
 
@@ -17,9 +21,9 @@ def check_inputs(
     inputs_embeds: Tensor | None,
     attention_mask: Tensor | None,
     position_ids: Tensor | None,
-    cache: RollingKVCache | None,
-) -> None:
-    """Raise a TypeError or ValueError that names the first argument that does not fit, and what would fit.
+    cache: RollingCache | None,
+) -> tuple[int, int]:
+    """Return B and T; raise a TypeError or ValueError that names the first argument that does not fit, and what would.
 
     Values of ids are looked at on a CPU only: elsewhere that would wait for the device.
     """
@@ -28,7 +32,7 @@ def check_inputs(
     past = 0
     if cache is not None:
         _check_cache(cache, config, B, dtype, given.device)
-        past = cache.get_seq_length()
+        past = cache.seen
     if attention_mask is not None:
         _require_tensor("attention_mask", attention_mask)
         wanted = f"({B}, {T})" + (f", or with the {past} columns of the cache ({B}, {past + T})," if past else "")
@@ -38,6 +42,7 @@ def check_inputs(
         _require_tensor("position_ids", position_ids)
         fits = tuple(position_ids.shape) in ((B, T), (1, T))
         _require(fits, "position_ids", position_ids, f"({B}, {T}) or (1, {T})")
+    return B, T
 
 
 def check_tokens(config: MixtralConfig, input_ids: Tensor | None, inputs_embeds: Tensor | None) -> Tensor:
@@ -56,7 +61,34 @@ def check_tokens(config: MixtralConfig, input_ids: Tensor | None, inputs_embeds:
     return inputs_embeds
 
 
-def given_cache(past_key_values: RollingKVCache | None, cache: RollingKVCache | None) -> RollingKVCache | None:
+def check_backend(
+    config: MixtralConfig, device: torch.device, dtype: torch.dtype, output_attentions: bool, engine: bool = True
+) -> None:
+    """Raise a ValueError, which says what to choose instead, unless the config's backends can do what is asked."""
+    for name, textbook in (("attn_implementation", ATTENTION_BACKENDS), ("experts_implementation", EXPERT_DISPATCH)):
+        if not engine and getattr(config, name) not in textbook:
+            choice = " or ".join(map(repr, textbook))
+            raise ValueError(
+                f"{name}={getattr(config, name)!r} needs the engine: it must be {choice} with engine=False"
+            )
+    if output_attentions and config.attn_implementation != "eager":
+        raise ValueError(
+            f"output_attentions=True: the {config.attn_implementation!r} backend never holds the weights; "
+            "load the model with attn_implementation='eager'"
+        )
+    if config.attn_implementation == "flash_attention_2":
+        check_flash(device, dtype, config.head_dim)
+
+
+def with_effect(attention_mask: Tensor | None, T: int) -> Tensor | None:
+    """Return the mask of the T new tokens, or None where it hides none of them; told on a CPU only."""
+    if attention_mask is None:
+        return None
+    mask = attention_mask[:, -T:]
+    return None if can_look_at(mask) and bool((mask != 0).all()) else mask
+
+
+def given_cache(past_key_values: RollingCache | None, cache: RollingCache | None) -> RollingCache | None:
     """Return the cache by whichever of its two names it is given; raise a ValueError if by both."""
     if past_key_values is not None and cache is not None:
         raise ValueError("cache and past_key_values are both given; they are names of one argument: give one of them")
@@ -105,6 +137,33 @@ def check_sequence_labels(labels: Tensor, problem_type: str, B: int, num_labels:
             raise ValueError(f"labels hold {labels[~fine][0].item()}; they must be {wanted} for {problem_type=}")
 
 
+def problem_type_of(config: MixtralConfig, labels: Tensor) -> str:
+    """The config's problem type; where it is None, the one that the labels' number and dtype tell, as in transformers.
+
+    There a model keeps the type that its first labels tell, and saves it. Here the config stays as it is.
+    """
+    if config.problem_type is not None:
+        return config.problem_type
+    if config.num_labels == 1:
+        return "regression"
+    several = isinstance(labels, Tensor) and labels.is_floating_point()
+    return "multi_label_classification" if several else "single_label_classification"
+
+
+def sequence_loss(logits: Tensor, labels: Tensor, problem_type: str) -> Tensor:
+    """Mean loss of logits (B, num_labels); a float32 scalar. The labels are as `problem_type` wants them.
+
+    Squared error for "regression", cross entropy in nats over the labels for "single_label_classification", and over
+    yes and no for each label of "multi_label_classification". 0 where all classes are -100.
+    """
+    logits = logits.float()
+    if problem_type == "regression":
+        return F.mse_loss(logits, labels.float().view_as(logits))
+    if problem_type == "single_label_classification":
+        return mean_cross_entropy(logits, labels)
+    return F.binary_cross_entropy_with_logits(logits, labels.float())
+
+
 def check_answer(start_positions: Tensor | None, end_positions: Tensor | None, rows: int) -> None:
     """Raise unless both positions of an answer are given, a whole number for each row."""
     for name, positions in (("start_positions", start_positions), ("end_positions", end_positions)):
@@ -120,10 +179,8 @@ def can_look_at(tensor: Tensor) -> bool:
     return tensor.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
-def _check_cache(
-    cache: RollingKVCache, config: MixtralConfig, B: int, dtype: torch.dtype, device: torch.device
-) -> None:
-    if not isinstance(cache, RollingKVCache):
+def _check_cache(cache: RollingCache, config: MixtralConfig, B: int, dtype: torch.dtype, device: torch.device) -> None:
+    if not isinstance(cache, RollingCache):
         raise TypeError(f"past_key_values (cache) is a {type(cache).__name__}: it must be a RollingKVCache")
     rows, heads, _, head_dim = cache.keys[0].shape
     for what, found, wanted in (

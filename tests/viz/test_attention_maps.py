@@ -11,7 +11,8 @@ from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
 from mixtral_edu import MixtralForCausalLM, MixtralTokenizer
-from mixtral_edu.viz.heads import AttentionView, favourites, head_maps, head_scores, looking
+from mixtral_edu.viz.attention_maps import favourites, head_maps, head_scores, looking
+from mixtral_edu.viz.widgets import AttentionView
 
 TEXT = "Once upon a time there was a brown bear named Anna."
 

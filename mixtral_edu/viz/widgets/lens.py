@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mixtral_edu.viz.lens import depth_names, guesses_by_depth, logit_lens
 from mixtral_edu.viz.trace import residual_stream
-from mixtral_edu.viz.widgets import FigureView
+from mixtral_edu.viz.widgets.view import FigureView
 
 
 class LensView(FigureView):

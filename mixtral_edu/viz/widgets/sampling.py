@@ -9,9 +9,9 @@ from ipywidgets import Dropdown, FloatSlider, SelectionSlider, Text
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from mixtral_edu.sampling import GenerationOptions
+from mixtral_edu.sampling import Sampler
 from mixtral_edu.viz.sampling import before_and_after
-from mixtral_edu.viz.widgets import FigureView
+from mixtral_edu.viz.widgets.view import FigureView
 
 OFF = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0}  # with these values the controls change nothing
 
@@ -84,9 +84,8 @@ class SamplingView(FigureView):
                 self._logits = text, self.model(ids, logits_to_keep=1).logits[:, -1].float()  # (1, V)
         logits = self._logits[1]
         nothing = torch.zeros(1, 0, dtype=torch.long, device=logits.device)
-        settings["top_k"] = settings["top_k"] or None
-        options = GenerationOptions(max_new_tokens=1, do_sample=True, **settings)
-        both = torch.cat((logits, options.shape(logits, nothing, nothing))).softmax(-1)  # (2, V)
+        sampler = Sampler(do_sample=True, rules=settings | {"top_k": settings["top_k"] or None})
+        both = torch.cat((logits, sampler.shape(logits, nothing, nothing))).softmax(-1)  # (2, V)
         return tuple(both.cpu().numpy())
 
 

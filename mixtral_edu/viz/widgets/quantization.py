@@ -8,9 +8,9 @@ from ipywidgets import Dropdown, IntSlider
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
-from mixtral_edu.config import MixtralConfig
+from mixtral_edu.checkpoints.config import MixtralConfig
 from mixtral_edu.viz.style import ACCENT, FAINT, INK, new_figure, use_style
-from mixtral_edu.viz.widgets import FigureView
+from mixtral_edu.viz.widgets.view import FigureView
 
 
 def round_to_levels(weights: ArrayLike, bits: int, group_size: int) -> np.ndarray:

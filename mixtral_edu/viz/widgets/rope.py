@@ -10,7 +10,7 @@ from matplotlib.ticker import MaxNLocator
 from mixtral_edu.rope import rotary_frequencies
 from mixtral_edu.viz.plane import draw_arrow, draw_plane
 from mixtral_edu.viz.style import ACCENT, FAINT, INK, MUTED, new_figure, use_style
-from mixtral_edu.viz.widgets import FigureView
+from mixtral_edu.viz.widgets.view import FigureView
 
 
 def pair_scores(

@@ -3,14 +3,14 @@
 import pytest
 import torch
 
-from mixtral_edu.dispatch import EXPERT_DISPATCH, RouterOutput, dense_dispatch, reference_dispatch, sorted_dispatch
-from mixtral_edu.moe import SparseMoE
+from mixtral_edu.fast.experts import dense_dispatch, grouped_dispatch
+from mixtral_edu.moe import EXPERT_DISPATCH, RouterOutput, SparseMoE, reference_dispatch, sorted_dispatch
 from tolerances import chain_error
 
 pytestmark = pytest.mark.numerics
 
 D = 44
-ALL_FORMS = EXPERT_DISPATCH | {"dense": dense_dispatch}
+ALL_FORMS = EXPERT_DISPATCH | {"dense": dense_dispatch, "grouped": grouped_dispatch}
 
 
 def routing_of(weights: list[list[float]], experts: list[list[int]], E: int = 5) -> RouterOutput:

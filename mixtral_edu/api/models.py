@@ -1,0 +1,428 @@
+"""The model classes: the textbook's decoder and heads, with checks of their arguments, loading and saving."""
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from mixtral_edu.api import generation
+from mixtral_edu.api.cache import RollingKVCache
+from mixtral_edu.api.inputs import (
+    check_answer,
+    check_backend,
+    check_inputs,
+    check_labels,
+    check_sequence_labels,
+    check_tokens,
+    given_cache,
+    problem_type_of,
+    sequence_loss,
+    with_effect,
+)
+from mixtral_edu.checkpoints import huggingface
+from mixtral_edu.checkpoints.config import MixtralConfig
+from mixtral_edu.checkpoints.memory import free_memory
+from mixtral_edu.fast import decoding
+from mixtral_edu.fast.engine import has_engine, install
+from mixtral_edu.heads import CausalLM, QuestionAnswerer, SequenceClassifier, TokenClassifier
+from mixtral_edu.model import Decoder, Output, init_module
+
+
+@dataclass
+class MixtralOutput(Output):
+    __doc__ = Output.__doc__
+
+    @property
+    def cache(self) -> RollingKVCache | None:
+        """Another name of `past_key_values`, the only one in newer releases of transformers."""
+        return self.past_key_values
+
+    @cache.setter
+    def cache(self, value: RollingKVCache | None) -> None:
+        self.past_key_values = value
+
+
+class _OneDraw(TorchFunctionMode):
+    """Skip the initial values of `torch.nn`'s layers, where others are drawn right after."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func in (nn.init.kaiming_uniform_, nn.init.normal_):
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **(kwargs or {}))
+
+
+class PreTrained(nn.Module):
+    """What every model class shares: a config, an initialisation, loading and saving.
+
+    For loading: `head_keys` are the prefixes of the class's own head, and `optional_head` tells whether a checkpoint
+    without them may be loaded. The engine is installed; `fast.engine.remove` takes it out.
+    """
+
+    head_keys: tuple[str, ...] = ()
+    optional_head = False
+
+    prepared: decoding.Prepared | None = None  # what `prepare_for_inference` made
+
+    def __init__(self, config: MixtralConfig, **parts: Any):
+        with _OneDraw():
+            super().__init__(config, **parts)
+        config.bind()
+        install(self)
+
+    @property
+    def config(self) -> MixtralConfig:
+        """Sizes and settings. To change a setting, assign its field: all layers read this one config."""
+        return self._config
+
+    @config.setter
+    def config(self, config: MixtralConfig) -> None:
+        if config is not self.__dict__.setdefault("_config", config):
+            name = type(self).__name__
+            raise AttributeError(f"config: a model keeps the one it was built from; assign its fields, as in "
+                                 f"model.config.use_cache = False, or build another model, {name}(config)")  # fmt: skip
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the weights."""
+        return next(self.parameters()).dtype
+
+    def init_weights(self) -> None:
+        """Draw every matrix from a normal distribution of deviation `config.initializer_range`.
+
+        Norms are ones, biases and the embedding of padding zeros.
+        """
+        self.apply(partial(init_module, deviation=self.config.initializer_range))
+
+    def check_backend(self, device: torch.device, dtype: torch.dtype) -> None:
+        """Raise a ValueError unless the config's backends can run such a model and return what the config asks for."""
+        decoder = getattr(self, "model", self)
+        check_backend(self.config, device, dtype, self.config.output_attentions, has_engine(decoder.layers))
+
+    def prepare_for_inference(self, compile: bool = False, graph: bool = False) -> Self:
+        """Switch to evaluation mode, get ready what is worth keeping between texts, and return the model.
+
+        Quantized layers keep their copies for PyTorch's kernels, which `generate` otherwise makes for each text; with
+        `experts_implementation="grouped"` experts have theirs, stacked. Copies that do not fit in free memory are left
+        out. Results stay the same to rounding.
+
+        Args:
+            compile: let `torch.compile` make one program of the step that continues a text by one token, which
+                `generate` then uses. The first steps take it some ten seconds and a C++ compiler; with
+                `experts_implementation="grouped"` nothing is left out of the program.
+            graph: on a CUDA device, record that step for each cache and replay it, see `mixtral_edu.fast.cuda_graph`;
+                with `experts_implementation="grouped"` (of at most 64 rows, unless in bfloat16 on Hopper or Blackwell)
+                and another attention than FlashAttention-2.
+
+        With either, hooks and other changes to the model are not seen by the step: call `train()`, which drops it, then
+        this again.
+
+        Raises:
+            ValueError: a graph of a model that is on no CUDA device.
+        """
+        if graph and self.device.type != "cuda":
+            raise ValueError(f"graph=True needs a model on a CUDA device, and this one is on {self.device}")
+        self.eval()
+        decoding.prepare(self, compile, graph, free_memory(self.device))
+        return self
+
+    def train(self, mode: bool = True) -> Self:
+        """Switch to training mode, which drops what `prepare_for_inference` made, or with False to evaluation mode."""
+        if mode:
+            decoding.drop(self)
+        return super().train(mode)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:  # a copy, whose config belongs to it
+        super().__setstate__(state)
+        self._config.bind()
+
+    from_pretrained = classmethod(huggingface.load_pretrained)
+    save_pretrained = huggingface.save_pretrained
+
+
+class MixtralModel(PreTrained, Decoder):
+    """The decoder without a head: token ids in, one vector per token out."""
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: RollingKVCache | None = None,
+        inputs_embeds: Tensor | None = None,
+        use_cache: bool | None = None,
+        output_router_logits: bool | None = None,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+        cache: RollingKVCache | None = None,
+    ) -> MixtralOutput:
+        """Run the decoder on T new tokens of B texts.
+
+        Args:
+            input_ids: (B, T) token ids.
+            attention_mask: (B, T), 1 for real tokens and 0 for padding, anywhere; with a cache also (B, P + T) for the
+                P columns that it has seen, which it remembers itself. None means that all are real.
+            position_ids: (B, T) or (1, T), the angles of the rotary embedding in place of each row's own count. What a
+                token may see stays a matter of its place in the row.
+            past_key_values: a cache to read and extend; made here if None and `use_cache`.
+            inputs_embeds: (B, T, D), in place of `input_ids`.
+            use_cache, output_router_logits, output_hidden_states, output_attentions: what to return; None means the
+                config's value.
+            cache: another name of `past_key_values`, the only one in newer releases of transformers. What is returned
+                has both names too.
+
+        Raises:
+            TypeError: an argument that should be a tensor, or a cache, is something else.
+            ValueError: neither or both of ids and embeddings, an id outside the vocabulary, shapes that do not fit, a
+                cache made for something else, or given by both names, `output_attentions` with a backend that has no
+                weights to show, or a backend that cannot run on the model's device or dtype.
+            RuntimeError: the cache was left half-written by a pass that failed.
+        """
+        config = self.config
+        output_attentions = config.output_attentions if output_attentions is None else output_attentions
+        dtype = getattr(inputs_embeds, "dtype", self.dtype)
+        past_key_values = given_cache(past_key_values, cache)
+        check_backend(config, self.device, dtype, output_attentions, engine=has_engine(self.layers))
+        B, T = check_inputs(config, dtype, input_ids, inputs_embeds, attention_mask, position_ids, past_key_values)
+        if self.embed_tokens.padding_idx != config.pad_token_id:  # the row that learns nothing
+            self.embed_tokens.padding_idx = config.pad_token_id
+        if past_key_values is None and (config.use_cache if use_cache is None else use_cache):
+            past_key_values = RollingKVCache(config, B, device=self.device, dtype=dtype)
+        out = super().forward(
+            input_ids,
+            with_effect(attention_mask, T),
+            position_ids,
+            past_key_values,
+            inputs_embeds,
+            config.output_router_logits if output_router_logits is None else output_router_logits,
+            config.output_hidden_states if output_hidden_states is None else output_hidden_states,
+            output_attentions,
+        )
+        return MixtralOutput(**vars(out))
+
+
+class _WithHead(PreTrained):
+    """What the classes with a head share: their decoder is a `MixtralModel`."""
+
+    def __init__(self, config: MixtralConfig, **parts: Any):
+        super().__init__(config, decoder=MixtralModel, **parts)
+
+
+class MixtralForCausalLM(_WithHead, CausalLM):
+    """The language model: for each token, a score for every possible next one."""
+
+    head_keys = ("lm_head.",)
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: RollingKVCache | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        use_cache: bool | None = None,
+        output_router_logits: bool | None = None,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+        logits_to_keep: int | Tensor = 0,
+        cache: RollingKVCache | None = None,
+    ) -> MixtralOutput:
+        """Score the next token after each of T new tokens of B texts.
+
+        Args (beyond those of `MixtralModel.forward`):
+            labels: (B, T), the input ids again; each is predicted from the tokens before it, and -100 is not counted.
+                Give -100 to padding, and after padding also to the first real token: nothing stands before it. Where no
+                label counts, the cross entropy is 0.
+            logits_to_keep: compute scores for the last n tokens only, or for those at the given indices; 0: all.
+        """
+        if isinstance(logits_to_keep, int) and logits_to_keep < 0 or isinstance(logits_to_keep, float):
+            raise ValueError(
+                f"logits_to_keep={logits_to_keep}: it must be a number of tokens, 0 or more, or their indices"
+            )
+        if labels is not None:
+            tokens = check_tokens(self.config, input_ids, inputs_embeds)
+            check_labels(labels, tokens.shape[:2], self.config.vocab_size, "vocab_size")
+            if not (isinstance(logits_to_keep, int) and logits_to_keep == 0):
+                raise ValueError("labels are given with logits_to_keep: a loss needs all logits, logits_to_keep=0")
+        return super().forward(
+            input_ids,
+            attention_mask,
+            labels,
+            logits_to_keep,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            use_cache=use_cache,
+            output_router_logits=output_router_logits,
+            output_hidden_states=output_hidden_states,
+            output_attentions=output_attentions,
+            cache=cache,
+        )
+
+    generate = generation.generate
+    stream = generation.stream
+
+
+class MixtralForSequenceClassification(_WithHead, SequenceClassifier):
+    """A label for a whole text, read off its last real token: the only one that has all the others before it.
+
+    logits = score(x[last])        `config.num_labels` of them, named by `config.id2label`
+
+    The last real token is, among the new ones, the last position whose mask is 1, or without a mask the last whose id
+    is not `config.pad_token_id`. A row that has none gets the logits of its first position: finite, without meaning.
+
+    transformers looks for the pad id whether there is a mask or not. That comes to the same where the mask is 0 at pad
+    ids and nowhere else. It does not where a text ends in the pad id, as when the eos token serves for padding too:
+    transformers then takes the token before. Nor does it for `inputs_embeds`, of which it takes the last column,
+    padding or not; and without a `pad_token_id` it refuses several rows, mask or no mask.
+    """
+
+    head_keys = ("score.",)
+    optional_head = True
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: RollingKVCache | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        use_cache: bool | None = None,
+        **outputs: Any,
+    ) -> MixtralOutput:
+        """Score the labels of B texts; the logits are (B, num_labels).
+
+        Args (beyond those of `MixtralModel.forward`; `outputs` are its `cache` and `output_...`):
+            labels: what they have to be depends on `config.problem_type`; where that is None, one label is taken as a
+                regression, whole numbers as single labels and floating-point numbers as multiple ones.
+                "single_label_classification": (B,) classes; -100 is not counted.
+                "multi_label_classification": (B, num_labels), from 0.0 to 1.0.
+                "regression": (B, num_labels) numbers, or (B,) of them if `num_labels` is 1.
+
+        Raises (beyond what `MixtralModel.forward` does):
+            ValueError: several rows of which the ends are unknown: without a mask, and without a `pad_token_id` or ids
+                to compare it with; or labels that do not fit.
+        """
+        config = self.config
+        B = len(check_tokens(config, input_ids, inputs_embeds))
+        if attention_mask is None and (input_ids is None or config.pad_token_id is None) and B > 1:
+            lacking = "inputs_embeds have no ids" if input_ids is None else "config.pad_token_id is None"
+            raise ValueError(
+                f"attention_mask is None and {lacking}: where each of {B} rows ends is not known; give attention_mask, "
+                "or input_ids with a config.pad_token_id"
+            )
+        if labels is not None:
+            check_sequence_labels(labels, problem_type_of(config, labels), B, config.num_labels)
+        return super().forward(
+            input_ids,
+            attention_mask,
+            labels,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            use_cache=use_cache,
+            **outputs,
+        )
+
+    def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """The mean loss of logits (B, num_labels), of the config's type."""
+        return sequence_loss(logits, labels, problem_type_of(self.config, labels))
+
+
+class MixtralForTokenClassification(_WithHead, TokenClassifier):
+    """A label for each token, from what it and the tokens before it say.
+
+    logits = score(dropout(x))        `config.num_labels` per token, named by `config.id2label`
+
+    The dropout, in training only, has the rate 0.1, or the `classifier_dropout` that a `config.json` may hold.
+    """
+
+    head_keys = ("score.",)
+    optional_head = True
+
+    def __init__(self, config: MixtralConfig):
+        dropout = config.extra.get("classifier_dropout")
+        if not (dropout is None or isinstance(dropout, int | float) and 0 <= dropout < 1):
+            raise ValueError(f"classifier_dropout={dropout!r}: it must be a number from 0 to below 1")
+        super().__init__(config, dropout=0.1 if dropout is None else dropout)
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: RollingKVCache | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        use_cache: bool | None = None,
+        **outputs: Any,
+    ) -> MixtralOutput:
+        """Score the labels of each of T new tokens of B texts; the logits are (B, T, num_labels).
+
+        Args (beyond those of `MixtralModel.forward`; `outputs` are its `cache` and `output_...`):
+            labels: (B, T) classes of the very tokens that stand there; -100, to be given to padding, is not counted.
+        """
+        if labels is not None:
+            tokens = check_tokens(self.config, input_ids, inputs_embeds)
+            check_labels(labels, tokens.shape[:2], self.config.num_labels, "num_labels")
+        return super().forward(
+            input_ids,
+            attention_mask,
+            labels,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            use_cache=use_cache,
+            **outputs,
+        )
+
+
+class MixtralForQuestionAnswering(_WithHead, QuestionAnswerer):
+    """Where in a text the answer to a question starts and ends: two scores for each token.
+
+    start_logits, end_logits = qa_outputs(x)        a softmax over the tokens gives probabilities
+    """
+
+    head_keys = ("qa_outputs.",)
+    optional_head = True
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: RollingKVCache | None = None,
+        inputs_embeds: Tensor | None = None,
+        start_positions: Tensor | None = None,
+        end_positions: Tensor | None = None,
+        use_cache: bool | None = None,
+        **outputs: Any,
+    ) -> MixtralOutput:
+        """Score each of T new tokens of B texts as the first and as the last one of the answer.
+
+        Args (beyond those of `MixtralModel.forward`; `outputs` are its `cache` and `output_...`):
+            start_positions, end_positions: (B,) columns of the answer's first and last token. As in transformers, one
+                beyond the text, T or more, is not counted, and a negative one counts as 0.
+        """
+        if start_positions is not None or end_positions is not None:
+            tokens = check_tokens(self.config, input_ids, inputs_embeds)
+            check_answer(start_positions, end_positions, len(tokens))
+        return super().forward(
+            input_ids,
+            attention_mask,
+            None if start_positions is None else (start_positions, end_positions),
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            use_cache=use_cache,
+            **outputs,
+        )
