@@ -35,7 +35,8 @@ _MOST_ROWS = 512  # more rows do not change which way is fastest
 _MOST_OPERATIONS = 2**27  # of one product of a trial: a larger weight is tried in part
 _TRIAL = 2e-3  # seconds for each way of a trial, at least
 _MOST_ROUNDS = 1000
-_GAIN = 0.9  # of the time of `F.linear`: what another way must not exceed
+_FEW_ROWS = 64  # with more, the time is that of multiplying, in which ways differ less, and trials are less exact
+_GAIN, _GAIN_OF_MANY = 0.9, 0.75  # of the time of `F.linear`: what another way must not exceed
 VARIABLE = "MIXTRAL_EDU_PRODUCT"
 
 
@@ -187,7 +188,8 @@ def _way_for(x: Tensor, weight: Tensor) -> str:
         rows = x.detach().reshape(-1, D)[:_MOST_ROWS]
         most = max(1, _MOST_OPERATIONS // (2 * rows.numel()))
         weights = itertools.cycle([w.detach()[:most] for w in _like(weight)])
-        way = choose(shape, {name: lambda name=name: WAYS[name](rows, next(weights)) for name in ways_for(N)})
+        ways = {name: lambda name=name: WAYS[name](rows, next(weights)) for name in ways_for(N)}
+        way = choose(shape, ways, _GAIN if N <= _FEW_ROWS else _GAIN_OF_MANY)
     if len(_seen) < _MOST_SEEN:
         _seen[key] = way
     return way
@@ -253,21 +255,21 @@ def up(size: int) -> int:
     return 1 << (size - 1).bit_length()
 
 
-def choose(key: tuple, ways: dict[str, Callable[[], Any]]) -> str:
+def choose(key: tuple, ways: dict[str, Callable[[], Any]], gain: float = _GAIN) -> str:
     """Return the name of the fastest of some ways to compute the same: by a trial, the first time for this key.
 
-    The first way is the usual one, which another must beat clearly.
+    The first way is the usual one: another must take less than `gain` of its time.
     """
     if key not in _found:
-        _found.setdefault(key, _fastest(ways))  # of two threads the first decides
+        _found.setdefault(key, _fastest(ways, gain))  # of two threads the first decides
     return _found[key]
 
 
-def _fastest(ways: dict[str, Callable[[], Any]]) -> str:
-    """Return the name of the fastest; the first one's unless another is clearly faster."""
+def _fastest(ways: dict[str, Callable[[], Any]], gain: float) -> str:
+    """Return the name of the fastest; the first one's unless another takes less than `gain` of its time."""
     usual, times = next(iter(ways)), _seconds(ways)
     best = min(times, key=times.__getitem__, default=usual)
-    return best if times and times[best] < _GAIN * times.get(usual, math.inf) else usual
+    return best if times and times[best] < gain * times.get(usual, math.inf) else usual
 
 
 @torch.no_grad()

@@ -151,7 +151,14 @@ def _multiply_dequantized(x: Tensor, layer: Int8Linear | Int4Linear, dtype: torc
 
     Where `multiply` would convert the weights to float32, they are not rounded on the way there.
     """
-    if x.dtype == dtype and multiplies_in_float32(x):
+    in_float32 = x.dtype == dtype and multiplies_in_float32(x)
+    by_column = isinstance(layer, Int8Linear) and x.dtype == dtype and not torch.is_autocast_enabled(x.device.type)
+    if by_column and dtype != torch.float16:  # whose range sums of integers would leave
+        # One scale for each row of w is one for each column of y, which has fewer numbers.
+        wide = torch.float32 if in_float32 else dtype
+        y = products.multiply(x.to(wide), layer.weight_int8.to(wide)) * layer.scale.to(wide)
+        return y.to(dtype)
+    if in_float32:
         return F.linear(x.float(), layer.dequantize(torch.float32)).to(x.dtype)
     return products.multiply(x, layer.dequantize())
 

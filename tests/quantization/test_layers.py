@@ -40,8 +40,8 @@ def choose(monkeypatch):
     asked, usual = [], products.choose
 
     def choose(way: str) -> list[tuple]:
-        def choice(key, ways):
-            return (asked.append(key), way)[1] if way in ways else usual(key, ways)
+        def choice(key, ways, *gain):
+            return (asked.append(key), way)[1] if way in ways else usual(key, ways, *gain)
 
         monkeypatch.setattr(products, "choose", choice)
         return asked
