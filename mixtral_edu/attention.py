@@ -27,8 +27,7 @@ def eager_attention(
 
     Args:
         q: (B, Hq, T, Dh).
-        k: (B, Hkv, S, Dh).
-        v: (B, Hkv, S, Dh).
+        k, v: (B, Hkv, S, Dh).
         mask: (B or 1, 1, T, S), True where a query may attend; None if everywhere.
         dropout: share of weights that is dropped.
 
@@ -52,7 +51,7 @@ def eager_attention(
 def sdpa_attention(
     q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float = 0.0, is_causal: bool = False
 ) -> Tensor:
-    """The same through PyTorch's fused kernel, which does not hold all scores; shapes as in `eager_attention`."""
+    """The same through PyTorch's fused kernel, which need not hold all scores; shapes as in `eager_attention`."""
     B, Hq, T, Dh = q.shape
     if T == 1:  # the queries of a group see the same keys: rows of one query, and nothing to repeat
         out = F.scaled_dot_product_attention(q.reshape(B, k.shape[1], -1, Dh), k, v, mask, dropout)
@@ -96,8 +95,7 @@ class GroupedQueryAttention(nn.Module):
         """Let each token gather from those it may see.
 
         Args:
-            x: (B, T, D), normalised.
-            cos, sin: rotary tables (B or 1, T, Dh) of the tokens' positions.
+            x: (B, T, D), normalised, with rotary tables `cos`, `sin` (B or 1, T, Dh) of the tokens' positions.
             visibility: between the T queries and the S keys.
             cache_step: stores the new keys and values and brings the older ones.
             output_attentions: return the weights too, which takes the eager form.
@@ -110,7 +108,8 @@ class GroupedQueryAttention(nn.Module):
         q = self.q_proj(x).view(B, T, -1, Dh).transpose(1, 2)  # (B, Hq, T, Dh)
         k = self.k_proj(x).view(B, T, -1, Dh).transpose(1, 2)  # (B, Hkv, T, Dh)
         v = self.v_proj(x).view(B, T, -1, Dh).transpose(1, 2)  # (B, Hkv, T, Dh)
-        q, k = apply_rotary(torch.cat((q, k), dim=1), cos, sin).split((q.shape[1], k.shape[1]), dim=1)
+        both = apply_rotary(torch.cat((q, k), dim=1), cos, sin)  # the heads of q and k at once
+        q, k = both.split((q.shape[1], k.shape[1]), dim=1)
         if cache_step is not None:
             k, v = cache_step.update(self.layer_idx, k, v)  # (B, Hkv, S, Dh)
         dropout = self.config.attention_dropout if self.training else 0.0

@@ -19,18 +19,18 @@ from torch.nn.functional import pad
 from mixtral_edu.config import Config
 from mixtral_edu.masks import NO_POSITION, Visibility, row_positions
 
-_FIRST_SLOTS = 64  # of a cache without window and without max_length, which doubles when it is full
+FIRST_SLOTS = 64  # of a cache that has neither window nor max_length
 
 
 class RollingCache:
     """Keys and values of all layers for a batch of texts, each row with positions of its own.
 
-    With a window of W there are W slots per layer, from the start to the end. Without one there are `max_length` slots,
-    or as many as needed, doubling each time they are full. Padding is never stored: position p counts a row's columns
-    from its first real token on, so rows of one batch may write different slots. What is stored carries no gradient.
+    With a window of W there are W slots per layer, from the start to the end. Without one there are `max_length` slots
+    at first, and twice as many each time they are full. Padding is never stored: position p counts a row's columns from
+    its first real token on, so rows of one batch may write different slots. What is stored carries no gradient.
 
     A model's forward pass opens a `step` for its new tokens, calls `step.update` in each layer and `step.commit` at the
-    end. Decoding in place needs `torch.no_grad()`. `dtype` is that of the model's activations: `config.dtype` if None.
+    end. Decoding in place needs `torch.no_grad()`. `dtype` is that of the model's activations: float32 if None.
     """
 
     def __init__(
@@ -39,8 +39,8 @@ class RollingCache:
     ):  # fmt: skip
         self.window = config.sliding_window
         self.max_length = None if self.window else max_length
-        slots = self.window or max_length or _FIRST_SLOTS
-        dtype = dtype or getattr(torch, config.dtype or "float32")
+        slots = self.window or max_length or FIRST_SLOTS
+        dtype = dtype or torch.float32
         shape, L = (batch_size, config.num_key_value_heads, slots, config.head_dim), config.num_hidden_layers
         self.keys = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(L)]
         self.values = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(L)]
@@ -53,7 +53,7 @@ class RollingCache:
 
     @property
     def num_slots(self) -> int:
-        """Slots per layer: W with a window, for good."""
+        """Slots per layer: W with a window, and then constant."""
         return self.positions.shape[1]
 
     def reset(self) -> None:
@@ -68,7 +68,7 @@ class RollingCache:
         return CacheStep(self, num_tokens, real)
 
     def make_room(self, num_tokens: int) -> None:
-        """Let a cache without window grow, if it has to, for so many more columns."""
+        """Let a cache without window grow, if `num_tokens` more columns do not fit."""
         missing = self.seen + num_tokens - self.num_slots
         if self.window is None and missing > 0:
             more = max(missing, self.num_slots)  # twice as many at least, so that growing is rare

@@ -6,10 +6,9 @@ from typing import NamedTuple, Self
 
 
 class ParameterCounts(NamedTuple):
-    """How many numbers a model holds, and how many of them one token meets.
+    """How many numbers a model holds, and how many one token uses: `active` counts K instead of E experts per layer.
 
-    `per_part` maps "embedding", "attention", "router", "experts", "norms", "lm_head" to the parameters of all layers
-    together; `active` counts K instead of E experts per layer.
+    `per_part`: those of all layers, for "embedding", "attention", "router", "experts", "norms", "lm_head".
     """
 
     total: int
@@ -94,7 +93,7 @@ class Config:
         return {"model.embed_tokens.weight": (V, D)} | shapes | {"model.norm.weight": (D,), "lm_head.weight": (V, D)}
 
     def parameter_counts(self) -> ParameterCounts:
-        """Derive the parameters in all, and those that one token meets, from the sizes alone.
+        """Derive total and active parameters from the sizes alone.
 
         >>> counts = Config.mixtral_8x7b().parameter_counts()
         >>> f"{counts.total:,} parameters, {counts.active:,} active"

@@ -15,7 +15,7 @@ from mixtral_edu.cache import RollingCache
 from mixtral_edu.sampling import Sampler
 
 
-@torch.no_grad()  # left at each yield; in inference mode a model could not train later with tensors that it keeps
+@torch.no_grad()  # not inference_mode, whose tensors a later training could not use; left while the caller has a token
 def new_tokens(
     model: nn.Module, ids: Tensor, mask: Tensor | None, cache: RollingCache | None, num_steps: int, sampler: Sampler, *,
     stop_ids: Sequence[int] = (), pad_id: int = 0, generator: torch.Generator | None = None,
@@ -25,15 +25,15 @@ def new_tokens(
 
     Args:
         model: a causal language model; used in evaluation mode, and left in the mode it was in.
-        ids: (B, T) prompts.
-        mask: (B, T), 0 for padding, which must be on the left. None means that there is none.
-        cache: an empty one, which takes keys and values; None if `forward` makes its own.
-        num_steps: the most new ids per row.
-        sampler: chooses them.
-        stop_ids: what stops a row, which is filled up with `pad_id` from then on.
+        ids, mask: (B, T) prompts, and 0 for padding, which must be on the left; None without padding.
+        cache: an empty KV cache; None for a new one, or for that of `forward`.
+        num_steps, sampler: the most new ids per row, and what chooses them.
+        stop_ids, pad_id: what stops a row, and fills it up from then on.
         generator: makes sampling repeat.
         forward: called in place of the model, with its arguments.
     """
+    if cache is None and forward is None:
+        cache = RollingCache(model.config, len(ids), device=ids.device, dtype=next(model.parameters()).dtype)
     forward, modules = forward or model, list(model.modules())
     stops = torch.tensor(stop_ids, dtype=torch.long, device=ids.device)
     seen, seen_mask = ids, torch.ones_like(ids) if mask is None else mask  # what the repetition penalty looks at

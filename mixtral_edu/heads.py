@@ -5,6 +5,7 @@ its loss where there are labels, to what the decoder returns. Only the language 
 others `moe.load_balancing_loss` computes it from the router logits.
 """
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -15,11 +16,11 @@ from mixtral_edu.config import Config
 from mixtral_edu.model import Decoder, Output, init_module
 from mixtral_edu.moe import load_balancing_loss
 
-IGNORED_LABEL = -100  # of a token whose prediction is not counted
+IGNORED_LABEL = -100  # of tokens that the loss ignores
 
 
 class WithHead(nn.Module):
-    """A decoder, `model`, of the class `decoder`, and a head. What a subclass has to say is `read`."""
+    """A decoder, `model`, of the class `decoder`, and a head. Subclasses implement `read`."""
 
     def __init__(self, config: Config, decoder: type[Decoder] = Decoder):
         super().__init__()
@@ -27,7 +28,7 @@ class WithHead(nn.Module):
         self.model = decoder(config)
 
     def new_head(self, outputs: int, bias: bool) -> nn.Linear:
-        """Return a linear layer from D to so many outputs, its weights drawn as the decoder's are."""
+        """Return a linear layer from D to `outputs` numbers, its weights drawn as the decoder's are."""
         head = nn.Linear(self.config.hidden_size, outputs, bias=bias)
         init_module(head, self.config.initializer_range)
         return head
@@ -36,7 +37,7 @@ class WithHead(nn.Module):
         self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, labels: Any = None, **options: Any
     ) -> Output:
         """Run the decoder on T new tokens of B texts, with its `options`, and read its vectors."""
-        out = self.model(input_ids, attention_mask, **options)
+        out = replace(self.model(input_ids, attention_mask, **options))  # hooks may keep what the decoder returned
         T = out.last_hidden_state.shape[1]
         self.read(out, labels, input_ids, None if attention_mask is None else attention_mask[:, -T:])
         return out
@@ -63,8 +64,8 @@ class CausalLM(WithHead):
             labels: (B, T), the input ids again; each is predicted from the tokens before it, and -100 is not counted.
             logits_to_keep: compute scores for the last n tokens only, or for those at the given indices; 0: all.
         """
-        out = self.model(input_ids, attention_mask, **options)
-        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep  # -0 is 0: all
+        out = replace(self.model(input_ids, attention_mask, **options))
+        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         out.logits = self.lm_head(out.last_hidden_state[:, kept])  # (B, T or kept, V)
         if labels is not None:
             out.loss = next_token_loss(out.logits, labels)
@@ -80,8 +81,7 @@ class CausalLM(WithHead):
 def mean_cross_entropy(logits: Tensor, labels: Tensor, ignored: int = IGNORED_LABEL) -> Tensor:
     """Mean cross entropy in nats of logits (N, C) over those labels (N,) that are not `ignored`; a float32 scalar.
 
-    Where no label counts it is 0, as its gradient is: such a batch adds nothing. transformers' loss is nan there, with
-    the same gradient, and one nan is enough to spoil an average over batches.
+    Where no label counts it is 0, as its gradient is. transformers' loss is nan there, which spoils an average.
     """
     total = F.cross_entropy(logits.float(), labels.long(), ignore_index=ignored, reduction="sum")
     return total / (labels != ignored).sum().clamp(min=1)
@@ -145,7 +145,7 @@ class TokenClassifier(WithHead):
         self.score = self.new_head(config.num_labels, bias=True)
 
     def read(self, out: Output, labels: Tensor | None, input_ids: Tensor | None, mask: Tensor | None) -> None:
-        """Score the labels of each of T new tokens; `labels` (B, T) are of the tokens that stand there, or -100."""
+        """Score the labels of each of T new tokens; `labels` (B, T) are of the same tokens, or -100."""
         out.logits = self.score(self.dropout(out.last_hidden_state))  # (B, T, num_labels)
         if labels is not None:
             out.loss = mean_cross_entropy(out.logits.flatten(0, 1), labels.flatten())

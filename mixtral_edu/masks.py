@@ -92,14 +92,14 @@ class Visibility:
         shared: what has been derived from the positions so far, by name.
 
     Unless there is a single query, columns are in time order and the last T keys are the queries' own tokens:
-    query column t is key column S - T + t. A single query may meet its keys in any order, as softmax does not mind.
+    query column t is key column S - T + t. A single query may meet its keys in any order: softmax is a sum.
     """
 
     query_positions: Tensor
     key_positions: Tensor
     window: int | None = None
     padded: bool = False
-    shared: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
+    shared: dict[str, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @property
     def all_visible(self) -> bool:
@@ -109,7 +109,7 @@ class Visibility:
 
     @property
     def plain_causal(self) -> bool:
-        """Whether a kernel's own causal rule says it all: no cache content, no padding, no window in reach."""
+        """Whether a kernel's built-in causal mask is enough: no cache content, no padding, no window in reach."""
         T, S = self.query_positions.shape[1], self.key_positions.shape[1]
         return T == S and not self.padded and (self.window is None or T <= self.window)
 

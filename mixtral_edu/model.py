@@ -19,13 +19,13 @@ from mixtral_edu.rope import rotary_tables
 class Output:
     """What a model returns; what was not asked for, or is another head's, is None.
 
-    `last_hidden_state` (B, T, D), normalised. `past_key_values`: the cache, ready for the next tokens. `router_logits`:
-    one (B*T, E) tensor per layer. `hidden_states`: L + 1 tensors (B, T, D), the embedding first, the normalised last
-    one at the end. `attentions`: one (B, Hq, T, S) tensor per layer.
+    `last_hidden_state` (B, T, D), normalised. `past_key_values`: the KV cache, ready for the next tokens.
+    `router_logits`: one (B*T, E) tensor per layer. `hidden_states`: L + 1 tensors (B, T, D), the embedding first, the
+    normalised last one at the end. `attentions`: one (B, Hq, T, S) tensor per layer.
 
     `logits`: (B, T, V) of a language model, (B, num_labels) of sequence and (B, T, num_labels) of token classification.
     `start_logits`, `end_logits` (B, T) of question answering. `loss`: a scalar, if labels were given. Where a language
-    model returns router logits, the loss holds `aux_loss`, for balance, times `config.router_aux_loss_coef`.
+    model returns router logits, it includes the load-balancing loss, `aux_loss`, times `config.router_aux_loss_coef`.
     """
 
     loss: Tensor | None = None
@@ -85,8 +85,7 @@ class Decoder(nn.Module):
         Args:
             input_ids: (B, T) token ids.
             attention_mask: (B, T), or (B, P + T) after P cached tokens: 1 for real tokens, 0 for padding; None: all 1.
-            position_ids: (B, T) or (1, T), the angles of the rotary embedding in place of each row's own count. What a
-                token may see stays a matter of its place in the row.
+            position_ids: (B, T) or (1, T), for the rotary embedding alone, in place of each row's own count.
             past_key_values: a cache to read and extend.
             inputs_embeds: (B, T, D), in place of `input_ids`.
             output_router_logits, output_hidden_states, output_attentions: what else to return.

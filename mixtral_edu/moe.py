@@ -32,8 +32,8 @@ class Expert(nn.Module):
 class RouterOutput(NamedTuple):
     """The router's decision for N tokens.
 
-    `logits` (N, E) in the model's dtype; `experts` (N, K), the chosen experts, best first; `weights` (N, K) in float32,
-    positive and of sum 1 for each token.
+    `logits` (N, E) in the model's dtype; `weights` (N, K) in float32, positive and of sum 1 for each token; `experts`
+    (N, K), the chosen ones, best first.
     """
 
     logits: Tensor
@@ -44,15 +44,20 @@ class RouterOutput(NamedTuple):
 class Router(nn.Linear):
     """A linear layer that scores experts, and the choice of the K best."""
 
-    def __init__(self, hidden_size: int, num_experts: int, top_k: int):
+    def __init__(self, hidden_size: int, num_experts: int, top_k: int | Config):
         super().__init__(hidden_size, num_experts, bias=False)
-        self.top_k = top_k
+        self._top_k = top_k
+
+    @property
+    def top_k(self) -> int:
+        """K, as it was given or as the config says at the moment."""
+        return self._top_k if isinstance(self._top_k, int) else self._top_k.num_experts_per_tok
 
     def forward(self, x: Tensor) -> RouterOutput:
         """Score and choose experts for x (N, D).
 
-        The softmax runs over the K chosen scores only, in float32. (A softmax over all E that is cut to K and rescaled
-        to sum 1 gives the same numbers: the terms left out cancel.)
+        The softmax runs over the K chosen scores only, in float32. One over all E, cut to K and rescaled to sum 1,
+        gives the same numbers.
         """
         logits = super().forward(x)  # (N, E)
         best, experts = logits.float().topk(self.top_k, dim=-1)  # (N, K) each
@@ -73,8 +78,8 @@ def reference_dispatch(x: Tensor, routing: RouterOutput, experts: Sequence[Exper
 def sorted_dispatch(x: Tensor, routing: RouterOutput, experts: Sequence[Expert]) -> Tensor:
     """Expert by expert: sort the N·K choices by expert, and run each expert once on all of its tokens.
 
-    Experts without a token do nothing, or in training get a batch of no tokens: so each weight has a gradient, if only
-    of zeros, and processes that train one model together agree on what they exchange. x (N, D) to (N, D).
+    In training an expert without a token gets a batch of none: so each weight has a gradient, if only of zeros, and
+    processes that train one model together agree on what they exchange. x (N, D) to (N, D).
     """
     is_training = torch.is_grad_enabled() and any(getattr(expert, "training", False) for expert in experts)
     K = routing.experts.shape[1]
@@ -99,9 +104,9 @@ class SparseMoE(nn.Module):
     def __init__(self, config: Config):
         super().__init__()
         self.config = config
-        D, F, E = config.hidden_size, config.intermediate_size, config.num_local_experts
-        self.gate = Router(D, E, config.num_experts_per_tok)
-        self.experts = nn.ModuleList(Expert(D, F) for _ in range(E))
+        D, E = config.hidden_size, config.num_local_experts
+        self.gate = Router(D, E, config)
+        self.experts = nn.ModuleList(Expert(D, config.intermediate_size) for _ in range(E))
 
     def forward(self, x: Tensor) -> tuple[Tensor, RouterOutput]:
         """Send each token of x (B, T, D) through its K experts.
@@ -115,7 +120,6 @@ class SparseMoE(nn.Module):
         if self.training and jitter > 0:
             x = x * torch.empty_like(x).uniform_(1 - jitter, 1 + jitter)
         tokens = x.reshape(-1, x.shape[-1])  # (N, D)
-        self.gate.top_k = self.config.num_experts_per_tok  # which can be changed at any time
         routing = self.gate(tokens)
         return self.dispatch(tokens, routing).view(x.shape), routing
 

@@ -22,7 +22,7 @@ def rotary_frequencies(head_dim: int, theta: float, device: torch.device | None 
 
 
 def rotary_tables(positions: Tensor, head_dim: int, theta: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Return cosine and sine of each position's angles, each (B, T, Dh), for positions (B, T).
+    """Return cosine and sine of each position's angles, each (B, T, Dh), for positions (B, T); B may be 1.
 
     Angles are computed in float32: bfloat16 cannot tell position 1000 from 1001. The result is given in `dtype`.
     """

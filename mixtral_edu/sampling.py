@@ -1,7 +1,7 @@
 """From scores to a token: pure functions over logits (B, V), each of which returns new logits.
 
-What is ruled out gets the score -inf, so its probability is exactly 0. All compute what transformers' processors of the
-same names compute. `RULES` lists those that `do_sample` applies, in order: a new rule is a function and a line there.
+What is ruled out gets the score -inf, so its probability is exactly 0. All compute what transformers' processors do.
+`RULES` lists those that `do_sample` applies, in order: a new rule is a function and a line there.
 """
 
 import math
@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-_LEAST = torch.finfo(torch.float32).tiny  # what float32 can multiply by, and divide by on any device
+_LEAST = torch.finfo(torch.float32).tiny  # the smallest factor that float32 can multiply and divide by
 
 
 def apply_repetition_penalty(logits: Tensor, ids: Tensor, penalty: float, mask: Tensor | None = None) -> Tensor:
@@ -36,8 +36,7 @@ def apply_repetition_penalty(logits: Tensor, ids: Tensor, penalty: float, mask: 
 def apply_temperature(logits: Tensor, temperature: float) -> Tensor:
     """Sharpen (below 1) or flatten (above 1) the distribution: softmax(logits / temperature).
 
-    A temperature near 0 leaves the best token alone (several, if they tie); a huge one makes all that can be drawn
-    equally likely.
+    Near 0 only the best token is left (several, if they tie); a huge temperature makes all equally likely.
     """
     return _or_limit(logits / _factor(temperature), logits)
 
@@ -85,9 +84,9 @@ RULES = {
                         "a finite number above 0 (do_sample=False takes the most likely token)",
                         "flattens (above 1) or sharpens (below 1) the distribution", default=1.0),
     "top_k": Rule(keep_top_k, Integral, lambda k: k >= 1, "an int of at least 1, or None",
-                  "keeps the most likely tokens, so many of them"),
+                  "keeps the k most likely tokens"),
     "top_p": Rule(keep_top_p, Real, lambda p: 0 < p <= 1, "a number above 0 and up to 1, or None",
-                  "keeps the fewest tokens with this probability together"),
+                  "keeps the smallest set of tokens whose probabilities sum to p (nucleus)"),
     "min_p": Rule(keep_min_p, Real, lambda p: 0 <= p <= 1, "a number from 0 to 1, or None",
                   "keeps tokens at least this many times as likely as the best"),
 }  # fmt: skip
@@ -95,10 +94,7 @@ RULES = {
 
 @dataclass(frozen=True)
 class Sampler:
-    """How the next token is chosen: drawn from what the `rules` leave, values by the names in `RULES`, or the best one.
-
-    `repetition_penalty` comes before the rules, drawn or not.
-    """
+    """How the next token is chosen: drawn after the repetition penalty and the `rules` (by name), or the best."""
 
     do_sample: bool = False
     rules: dict[str, Any] | None = None
@@ -121,12 +117,12 @@ class Sampler:
 def next_token(logits: Tensor, do_sample: bool, generator: torch.Generator | None = None) -> Tensor:
     """Return one id per row, (B,): drawn from softmax(logits), or the most likely one.
 
-    A ValueError says that there is nothing to draw from, as logits hold nan or inf; on a CPU only.
+    Raises a ValueError where logits hold nan or inf (checked on a CPU only).
     """
     if not do_sample:
         return logits.argmax(-1)
     probabilities = _probabilities(logits)
-    if probabilities.device.type == "cpu" and probabilities.isnan().any():
+    if _can_look_at(probabilities) and probabilities.isnan().any():
         raise ValueError(
             "logits hold nan or inf, or a row of nothing but -inf: they must be finite where a token may be drawn; "
             "look for nan and inf in the model's weights"
@@ -139,6 +135,10 @@ def _probabilities(logits: Tensor) -> Tensor:
     return logits.softmax(-1, dtype=torch.promote_types(logits.dtype, torch.float32))
 
 
+def _can_look_at(tensor: Tensor) -> bool:
+    return tensor.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
 def _factor(number: Real) -> float:
     return float(min(max(number, _LEAST), 1 / _LEAST))
 
@@ -146,10 +146,10 @@ def _factor(number: Real) -> float:
 def _or_limit(scaled: Tensor, logits: Tensor) -> Tensor:
     """Return `scaled` (B, V); of a row whose highest score left the range of numbers only the best of what did so.
 
-    That is the limit, as no softmax can show such differences. A row with an infinite score before stays broken.
+    No softmax could show such differences. A row with an infinite score before stays broken.
     """
     highest = scaled.amax(-1, keepdim=True)  # (B, 1)
-    if highest.device.type == "cpu" and not highest.isinf().any():
+    if _can_look_at(highest) and not highest.isinf().any():
         return scaled  # the usual case, for the price of one look
     overflowed = highest.isinf() & logits.amax(-1, keepdim=True).isfinite()  # (B, 1)
     candidates = logits.masked_fill(scaled != highest, -torch.inf)

@@ -143,10 +143,12 @@ def test_a_model_follows_as_one_that_was_built_with_the_value(make_config, tmp_p
 def test_top_k_of_a_built_model_is_that_of_transformers(make_config, transformers_twin, top_k):
     model = MixtralForCausalLM(make_config(initializer_range=0.2)).eval()
     model.config.num_experts_per_tok = top_k
+    assert {layer.block_sparse_moe.gate.top_k for layer in model.model.layers} == {top_k}
+    with pytest.raises(AttributeError, match="top_k"):
+        model.model.layers[0].block_sparse_moe.gate.top_k = 2  # one truth, the config's
     ids = torch.arange(2 * T).view(2, T)
     call = {"input_ids": ids, "labels": ids, "output_router_logits": True}
     ours, theirs = model(**call), transformers_twin(model)(**call)
-    assert {layer.block_sparse_moe.gate.top_k for layer in model.model.layers} == {top_k}
     assert_close(ours.logits, theirs.logits, rtol=0, atol=3e-5)
     assert_close(ours.loss, theirs.loss, rtol=0, atol=3e-5)
 

@@ -9,6 +9,10 @@ from torch import nn
 
 from history_model import ALONE, MASK, PROMPTS, HistoryModel, V, greedy_path, hash_of
 from mixtral_edu.api.generation import generate, stream
+from mixtral_edu.config import Config
+from mixtral_edu.generation import new_tokens
+from mixtral_edu.heads import CausalLM
+from mixtral_edu.sampling import Sampler
 from mixtral_edu.text.streaming import TextStreamer
 from mixtral_edu.text.tokenizer import MixtralTokenizer, train_tokenizer
 from tokenizer_samples import TEXTS
@@ -217,3 +221,25 @@ def test_max_length_counts_the_prompt_too():
     model = HistoryModel()
     expected = generate(model, PROMPTS, MASK, max_new_tokens=3)
     assert torch.equal(generate(model, PROMPTS, MASK, max_length=PROMPTS.shape[1] + 3), expected)
+
+
+def test_the_textbooks_own_model_generates_too():
+    config = Config(vocab_size=11, hidden_size=8, intermediate_size=6, num_hidden_layers=1, num_attention_heads=2,
+                    num_key_value_heads=1, eos_token_id=None)  # fmt: skip
+    model, ids = CausalLM(config), torch.tensor([[3, 4, 5]])
+    tokens = torch.stack(list(new_tokens(model, ids, None, None, 6, Sampler())), dim=1)
+    assert torch.equal(generate(model, ids, max_new_tokens=6)[:, 3:], tokens)
+    for t in range(6):
+        seen = torch.cat((ids, tokens[:, :t]), dim=1)
+        assert model(seen, logits_to_keep=1).logits.argmax() == tokens[0, t]
+
+
+def test_help_lists_the_rules_and_the_package_lives_without_docstrings():
+    code = """
+import inspect
+from mixtral_edu import MixtralForCausalLM
+print(MixtralForCausalLM.generate.__doc__, "top_p" in inspect.signature(MixtralForCausalLM.generate).parameters)
+"""
+    assert "top_p: " in generate.__doc__ and "RULES" not in generate.__doc__
+    result = subprocess.run([sys.executable, "-OO", "-c", code], capture_output=True, text=True)
+    assert result.stdout.split() == ["None", "True"], result.stderr

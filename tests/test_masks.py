@@ -1,6 +1,8 @@
 """Masks as a brute-force loop over positions says them."""
 
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given
@@ -105,3 +107,9 @@ def test_shortcuts_are_taken_where_they_help():
     assert visibility_of(9, 1, None).all_visible
     assert visibility_of(5, 5, None).plain_causal and visibility_of(5, 5, 5).plain_causal
     assert not visibility_of(5, 5, 4).plain_causal
+
+
+def test_a_changed_copy_computes_its_own_mask():
+    visibility = visibility_of(5, 5, None)
+    assert visibility.mask is visibility.mask
+    assert replace(visibility, window=1).mask.sum() == 5

@@ -10,6 +10,8 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from mixtral_edu import MixtralForCausalLM, MixtralModel, RollingKVCache
+from mixtral_edu.api import models
+from mixtral_edu.config import Config
 from mixtral_edu.moe import load_balancing_loss
 from tolerances import FORWARD, chain_error
 
@@ -435,3 +437,29 @@ def test_device_and_dtype_are_those_of_the_weights(make_config):
     assert model.bfloat16().dtype == torch.bfloat16
     with torch.device("meta"):
         assert MixtralForCausalLM(make_config()).device == torch.device("meta")
+
+
+def test_a_class_of_ones_own_draws_its_weights_and_has_its_parts(make_config):
+    class Scaled(MixtralForCausalLM):
+        def init_weights(self):
+            super().init_weights()
+            for layer in self.model.layers:
+                torch.nn.init.zeros_(layer.self_attn.o_proj.weight)
+
+    class Own(models.PreTrained):
+        def __init__(self, config):
+            super().__init__(config)
+            self.model = MixtralModel(config)
+
+    assert not Scaled(make_config()).model.layers[0].self_attn.o_proj.weight.any()
+    config = make_config()
+    assert Own(config).config is config and Own(config).dtype == torch.float32
+    with pytest.raises(TypeError, match="config is a Config; it must be a MixtralConfig"):
+        MixtralForCausalLM(Config())
+
+
+def test_hooks_keep_what_the_decoder_returned_without_a_heads_results(make_config):
+    model, kept = MixtralForCausalLM(make_config()).eval(), []
+    model.model.register_forward_hook(lambda module, inputs, output: kept.append(output))
+    ids = torch.tensor([[3, 4]])
+    assert model(ids, labels=ids).loss is not None and kept[0].loss is None and kept[0].logits is None

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from mixtral_edu.cache import CacheStep, RollingCache
+from mixtral_edu.cache import FIRST_SLOTS, CacheStep, RollingCache
 from mixtral_edu.config import Config
 
 
@@ -40,7 +40,7 @@ class RollingKVCache(RollingCache):
         dtype: their dtype, that of the model's activations; `config.dtype` or float32 if None.
 
     Raises:
-        MemoryError: the device has no room for so many slots; on a CUDA device it is a `torch.OutOfMemoryError`.
+        MemoryError: too little memory for this many slots; on a CUDA device it is a `torch.OutOfMemoryError`.
 
     Source: Mistral 7B, arXiv 2310.06825, section 2 (rolling buffer cache, pre-fill and chunking).
     """
@@ -61,8 +61,9 @@ class RollingKVCache(RollingCache):
         try:
             super().__init__(config, batch_size, max_length, device, dtype)
         except RuntimeError as error:  # too little memory, or more bytes than torch can count
-            name, slots = ("sliding_window", config.sliding_window) if self.window else ("max_length", max_length)
-            sizes = (batch_size, config.num_key_value_heads, slots or 1, config.head_dim, config.num_hidden_layers)
+            slots = self.window or max_length or FIRST_SLOTS
+            name = "sliding_window" if self.window else "max_length" if max_length else "slots"
+            sizes = (batch_size, config.num_key_value_heads, slots, config.head_dim, config.num_hidden_layers)
             kind = torch.OutOfMemoryError if isinstance(error, torch.OutOfMemoryError) else MemoryError
             needed = f"{2 * prod(sizes) * dtype.itemsize / 1e9:.3g} GB, more than {device} has free"
             raise kind(
@@ -92,7 +93,7 @@ class RollingKVCache(RollingCache):
         return super().step(num_tokens, real)
 
     def make_room(self, num_tokens: int) -> None:
-        """Let a cache without window grow, if it has to, for so many more columns.
+        """Let a cache without window grow, if `num_tokens` more columns do not fit.
 
         Raises:
             ValueError: it has a `max_length`, and would exceed it.

@@ -1,6 +1,7 @@
 """`generate` and `stream`: the textbook's generation with checked options, text as it grows, and the engine's steps."""
 
 import inspect
+import re
 import warnings
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, nullcontext
@@ -89,7 +90,7 @@ class GenerationOptions:
         self.sampler = Sampler(do_sample, rules, repetition_penalty)
 
     def steps(self, prompt_length: int) -> int:
-        """Return how many new ids there may be after a prompt of so many.
+        """Return the maximum number of new ids after a prompt of this length.
 
         Raises:
             ValueError: `max_length` leaves no room for one.
@@ -129,8 +130,9 @@ def _with_rules(function: Callable[..., Any]) -> Callable[..., Any]:
         for name, rule in RULES.items()
     ]
     function.__signature__ = signature.replace(parameters=[*ours[:place], *rules, *ours[place:]])
-    lines = "\n".join(f"        {name}: {rule.help}; None leaves it as it is." for name, rule in RULES.items())
-    function.__doc__ = function.__doc__.replace("        RULES", lines)
+    if function.__doc__:  # which `python -OO` takes away; newer releases of Python, its indentation
+        lines = (rf"\1{name}: {rule.help}; None leaves it as it is." for name, rule in RULES.items())
+        function.__doc__ = re.sub(r"^( *)RULES$", "\n".join(lines), function.__doc__, flags=re.MULTILINE)
     return function
 
 
@@ -240,7 +242,7 @@ def _new_tokens(
     def tokens() -> Generator[Tensor, None, None]:
         generator = None if options.seed is None else torch.Generator(ids.device).manual_seed(options.seed)
         cache = _cache_for(model, ids, num_steps)
-        with decoding(model, num_steps, free_memory(ids.device)) as forward:
+        with decoding(model, num_steps, free_memory(ids.device) // 2) as forward:  # the text needs memory too
             forward = partial(forward, use_cache=True) if cache is None else forward
             yield from new_tokens(
                 model, ids, mask, cache, num_steps, options.sampler, stop_ids=stop_ids, pad_id=pad_id,
@@ -254,7 +256,8 @@ def _cache_for(model: nn.Module, ids: Tensor, num_steps: int) -> RollingKVCache 
     """Return a cache with room for the prompt and the new tokens, so that it need not grow; None for others' models."""
     if not isinstance(model, CausalLM):
         return None
-    cache = RollingKVCache(model.config, len(ids), device=model.device, dtype=model.dtype)
+    dtype = next(model.parameters()).dtype
+    cache = RollingKVCache(model.config, len(ids), device=ids.device, dtype=dtype)
     cache.make_room(ids.shape[1] + min(num_steps, _MOST_SLOTS_AHEAD))
     return cache
 

@@ -2,11 +2,12 @@
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from mixtral_edu.attention import ATTENTION_BACKENDS
 from mixtral_edu.cache import RollingCache
 from mixtral_edu.checkpoints.config import MixtralConfig
+from mixtral_edu.fast.engine import has_engine
 from mixtral_edu.fast.flash import check_flash
 from mixtral_edu.heads import IGNORED_LABEL, mean_cross_entropy
 from mixtral_edu.moe import EXPERT_DISPATCH
@@ -62,11 +63,15 @@ def check_tokens(config: MixtralConfig, input_ids: Tensor | None, inputs_embeds:
 
 
 def check_backend(
-    config: MixtralConfig, device: torch.device, dtype: torch.dtype, output_attentions: bool, engine: bool = True
+    config: MixtralConfig,
+    device: torch.device,
+    dtype: torch.dtype,
+    output_attentions: bool,
+    model: nn.Module | None = None,
 ) -> None:
     """Raise a ValueError, which says what to choose instead, unless the config's backends can do what is asked."""
     for name, textbook in (("attn_implementation", ATTENTION_BACKENDS), ("experts_implementation", EXPERT_DISPATCH)):
-        if not engine and getattr(config, name) not in textbook:
+        if getattr(config, name) not in textbook and model is not None and not has_engine(model):
             choice = " or ".join(map(repr, textbook))
             raise ValueError(
                 f"{name}={getattr(config, name)!r} needs the engine: it must be {choice} with engine=False"
@@ -81,7 +86,7 @@ def check_backend(
 
 
 def with_effect(attention_mask: Tensor | None, T: int) -> Tensor | None:
-    """Return the mask of the T new tokens, or None where it hides none of them; told on a CPU only."""
+    """Return the mask of the T new tokens, or None where it hides none of them; checked on a CPU only."""
     if attention_mask is None:
         return None
     mask = attention_mask[:, -T:]

@@ -26,8 +26,8 @@ from mixtral_edu.checkpoints import huggingface
 from mixtral_edu.checkpoints.config import MixtralConfig
 from mixtral_edu.checkpoints.memory import free_memory
 from mixtral_edu.fast import decoding
-from mixtral_edu.fast.engine import has_engine, install
-from mixtral_edu.heads import CausalLM, QuestionAnswerer, SequenceClassifier, TokenClassifier
+from mixtral_edu.fast.engine import install
+from mixtral_edu.heads import CausalLM, QuestionAnswerer, SequenceClassifier, TokenClassifier, WithHead
 from mixtral_edu.model import Decoder, Output, init_module
 
 
@@ -67,10 +67,18 @@ class PreTrained(nn.Module):
     prepared: decoding.Prepared | None = None  # what `prepare_for_inference` made
 
     def __init__(self, config: MixtralConfig, **parts: Any):
+        if not isinstance(config, MixtralConfig):
+            raise TypeError(f"config is a {type(config).__name__}; it must be a MixtralConfig")
         with _OneDraw():
-            super().__init__(config, **parts)
+            if isinstance(self, Decoder | WithHead):
+                super().__init__(config, **parts)
+            else:  # somebody's own model, who adds its parts afterwards
+                super().__init__(**parts)
+                self.config = config
         config.bind()
         install(self)
+        if type(self).init_weights is not PreTrained.init_weights:
+            self.init_weights()
 
     @property
     def config(self) -> MixtralConfig:
@@ -103,15 +111,16 @@ class PreTrained(nn.Module):
 
     def check_backend(self, device: torch.device, dtype: torch.dtype) -> None:
         """Raise a ValueError unless the config's backends can run such a model and return what the config asks for."""
-        decoder = getattr(self, "model", self)
-        check_backend(self.config, device, dtype, self.config.output_attentions, has_engine(decoder.layers))
+        check_backend(self.config, device, dtype, self.config.output_attentions, self)
 
     def prepare_for_inference(self, compile: bool = False, graph: bool = False) -> Self:
-        """Switch to evaluation mode, get ready what is worth keeping between texts, and return the model.
+        """Switch to evaluation mode, get ready what `generate` can keep between texts, and return the model.
 
-        Quantized layers keep their copies for PyTorch's kernels, which `generate` otherwise makes for each text; with
-        `experts_implementation="grouped"` experts have theirs, stacked. Copies that do not fit in free memory are left
-        out. Results stay the same to rounding.
+        Layers keep copies of their weights in the order that kernels read fastest, if it is another one than their own:
+        4-bit ones for PyTorch's kernels, plain ones where oneDNN's order is faster here, stacked experts with
+        `experts_implementation="grouped"`. They take up to as much memory as the weights; those that do not fit in half
+        of the free memory are left out. Otherwise `generate` makes them for each text that repays it. Results stay the
+        same to rounding.
 
         Args:
             compile: let `torch.compile` make one program of the step that continues a text by one token, which
@@ -130,7 +139,7 @@ class PreTrained(nn.Module):
         if graph and self.device.type != "cuda":
             raise ValueError(f"graph=True needs a model on a CUDA device, and this one is on {self.device}")
         self.eval()
-        decoding.prepare(self, compile, graph, free_memory(self.device))
+        decoding.prepare(self, compile, graph, free_memory(self.device) // 2)
         return self
 
     def train(self, mode: bool = True) -> Self:
@@ -138,6 +147,13 @@ class PreTrained(nn.Module):
         if mode:
             decoding.drop(self)
         return super().train(mode)
+
+    def _apply(self, fn, recurse=True):  # moves to a device, changes the dtype
+        decoding.drop(self)
+        return super()._apply(fn, recurse)
+
+    def __getstate__(self) -> dict[str, Any]:  # of a copy
+        return {name: value for name, value in self.__dict__.items() if name != "prepared"}
 
     def __setstate__(self, state: dict[str, Any]) -> None:  # a copy, whose config belongs to it
         super().__setstate__(state)
@@ -189,7 +205,7 @@ class MixtralModel(PreTrained, Decoder):
         output_attentions = config.output_attentions if output_attentions is None else output_attentions
         dtype = getattr(inputs_embeds, "dtype", self.dtype)
         past_key_values = given_cache(past_key_values, cache)
-        check_backend(config, self.device, dtype, output_attentions, engine=has_engine(self.layers))
+        check_backend(config, self.device, dtype, output_attentions, self)
         B, T = check_inputs(config, dtype, input_ids, inputs_embeds, attention_mask, position_ids, past_key_values)
         if self.embed_tokens.padding_idx != config.pad_token_id:  # the row that learns nothing
             self.embed_tokens.padding_idx = config.pad_token_id
@@ -239,7 +255,7 @@ class MixtralForCausalLM(_WithHead, CausalLM):
 
         Args (beyond those of `MixtralModel.forward`):
             labels: (B, T), the input ids again; each is predicted from the tokens before it, and -100 is not counted.
-                Give -100 to padding, and after padding also to the first real token: nothing stands before it. Where no
+                Give -100 to padding, and after padding also to the first real token, which no token precedes. Where no
                 label counts, the cross entropy is 0.
             logits_to_keep: compute scores for the last n tokens only, or for those at the given indices; 0: all.
         """
@@ -297,11 +313,12 @@ class MixtralForSequenceClassification(_WithHead, SequenceClassifier):
         inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
         use_cache: bool | None = None,
-        **outputs: Any,
+        cache: RollingKVCache | None = None,
+        **outputs: bool | None,
     ) -> MixtralOutput:
         """Score the labels of B texts; the logits are (B, num_labels).
 
-        Args (beyond those of `MixtralModel.forward`; `outputs` are its `cache` and `output_...`):
+        Args (beyond those of `MixtralModel.forward`; `outputs` are its `output_...`):
             labels: what they have to be depends on `config.problem_type`; where that is None, one label is taken as a
                 regression, whole numbers as single labels and floating-point numbers as multiple ones.
                 "single_label_classification": (B,) classes; -100 is not counted.
@@ -330,6 +347,7 @@ class MixtralForSequenceClassification(_WithHead, SequenceClassifier):
             past_key_values=past_key_values,
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
+            cache=cache,
             **outputs,
         )
 
@@ -364,12 +382,13 @@ class MixtralForTokenClassification(_WithHead, TokenClassifier):
         inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
         use_cache: bool | None = None,
-        **outputs: Any,
+        cache: RollingKVCache | None = None,
+        **outputs: bool | None,
     ) -> MixtralOutput:
         """Score the labels of each of T new tokens of B texts; the logits are (B, T, num_labels).
 
-        Args (beyond those of `MixtralModel.forward`; `outputs` are its `cache` and `output_...`):
-            labels: (B, T) classes of the very tokens that stand there; -100, to be given to padding, is not counted.
+        Args (beyond those of `MixtralModel.forward`; `outputs` are its `output_...`):
+            labels: (B, T), one class per token, at the same position; -100, to be given to padding, is not counted.
         """
         if labels is not None:
             tokens = check_tokens(self.config, input_ids, inputs_embeds)
@@ -382,6 +401,7 @@ class MixtralForTokenClassification(_WithHead, TokenClassifier):
             past_key_values=past_key_values,
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
+            cache=cache,
             **outputs,
         )
 
@@ -405,11 +425,12 @@ class MixtralForQuestionAnswering(_WithHead, QuestionAnswerer):
         start_positions: Tensor | None = None,
         end_positions: Tensor | None = None,
         use_cache: bool | None = None,
-        **outputs: Any,
+        cache: RollingKVCache | None = None,
+        **outputs: bool | None,
     ) -> MixtralOutput:
         """Score each of T new tokens of B texts as the first and as the last one of the answer.
 
-        Args (beyond those of `MixtralModel.forward`; `outputs` are its `cache` and `output_...`):
+        Args (beyond those of `MixtralModel.forward`; `outputs` are its `output_...`):
             start_positions, end_positions: (B,) columns of the answer's first and last token. As in transformers, one
                 beyond the text, T or more, is not counted, and a negative one counts as 0.
         """
@@ -424,5 +445,6 @@ class MixtralForQuestionAnswering(_WithHead, QuestionAnswerer):
             past_key_values=past_key_values,
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
+            cache=cache,
             **outputs,
         )

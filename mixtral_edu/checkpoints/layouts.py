@@ -105,9 +105,9 @@ def rotated_heads(published: str, config: Config) -> int | None:
 
 def layout_of(names: Iterable[str], is_raw: bool) -> str:
     """Return the layout that these stored names belong to. `is_raw` says whether the files are Mistral's own."""
-    if is_raw:
-        return "stacked" if any(re.search(r"\.block_sparse_moe\.w[123]$", name) for name in names) else "raw"
-    return "fused" if any(".mlp.experts." in name for name in names) else "published"
+    names = list(names)
+    fits = (name for name, layout in LAYOUTS.items() if layout.is_raw == is_raw and layout.shows_in(names))
+    return next(fits)  # without a mark the last one does
 
 
 def check_sizes(config: Config, tensors: Iterable[tuple[str, Shape]], settings: Path) -> None:
@@ -152,7 +152,7 @@ def find_places(layout: str, config: Config) -> dict[str, Place]:
     >>> find_places("stacked", config)["model.layers.0.block_sparse_moe.experts.1.w1.weight"]
     Place(name='layers.0.block_sparse_moe.w1', shape=(114688, 4096), part=(slice(14336, 28672, None),), change=None)
     """
-    find = {"published": _in_published, "fused": _in_fused, "raw": _in_raw, "stacked": _in_stacked}[layout]
+    find = LAYOUTS[layout].find
     return {name: find(name, shape, config) for name, shape in config.weight_shapes().items()}
 
 
@@ -186,3 +186,27 @@ def _in_stacked(name: str, shape: Shape, config: Config) -> Place:
     E, D, F = config.num_local_experts, config.hidden_size, config.intermediate_size
     rows = slice(expert_idx * F, (expert_idx + 1) * F)  # also for w2, which stores each expert's matrix transposed
     return Place(f"{layer}.block_sparse_moe.{matrix}", (E * F, D), (rows,), torch.t if matrix == "w2" else None)
+
+
+class Layout(NamedTuple):
+    """How a layout is read and known: `find(name, shape, config)` is a published tensor's `Place`.
+
+    `is_raw` says whether the files are Mistral's own, and `mark` matches names that only this layout has.
+    """
+
+    find: Callable[[str, Shape, Config], Place]
+    is_raw: bool
+    mark: str | None
+
+    def shows_in(self, names: list[str]) -> bool:
+        """Whether tensors of these names may be stored so."""
+        return self.mark is None or any(re.search(self.mark, name) for name in names)
+
+
+# The layouts, those with a mark first.
+LAYOUTS = {
+    "stacked": Layout(_in_stacked, is_raw=True, mark=r"\.block_sparse_moe\.w[123]$"),
+    "fused": Layout(_in_fused, is_raw=False, mark=r"\.mlp\.experts\."),
+    "raw": Layout(_in_raw, is_raw=True, mark=None),
+    "published": Layout(_in_published, is_raw=False, mark=None),
+}

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from mixtral_edu.attention import ATTENTION_BACKENDS, GroupedQueryAttention
-from mixtral_edu.fast.flash import attend_flash
+from mixtral_edu.fast.flash import flash_attention, packing_of
 from mixtral_edu.masks import Visibility
 
 # Queries per block: few enough to skip most keys that no query of the block sees, enough for efficient products.
@@ -30,7 +30,10 @@ class FastAttention(GroupedQueryAttention):
 def attend(name: str, q: Tensor, k: Tensor, v: Tensor, visibility: Visibility, dropout: float = 0.0) -> Tensor:
     """Attention through the backend `name`; shapes as in `eager_attention`."""
     if name == "flash_attention_2":
-        return attend_flash(q, k, v, visibility, dropout)
+        packing = visibility.once("packing", lambda: packing_of(visibility, len(q)))
+        if packing is None or not packing.closes_gaps:
+            return flash_attention(q, k, v, visibility.window, packing, dropout)
+        name = "sdpa"  # kernels count a window's distance without the padding that lies in it
     backend = ATTENTION_BACKENDS[name]
     T, S = visibility.query_positions.shape[1], visibility.key_positions.shape[1]
     if visibility.window is None or T == 1 or S <= visibility.window + BLOCK:
@@ -60,7 +63,6 @@ def blocks(visibility: Visibility, size: int = BLOCK) -> list[tuple[slice, slice
                 visibility,
                 query_positions=visibility.query_positions[:, queries],
                 key_positions=visibility.key_positions[:, keys],
-                shared={},
             )
             found.append((queries, keys, block))
         return found

@@ -1,7 +1,8 @@
 """Copies of weights in the form that a kernel reads fastest, beside the weights, which stay as they are.
 
-4-bit weights in the layout of PyTorch's kernel make a step of one row several times as fast as dequantizing does; the
-experts of a layer stacked in one tensor let one product meet them all. A copy is only looked at while a step of a
+4-bit weights in the layout of PyTorch's kernel make a step of one row several times as fast as dequantizing does; plain
+weights in oneDNN's own order are read faster on some processors; the experts of a layer stacked in one tensor let one
+product meet them all. A copy is only looked at while a step of a
 generation runs: `in_use` puts each beside its layer's weights, if those are still the ones that were copied, and takes
 it away again. So nothing of a model is changed between steps, and whatever is done to it then meets its own weights.
 """
@@ -15,15 +16,25 @@ import torch
 from torch import Tensor, nn
 
 
-class Copy(NamedTuple):
-    """What `module.make_copy(num_steps)` gave, `value`, and the tensors that it was made from, as they were then.
+class Held:
+    """A copy's value while its module may read it. A module that is copied or pickled meanwhile takes none along."""
 
-    Beside each stands its version, and an alias, which keeps the memory that was copied, so that no other numbers can
-    come to lie there.
+    def __init__(self, value: Any):
+        self.value = value
+
+    def __reduce__(self):
+        return type(None), ()
+
+
+class Copy(NamedTuple):
+    """What `module.make_copy(num_steps)` gave, `held`, and the tensors that it was made from, as they were then.
+
+    Each tensor is stored with its version and an alias. The alias keeps the copied memory allocated, so that no other
+    tensor can take its place.
     """
 
     module: nn.Module
-    value: Any
+    held: Held
     sources: list[tuple[Tensor, int, Tensor]]
 
     def is_current(self) -> bool:
@@ -64,7 +75,7 @@ def make(
             continue
         sources = [(tensor, tensor._version, tensor.detach()) for tensor in tensors]
         if (value := module.make_copy(num_steps)) is not None:
-            copies.append(Copy(module, value, sources))
+            copies.append(Copy(module, Held(value), sources))
             most_bytes -= size
     return copies
 
@@ -75,7 +86,7 @@ def in_use(copies: Iterable[Copy]) -> Iterator[None]:
     try:
         for copy in copies:
             if copy.is_current():
-                vars(copy.module)["copy"] = copy.value
+                vars(copy.module)["copy"] = copy.held
         yield
     finally:
         for copy in copies:
@@ -84,9 +95,12 @@ def in_use(copies: Iterable[Copy]) -> Iterator[None]:
 
 def of(module: nn.Module) -> Any | None:
     """Return the copy that this module may read now, None without one."""
-    return vars(module).get("copy")
+    held = vars(module).get("copy")
+    return None if held is None else held.value
 
 
 def _tensors(module: nn.Module) -> list[Tensor]:
     """The parameters and buffers that a copy is made from: the module's own and those of modules inside it."""
-    return [*module.parameters(), *module.buffers()]
+    if module._modules:
+        return [*module.parameters(), *module.buffers()]
+    return [t for t in (*module._parameters.values(), *module._buffers.values()) if t is not None]  # far quicker

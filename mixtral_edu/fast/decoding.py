@@ -27,7 +27,7 @@ class Prepared:
 
     def refresh(self, model: nn.Module, most_bytes: float) -> None:
         """Make the copies again if the weights have changed."""
-        if not all(copy.is_current() and copy.is_in_place() for copy in self.copies):
+        if not self.copies or not all(copy.is_current() and copy.is_in_place() for copy in self.copies):
             self.copies = []  # their memory first
             self.copies = self._made(model, most_bytes)
 
@@ -92,3 +92,5 @@ def decoding(model: nn.Module, num_steps: int, most_bytes: float) -> Iterator[Ca
     finally:
         if prepared is not None:
             prepared.forget_recording()
+        else:
+            found.clear()  # a traceback that somebody keeps would keep them

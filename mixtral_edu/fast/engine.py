@@ -4,12 +4,10 @@ The parts stay where they are, with their weights, hooks and names; what changes
 compute the same thing.
 """
 
-from collections.abc import Sequence
-
 from torch import nn
 
 from mixtral_edu.attention import GroupedQueryAttention
-from mixtral_edu.fast import products
+from mixtral_edu.fast import decoding, products
 from mixtral_edu.fast.attention import FastAttention
 from mixtral_edu.fast.experts import FastMoE
 from mixtral_edu.fast.linear import Linear
@@ -28,7 +26,7 @@ _FAST: dict[type[nn.Module], type[nn.Module]] = {
 def install(model: nn.Module) -> nn.Module:
     """Let each norm, linear layer, attention and mixture of experts compute in its fast form; return the model.
 
-    Subclasses are left alone: whoever wrote one wants it to run.
+    Subclasses are left alone: they have a forward of their own, which must run.
     """
     _exchange(model, _FAST)
     products.know(module for module in model.modules() if type(module) is Linear)
@@ -36,13 +34,14 @@ def install(model: nn.Module) -> nn.Module:
 
 
 def remove(model: nn.Module) -> nn.Module:
-    """Let the model compute as the textbook says again; return it."""
+    """Let the model compute as the textbook says again, without what was prepared for it; return it."""
+    decoding.drop(model)
     return _exchange(model, {fast: plain for plain, fast in _FAST.items()})
 
 
-def has_engine(layers: Sequence[nn.Module]) -> bool:
-    """Whether decoder layers compute in their fast forms, as far as their first attention tells."""
-    return type(layers[0].self_attn) is not GroupedQueryAttention
+def has_engine(model: nn.Module) -> bool:
+    """Whether any attention or mixture of experts in the model computes in its fast form."""
+    return any(isinstance(module, FastAttention | FastMoE) for module in model.modules())
 
 
 def _exchange(model: nn.Module, classes: dict[type[nn.Module], type[nn.Module]]) -> nn.Module:

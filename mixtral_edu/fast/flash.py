@@ -22,7 +22,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mixtral_edu.attention import attend_sdpa
 from mixtral_edu.masks import NO_POSITION, Visibility
 
 _DTYPES = (torch.float16, torch.bfloat16)
@@ -202,18 +201,6 @@ def pack(visibility: Visibility) -> Packing | None:
         most_keys=max(num_keys, default=0),
         closes_gaps=closes_gaps,
     )
-
-
-def attend_flash(q: Tensor, k: Tensor, v: Tensor, visibility: Visibility, dropout: float = 0.0) -> Tensor:
-    """Backend "flash_attention_2": `flash_attention` on what is not padding.
-
-    Kernels count a window's distance along the tokens that they are given. Where padding inside a row makes that wrong,
-    `attend_sdpa` takes over.
-    """
-    packing = visibility.once("packing", lambda: packing_of(visibility, len(q)))
-    if packing is not None and packing.closes_gaps:
-        return attend_sdpa(q, k, v, visibility, dropout)
-    return flash_attention(q, k, v, visibility.window, packing, dropout)
 
 
 def flash_attention(

@@ -9,38 +9,35 @@ from torch import Tensor, nn
 
 from mixtral_edu.fast import copies, products
 
-# What this processor has no instructions for, as far as PyTorch's CPU library knows.
+# What this processor has no instructions for, as far as PyTorch's CPU library knows, where it is part of PyTorch.
 _EMULATED = {
     dtype
-    for dtype, is_supported in (
-        (torch.bfloat16, torch.ops.mkldnn._is_mkldnn_bf16_supported),
-        (torch.float16, torch.ops.mkldnn._is_mkldnn_fp16_supported),
-    )
-    if torch.backends.mkldnn.is_available() and not is_supported()
+    for dtype, name in ((torch.bfloat16, "_is_mkldnn_bf16_supported"), (torch.float16, "_is_mkldnn_fp16_supported"))
+    if torch.backends.mkldnn.is_available() and not getattr(torch.ops.mkldnn, name, lambda: True)()
 }
 _FEW_ROWS = 2  # with no more rows, a product in half precision is faster than converting the weights
-_USED = 4  # steps per use of an expert, of which two of eight meet a token
+_STEPS_PER_USE = 4  # of an expert: two of eight meet a token
 _PIECE = 2**19  # numbers of a matrix that are converted at once: memory for more takes longer to get than to fill
 
 
 class Linear(nn.Linear):
-    """`nn.Linear` with the engine's product."""
+    """`nn.Linear` with the engine's product; with a bias, which only heads have, as it is."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Map x (..., D) to (..., F)."""
+        if self.bias is not None:
+            return super().forward(x)
         copy = copies.of(self)
-        if copy is None or torch.is_grad_enabled() or x.dtype != self.weight.dtype or torch.is_autocast_enabled("cpu"):
-            y = multiply(x, self.weight)
-        else:
-            y = products.multiply_reordered(x, copy)
-        return y if self.bias is None else y + self.bias
+        if copy is None or torch.is_grad_enabled() or not products.is_plain(x, self.weight):
+            return multiply(x, self.weight)
+        return products.multiply_reordered(x, copy)
 
     def make_copy(self, num_steps: float) -> Tensor | None:
         """Return the weight in another order, if that is read faster and pays within so many steps."""
-        weight = self.weight
-        if not isinstance(weight, nn.Parameter) or weight.dtype in _EMULATED:
+        weight = self._parameters.get("weight")  # not one that is computed when it is asked for
+        if weight is None or weight.dtype in _EMULATED:
             return None
-        return products.reordered(weight, num_steps / _USED)
+        return products.reordered(weight, num_steps / _STEPS_PER_USE)
 
 
 def multiply(x: Tensor, weight: Tensor) -> Tensor:

@@ -1,4 +1,7 @@
-"""RMSNorm as one call of PyTorch, which computes the same bits: 0.7 of the time for one token, and in training."""
+"""RMSNorm as one call of PyTorch: 0.7 of the time for one token, and in training (Intel Xeon, one thread).
+
+Only in float32, where it computes the same bits. In half precision it rounds once where transformers rounds twice.
+"""
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +15,6 @@ class FastNorm(RMSNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise x (..., D)."""
-        if x.dtype != self.weight.dtype or x.dtype == torch.float64:  # statistics are in float32, the product is not
+        if x.dtype != torch.float32 or self.weight.dtype != torch.float32:
             return super().forward(x)
         return F.rms_norm(x, self.weight.shape, self.weight, self.eps)

@@ -8,9 +8,9 @@ takes 0.71 of the time of `F.linear` for one row in bfloat16, and `(w xᵀ)ᵀ` 
 float32. On an AMD EPYC oneDNN takes less than half of the time of MKL, which `F.linear` calls there, for 512 rows in
 float32, and with the weight in oneDNN's own order 0.4 to 0.6 for one row.
 
-So the first product of a shape is computed in each way in turns, a few milliseconds in all, and the fastest one is used
+So the first product of a shape is computed in each way in turns, some milliseconds in all, and the fastest one is used
 from then on. All are right to rounding. `choices` shows what was found. `pinned("linear")`, or the environment variable
-MIXTRAL_EDU_PRODUCT, makes the choice by hand.
+MIXTRAL_EDU_PRODUCT, makes the choice by hand; then no trial is made, and no weight is laid out in another order.
 """
 
 import itertools
@@ -19,29 +19,36 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import cache
+from threading import Lock
 from typing import Any, NamedTuple
 from weakref import WeakSet
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch._C import _is_torch_function_mode_enabled as _function_mode_is_on
-from torch._C import _len_torch_dispatch_stack as _dispatch_modes
-from torch._C._functorch import peek_interpreter_stack as _functorch_stack
 from torch.autograd import forward_ad
 from torch.compiler import is_compiling
 
+try:  # private, in all releases from 2.11 to 2.14
+    from torch._C import _is_torch_function_mode_enabled as _function_mode_is_on
+    from torch._C import _len_torch_dispatch_stack as _dispatch_modes
+    from torch._C._functorch import peek_interpreter_stack as _functorch_stack
+except ImportError:  # without them nothing is known, and all products are `F.linear`
+    _function_mode_is_on = _dispatch_modes = _functorch_stack = None
+
 _MOST_ROWS = 512  # more rows do not change which way is fastest
-_MOST_OPERATIONS = 2**27  # of one product of a trial: a larger weight is tried in part
+_MOST_OPERATIONS = 2**27  # in a product of a trial; a larger weight is tried in part
 _TRIAL = 2e-3  # seconds for each way of a trial, at least
 _MOST_ROUNDS = 1000
+_HOPELESS = 10  # times as long as another way in the first call: not to be tried again
 _FEW_ROWS = 64  # with more, the time is that of multiplying, in which ways differ less, and trials are less exact
 _GAIN, _GAIN_OF_MANY = 0.9, 0.75  # of the time of `F.linear`: what another way must not exceed
 VARIABLE = "MIXTRAL_EDU_PRODUCT"
 
 
 class Shape(NamedTuple):
-    """What a choice is made for: x (rows, inputs), w (outputs, inputs), each up to so many, the type, the threads."""
+    """What a choice is made for. Sizes are rounded up to powers of two, and rows stop at 512."""
 
     rows: int
     inputs: int
@@ -55,15 +62,21 @@ def _by_linear(x: Tensor, weight: Tensor) -> Tensor:
 
 
 def _by_weight_first(x: Tensor, weight: Tensor) -> Tensor:
-    return (weight @ x.t()).t().contiguous()  # laid out as all other products
+    return (weight @ x.t()).t().clone(memory_format=torch.contiguous_format)  # laid out as all other products
 
 
 def _by_vector(x: Tensor, weight: Tensor) -> Tensor:
-    return torch.mv(weight, x[0])[None]
+    return _as_own(torch.mv(weight, x[0]), (1, len(weight)))
 
 
 def _by_onednn(x: Tensor, weight: Tensor) -> Tensor:
-    return torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], "")  # a private operator of PyTorch
+    # A private operator of PyTorch. Numbers in another order it reads a thousand times as slowly.
+    return torch.ops.mkldnn._linear_pointwise(x.contiguous(), weight.contiguous(), None, "none", [], "")
+
+
+def _as_own(y: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """`y.view(shape)`, but as a tensor of its own: a view could not be written to in all the places where y can."""
+    return torch.ops.aten._unsafe_view(y, shape)
 
 
 WAYS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
@@ -74,11 +87,13 @@ WAYS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 }
 _ONE_ROW = {"vector"}
 _ORDINARY = (Tensor, nn.Parameter)
-_MOST_WEIGHTS = 64  # that a trial reads in turn
+_MOST_BYTES = 2**28  # a trial reads other weights of a model in turn, up to so many bytes
+_FEWEST_USES = 8  # no other order of a weight pays for fewer products
 _layers: WeakSet[nn.Module] = WeakSet()
+_lock = Lock()
 _found: dict[tuple, str] = {}
-_pays_after: dict[tuple, float] = {}  # how many products of one row a weight in another order has to serve
-_seen: dict[tuple, str] = {}  # the same by exact sizes, for a quick look
+_pays_after: dict[tuple, float] = {}  # how many products of one row repay laying a weight out in another order
+_seen: dict[tuple, str] = {}  # choices by exact sizes, for a quick look
 _MOST_SEEN = 100_000
 _pinned: str | None = None
 
@@ -90,7 +105,7 @@ def choices() -> dict[tuple, str]:
 
 @contextmanager
 def pinned(way: str | None) -> Iterator[None]:
-    """Multiply in this one of the `WAYS`, wherever it can be done; None: by trial.
+    """Use this one of the `WAYS` inside the block, wherever it runs; None chooses by trial.
 
     Raises:
         ValueError: there is no such way.
@@ -114,7 +129,7 @@ _pinned = _checked(os.environ.get(VARIABLE) or None, VARIABLE)
 
 def multiply(x: Tensor, weight: Tensor) -> Tensor:
     """Map x (..., D) to x wᵀ (..., F) with w (F, D), in the fastest way that is known for it."""
-    if not _is_plain(x, weight):
+    if not is_plain(x, weight):
         return F.linear(x, weight)
     learns = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
     way = "learning" if learns else _way_for(x, weight)
@@ -122,7 +137,7 @@ def multiply(x: Tensor, weight: Tensor) -> Tensor:
         return F.linear(x, weight)
     rows = x if x.ndim == 2 else x.reshape(-1, x.shape[-1])  # (N, D)
     y = _Product.apply(rows, weight) if learns else WAYS[way](rows, weight)
-    return y if x.ndim == 2 else y.view(*x.shape[:-1], len(weight))
+    return y if x.ndim == 2 else _as_own(y, (*x.shape[:-1], len(weight)))
 
 
 class _Product(torch.autograd.Function):
@@ -143,7 +158,7 @@ class _Product(torch.autograd.Function):
         )
 
 
-def _is_plain(x: Tensor, weight: Tensor) -> bool:
+def is_plain(x: Tensor, weight: Tensor) -> bool:
     """Whether these are ordinary numbers on a CPU, and nobody but us decides how they are multiplied.
 
     This is asked before each product, so it asks what is cheap.
@@ -159,18 +174,21 @@ def _is_plain(x: Tensor, weight: Tensor) -> bool:
         and x.numel() > 0 < weight.numel()
         and x.shape[-1] == weight.shape[1]
         and not is_compiling()
-        and not _modes_are_on()
+        and not modes_are_on()
         and not torch.is_autocast_enabled("cpu")
     )
 
 
-def _modes_are_on() -> bool:
-    """Whether function transforms, forward-mode gradients, or modes that look at each operation are at work."""
+def modes_are_on() -> bool:
+    """Whether somebody looks at each operation, or wants the usual ones: transforms, traces, modes, determinism."""
     return (
-        _functorch_stack() is not None
+        _functorch_stack is None
+        or _functorch_stack() is not None
         or forward_ad._current_level >= 0
         or _function_mode_is_on()
         or _dispatch_modes() > 0
+        or torch.jit.is_tracing()
+        or torch.are_deterministic_algorithms_enabled()
     )
 
 
@@ -182,7 +200,7 @@ def _way_for(x: Tensor, weight: Tensor) -> str:
     if (way := _seen.get(key)) is not None and _pinned is None:
         return way
     if _pinned is not None:
-        return _pinned if _pinned in ways_for(N) else "linear"
+        return _pinned if _pinned in ways_for(N) and _runs(_pinned, x.dtype) else "linear"
     shape = Shape(min(up(N), _MOST_ROWS), up(D), up(outputs), *key[3:])
     if (way := _found.get(shape)) is None:
         rows = x.detach().reshape(-1, D)[:_MOST_ROWS]
@@ -201,19 +219,33 @@ def know(layers: Iterable[nn.Module]) -> None:
     In a model each product meets another weight, which comes from memory. A trial that multiplied with the same one
     again and again would find it in the processor's cache, where other ways are the fastest.
     """
-    _layers.update(layers)
+    with _lock:
+        _layers.update(layers)
 
 
 def _like(weight: Tensor) -> list[Tensor]:
     """Return weights of the same kind: of layers that are known, or else this one."""
     kind = (weight.shape, weight.stride(), weight.dtype, weight.device)
-    known = [w for layer in list(_layers) if isinstance(w := getattr(layer, "weight", None), Tensor)]
-    return [w for w in known if (w.shape, w.stride(), w.dtype, w.device) == kind][:_MOST_WEIGHTS] or [weight]
+    with _lock:
+        known = [layer._parameters.get("weight") for layer in _layers]  # looking at it as an attribute might compute it
+    same = [w for w in known if w is not None and (w.shape, w.stride(), w.dtype, w.device) == kind]
+    return same[: max(1, _MOST_BYTES // weight.nbytes)] or [weight]
 
 
 def ways_for(num_rows: int) -> list[str]:
     """Return the names of those of the `WAYS` that can multiply so many rows here."""
     return [way for way in WAYS if (num_rows == 1 or way not in _ONE_ROW) and (way != "onednn" or _has_onednn())]
+
+
+@cache
+def _runs(way: str, dtype: torch.dtype) -> bool:
+    """Whether this processor can multiply such numbers in this way."""
+    try:
+        with torch.no_grad():
+            WAYS[way](torch.ones(1, 16, dtype=dtype, device="cpu"), torch.ones(16, 16, dtype=dtype, device="cpu"))
+    except RuntimeError:
+        return False
+    return True
 
 
 def _has_onednn() -> bool:
@@ -222,11 +254,13 @@ def _has_onednn() -> bool:
 
 
 def reordered(weight: Tensor, num_uses: float) -> Tensor | None:
-    """Return the weight in oneDNN's own order, if so many products of one row are faster with it, its making included.
+    """Return the weight in oneDNN's own order, if `num_uses` products of one row repay making it.
 
     It is for `multiply_reordered`. `reordered(…).to_dense()` has the same bits as the weight.
     """
-    if not _is_plain(weight[:1], weight) or not (_has_onednn() and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")):
+    if num_uses < _FEWEST_USES or _pinned is not None or type(weight) not in _ORDINARY or weight.ndim != 2:
+        return None
+    if not is_plain(weight, weight[:1]) or not (_has_onednn() and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")):
         return None
     key = ("re-ordered", *weight.shape, weight.dtype, torch.get_num_threads())
     if key not in _pays_after:
@@ -258,8 +292,11 @@ def up(size: int) -> int:
 def choose(key: tuple, ways: dict[str, Callable[[], Any]], gain: float = _GAIN) -> str:
     """Return the name of the fastest of some ways to compute the same: by a trial, the first time for this key.
 
-    The first way is the usual one: another must take less than `gain` of its time.
+    The first way is the usual one: another must take less than `gain` of its time. While a way is pinned, the usual one
+    is used.
     """
+    if _pinned is not None:
+        return next(iter(ways))
     if key not in _found:
         _found.setdefault(key, _fastest(ways, gain))  # of two threads the first decides
     return _found[key]
@@ -275,13 +312,17 @@ def _fastest(ways: dict[str, Callable[[], Any]], gain: float) -> str:
 @torch.no_grad()
 def _seconds(ways: dict[Any, Callable[[], Any]]) -> dict[Any, float]:
     """Time all ways in turns, and return the least time of each that can run."""
-    times = {}
+    times, usual = {}, math.inf
     for name, run in ways.items():
+        start = time.perf_counter()
         try:
             run()  # libraries prepare themselves in the first call
-            times[name] = math.inf
         except RuntimeError:  # a private operator may refuse what it took in another release
             continue
+        seconds = time.perf_counter() - start
+        usual = min(usual, seconds)
+        if seconds <= _HOPELESS * usual:
+            times[name] = math.inf
     until = time.perf_counter() + _TRIAL * len(times)
     for round_idx in range(_MOST_ROUNDS):
         for name in times:

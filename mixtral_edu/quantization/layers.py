@@ -23,7 +23,7 @@ _HALVES = (torch.bfloat16, torch.float16)
 # With more rows, dequantizing once is faster on any processor than doing so on the way, row by row. With fewer, a trial
 # tells, or while compiling a smaller number of rows.
 _MOST_KERNEL_ROWS = 256
-_COPY_STEPS = 4  # of one row take as long as making the copy for the kernel
+_COPY_STEPS = 4  # making the copy for a kernel takes as long as so many steps of one row
 _COMPILED_ROWS = {8: 32, 4: 64}
 
 
@@ -142,8 +142,12 @@ def _takes_kernel(x: Tensor, in_features: int, dtype: torch.dtype) -> bool:
 
     Under autocast x may have another, which `F.linear` then takes.
     """
-    fits = x.shape[-1] == in_features and x.numel() > 0 and x.dtype == dtype
+    fits = x.shape[-1] == in_features and x.numel() > 0 and x.dtype == dtype and not products.modes_are_on()
     return fits and not (torch.is_grad_enabled() and x.requires_grad)
+
+
+def _autocasts(x: Tensor) -> bool:
+    return x.device.type in ("cpu", "cuda") and torch.is_autocast_enabled(x.device.type)
 
 
 def _multiply_dequantized(x: Tensor, layer: Int8Linear | Int4Linear, dtype: torch.dtype) -> Tensor:
@@ -152,7 +156,7 @@ def _multiply_dequantized(x: Tensor, layer: Int8Linear | Int4Linear, dtype: torc
     Where `multiply` would convert the weights to float32, they are not rounded on the way there.
     """
     in_float32 = x.dtype == dtype and multiplies_in_float32(x)
-    by_column = isinstance(layer, Int8Linear) and x.dtype == dtype and not torch.is_autocast_enabled(x.device.type)
+    by_column = isinstance(layer, Int8Linear) and x.dtype == dtype and not _autocasts(x)
     if by_column and dtype != torch.float16:  # whose range sums of integers would leave
         # One scale for each row of w is one for each column of y, which has fewer numbers.
         wide = torch.float32 if in_float32 else dtype

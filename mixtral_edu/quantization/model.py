@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from mixtral_edu.config import Config
+from mixtral_edu.fast import decoding
 from mixtral_edu.quantization.layers import Int4Linear, Int8Linear
 
 METHOD = "mixtral_edu"  # "quant_method" in a config.json: whose integers these are
@@ -161,6 +162,7 @@ def quantize_model(model: nn.Module, quantization: str | QuantizationConfig) -> 
     layers = quantized_layers(model, quantization)
     for name in layers:
         check_finite(name, model.get_submodule(name).weight)
+    decoding.drop(model)  # what was prepared of the layers that go
     for name, layer in layers.items():
         weight = model.get_submodule(name).weight.detach()
         install(model, {name: layer.quantize_(weight, weight.dtype).train(model.training)})

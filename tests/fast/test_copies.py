@@ -9,6 +9,7 @@ import weakref
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils.parametrizations import spectral_norm
 
 from mixtral_edu import MixtralForCausalLM
 from mixtral_edu.fast import copies, products
@@ -206,3 +207,21 @@ def test_weights_in_another_order_give_the_same_and_are_used_in_steps_alone(make
         with torch.no_grad(), torch.autocast("cpu", torch.float16 if dtype == torch.float32 else torch.bfloat16):
             model(IDS)
     assert not used, "gradients are wanted, or another type"
+
+
+def test_a_model_that_is_copied_or_saved_during_a_step_takes_no_copy_along(rounded_model, model):
+    """Another thread may do so, or a hook."""
+    for m in (rounded_model, model):
+        with copies.in_use(copies.make(m)):
+            assert holders(m)
+            for twin in (copy.deepcopy(m), pickle.loads(pickle.dumps(m))):
+                assert not holders(twin)
+
+
+def test_a_weight_that_is_computed_when_looked_at_is_not_looked_at(make_config):
+    model = MixtralForCausalLM(make_config()).train()
+    layer = spectral_norm(model.model.layers[0].self_attn.q_proj)
+    before = layer.parametrizations.weight[0]._u.clone()
+    copies.make(model)
+    products._like(torch.randn(56, 44))
+    assert torch.equal(layer.parametrizations.weight[0]._u, before)

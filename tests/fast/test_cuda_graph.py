@@ -74,7 +74,7 @@ def make_pair(make_config) -> Callable[..., tuple[MixtralForCausalLM, MixtralFor
             torch.nn.init.normal_(layer.block_sparse_moe.gate.weight)
         twin = copy.deepcopy(model)
         for made in copies.make(model):
-            vars(made.module)["copy"] = made.value
+            vars(made.module)["copy"] = made.held
         return model, twin
 
     return make

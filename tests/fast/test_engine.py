@@ -21,7 +21,7 @@ from mixtral_edu.fast.experts import FastMoE
 from mixtral_edu.fast.linear import Linear
 from mixtral_edu.fast.norm import FastNorm
 from mixtral_edu.heads import CausalLM
-from mixtral_edu.moe import Router, SparseMoE
+from mixtral_edu.moe import Router, RouterOutput, SparseMoE
 from mixtral_edu.norm import RMSNorm
 from mixtral_edu.quantization.model import quantize_model
 from tolerances import chain_error
@@ -117,3 +117,38 @@ def test_what_only_the_engine_has_is_refused_without_it(make_config, tmp_path, n
     setattr(model.config, name, value)
     with pytest.raises(ValueError, match=f"^{name}='{value}' needs the engine"):
         model(torch.tensor([[3]]))
+
+
+def test_a_layer_of_ones_own_takes_the_place_of_any_layer(make_config):
+    class Skip(nn.Module):
+        def forward(self, x, *_):
+            return x, None, RouterOutput(x.new_zeros(x[..., 0].numel(), 5), None, None)
+
+    model, ids = MixtralForCausalLM(make_config()).eval(), torch.tensor([[3, 4, 5]])
+    model.model.layers[0] = Skip()
+    assert model(ids).logits.isfinite().all()
+    model.config.experts_implementation = "grouped"
+    assert model.generate(ids, max_new_tokens=2).shape == (1, 5)
+
+
+@pytest.mark.parametrize("cls", [MixtralForTokenClassification, MixtralForQuestionAnswering])
+def test_a_head_with_a_bias_has_autocasts_type_as_without_the_engine(make_config, cls):
+    model, ids = cls(make_config()).eval(), torch.tensor([[3, 4, 5]])
+    kinds = []
+    for each in (model, remove(copy.deepcopy(model))):
+        with torch.autocast("cpu", torch.bfloat16):
+            out = each(ids)
+        kinds.append([t.dtype for t in (out.logits, out.start_logits) if t is not None])
+    assert kinds[0] == kinds[1] == [torch.bfloat16]
+
+
+def test_taking_the_engine_out_and_moving_let_go_of_what_was_prepared(make_config):
+    model = MixtralForCausalLM(make_config()).to(torch.bfloat16)
+    quantize_model(model, "int8")
+    for leave in (remove, nn.Module.double):
+        assert model.prepare_for_inference().prepared is not None
+        leave(model)
+        assert model.prepared is None
+    model = MixtralForCausalLM(make_config()).prepare_for_inference()
+    quantize_model(model, "int8")
+    assert model.prepared is None

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from contextlib import nullcontext
+from functools import partial
 from types import ModuleType, SimpleNamespace
 
 import pytest
@@ -15,15 +16,14 @@ from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mixtral_edu import MixtralForCausalLM, RollingKVCache
-from mixtral_edu.attention import attend_sdpa, eager_attention
+from mixtral_edu.attention import ATTENTION_BACKENDS, attend_sdpa, eager_attention
 from mixtral_edu.checkpoints import huggingface
 from mixtral_edu.checkpoints.huggingface import StoredTensor
 from mixtral_edu.fast import flash
-from mixtral_edu.fast.attention import FastAttention
+from mixtral_edu.fast.attention import FastAttention, attend
 from mixtral_edu.fast.flash import (
     FlashKernel,
     attend_by_torch,
-    attend_flash,
     check_flash,
     flash_kernel,
     package_kernel,
@@ -34,6 +34,7 @@ from tolerances import FORWARD, assert_attention, unit
 
 pytestmark = pytest.mark.numerics
 
+attend_flash = partial(attend, "flash_attention_2")
 B, DH = 3, 16
 HALVES = (torch.float16, torch.bfloat16)
 HEADS = [(4, 4), (4, 2), (4, 1), (6, 2)]
@@ -194,7 +195,7 @@ def test_convention_padding_inside_a_row_counts_for_the_window(stand_in, monkeyp
     """Packed, tokens on both sides of padding come nearer: such a batch takes another way, if a window can tell."""
     stand_in.dtypes = (torch.float32,)
     taken = []
-    monkeypatch.setattr("mixtral_edu.fast.flash.attend_sdpa", lambda *given: taken.append(1) or attend_sdpa(*given))
+    monkeypatch.setitem(ATTENTION_BACKENDS, "sdpa", lambda *given: taken.append(1) or attend_sdpa(*given))
     visibility = visibility_of(T, S, window, "holes")
     q, k, v = random_qkv(T, S)
     assert_attention(attend_flash(q, k, v, visibility), eager_attention(q, k, v, visibility.mask)[0], S)
@@ -549,12 +550,12 @@ def assert_as_exact_as_eager(visibility: Visibility, T: int, S: int, Hq: int, Hk
     full = [x.detach().float().requires_grad_() for x in half]
     direction = torch.randn(B, Hq, T, Dh, device="cuda", dtype=dtype)
     results = []
-    for inputs, attend in (
+    for inputs, run in (
         (full, lambda *qkv: eager_attention(*qkv, visibility.mask)[0]),
         (half, lambda *qkv: eager_attention(*qkv, visibility.mask)[0]),
         (half, lambda *qkv: attend_flash(*qkv, visibility)),
     ):
-        out = attend(*inputs)
+        out = run(*inputs)
         connected = out.requires_grad
         gradients = torch.autograd.grad(out, inputs, direction.to(out.dtype)) if connected else ()
         results.append((out, *gradients))

@@ -525,7 +525,8 @@ def test_threads_do_not_take_copies_from_each_other(make_pair):
     def work() -> None:
         try:
             for _ in range(20):
-                assert torch.equal(model.generate(IDS, max_new_tokens=6)[:, :15], wanted[:, :15])
+                found = model.generate(IDS, max_new_tokens=6)
+                assert torch.equal(found[:, :16], wanted[:, :16]), "later tokens may meet near ties"
         except BaseException as error:
             failed.append(error)
 

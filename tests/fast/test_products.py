@@ -5,6 +5,7 @@ import subprocess
 import sys
 import threading
 import time
+import warnings
 
 import pytest
 import torch
@@ -181,3 +182,52 @@ def test_another_order_pays_after_as_many_rows_as_its_making_takes(monkeypatch):
     monkeypatch.setattr(products, "_seconds", lambda ways: {"copy": 1.0, "row": 4.9} if "copy" in ways else {0: 5.0})
     assert products.reordered(weight, 1e9) is None, "no clear difference"
     assert products.reordered(weight.double(), 1e9) is None and products.reordered(weight.to("meta"), 1e9) is None
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("rows", [1, 3])
+@pytest.mark.parametrize("learns", [False, True])
+def test_a_result_can_be_written_to_as_that_of_a_linear_layer(way, rows, learns):
+    x, w = torch.randn(1, rows, 8), torch.randn(6, 8, requires_grad=learns)
+    scale = torch.full((1, rows, 6), 2.0, requires_grad=True)
+    with pinned(way):
+        multiply(x, w).mul_(2).sum()
+        with torch.no_grad():
+            y = multiply(x, w)
+        y.mul_(scale).sum().backward()
+    assert scale.grad.shape == scale.shape
+
+
+def test_while_a_way_is_pinned_nothing_is_tried_nor_laid_out_anew(monkeypatch):
+    monkeypatch.setattr(products, "_seconds", lambda ways: pytest.fail("a trial"))
+    weight = torch.randn(6, 8)
+    with pinned("linear"):
+        assert multiply(torch.randn(2, 8), weight).shape == (2, 6)
+        assert choose(("a",), {"first": None, "second": None}) == "first" and products.reordered(weight, 1e9) is None
+
+
+def test_a_way_that_does_not_run_here_gives_way_to_the_usual_one(monkeypatch):
+    def refusing(x, weight):
+        raise RuntimeError("could not create a primitive descriptor")
+
+    monkeypatch.setitem(WAYS, "onednn", refusing)
+    products._runs.cache_clear()
+    with pinned("onednn"):
+        x, w = torch.randn(2, 8), torch.randn(6, 8)
+        assert torch.equal(multiply(x, w), F.linear(x, w))
+    products._runs.cache_clear()
+
+
+def test_a_trace_and_determinism_get_the_plain_product():
+    w = torch.randn(6, 8)
+    with pinned("vector"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        traced = torch.jit.trace(lambda x: multiply(x, w), torch.randn(1, 8))
+        x = torch.randn(5, 8)
+        assert_product(traced(x), x, w, roundings=0)
+    torch.use_deterministic_algorithms(True)
+    try:
+        with pinned("weight-first"):
+            assert torch.equal(multiply(x, w), F.linear(x, w)) and products.modes_are_on()
+    finally:
+        torch.use_deterministic_algorithms(False)

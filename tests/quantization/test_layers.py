@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.testing import assert_close
+from torch.utils.flop_counter import FlopCounterMode
 
 from mixtral_edu.fast import copies, products
 from mixtral_edu.quantization import layers as quantized_linear
@@ -97,8 +98,8 @@ def test_a_product_is_that_of_the_dequantized_weights(kind, dtype, D, outputs, f
 @pytest.mark.parametrize("kind", [Int8Linear, Int4Linear])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_goes_through_a_kernel_and_gives_the_same(kind, dtype, monkeypatch, choose):
-    choose("kernel")
     """Where the kernel is used nothing is dequantized: with that way barred, the result is still there."""
+    choose("kernel")
     layer = make(kind, 64, 48, dtype)
     x, weight = torch.randn(5, 64).to(dtype), layer.dequantize()
     monkeypatch.setattr(kind, "dequantize", lambda *_: pytest.fail("dequantized"))
@@ -199,3 +200,20 @@ def test_products_on_a_gpu_are_those_of_the_cpu(kind, dtype, D, outputs):
             assert_product(y.cpu(), x, weight, roundings=2)
     after = nn.Module.cpu(layer).state_dict()
     assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
+
+
+@pytest.mark.parametrize("kind", [Int8Linear, Int4Linear])
+def test_modes_and_transforms_meet_dequantized_weights_and_no_trial(kind, monkeypatch):
+    layer, x = make(kind, 64, 48, torch.bfloat16), torch.randn(3, 64).bfloat16()
+    monkeypatch.setattr(products, "choose", lambda *_: pytest.fail("a trial"))
+    with packed(layer):
+        y, tangent = torch.func.jvp(lambda x: layer(x), (x,), (x,))
+        torch.testing.assert_close(y, tangent)
+        assert torch.func.vmap(lambda row: layer(row))(x).shape == (3, 48)
+        with FlopCounterMode(display=False) as counter:
+            layer(x)
+        assert counter.get_total_flops() == 2 * 3 * 64 * 48
+    with FakeTensorMode():
+        fake = Int8Linear(64, 48, torch.bfloat16) if kind is Int8Linear else Int4Linear(64, 48, 32, torch.bfloat16)
+        assert fake(torch.empty(3, 64, dtype=torch.bfloat16)).shape == (3, 48)
+    assert layer.to("meta")(x.to("meta")).shape == (3, 48)
