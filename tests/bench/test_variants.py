@@ -13,6 +13,7 @@ from mixtral_edu.bench.tasks import (
 )
 from mixtral_edu.bench.variants import Variant, benchmark_config, choose_forms, random_model, variants
 from mixtral_edu.fast.linear import Linear
+from mixtral_edu.fast.products import pinned
 from mixtral_edu.model import init_module
 from mixtral_edu.quantization.layers import Int4Linear
 from mixtral_edu.quantization.model import quantize_model
@@ -52,7 +53,8 @@ def test_each_form_is_measured_where_it_applies():
 
 def test_a_prepared_form_keeps_copies(checkpoint: Path):
     forms = [Variant(torch.float32, prepared=prepared, experts="grouped") for prepared in (False, True)]
-    plain, prepared = (form.load(checkpoint, CPU) for form in forms)
+    with pinned("linear"):  # which no copy of plain weights serves
+        plain, prepared = (form.load(checkpoint, CPU) for form in forms)
     weights = [dict(model.named_parameters()) for model in (plain, prepared)]
     assert all(torch.equal(weight, weights[1][name]) for name, weight in weights[0].items())
     assert plain.prepared is None and len(prepared.prepared.copies) == plain.config.num_hidden_layers
@@ -61,7 +63,8 @@ def test_a_prepared_form_keeps_copies(checkpoint: Path):
 @pytest.mark.parametrize("quantization", [None, "int4"])
 def test_the_bytes_of_copies_are_known_before_they_are_made(config, quantization):
     form = Variant(torch.bfloat16, prepared=True, quantization=quantization, experts="grouped")
-    copied = [copy.value for copy in form.make(config, CPU).prepared.copies]
+    with pinned("linear"):
+        copied = [copy.held.value for copy in form.make(config, CPU).prepared.copies]
     tensors = [tensor for value in copied for tensor in (value if isinstance(value, tuple) else (value,))]
     assert form._copied_bytes(config) == sum(tensor.nbytes for tensor in tensors) > 0
     assert replace(form, prepared=False)._copied_bytes(config) == 0
