@@ -23,7 +23,7 @@ FIRST_SLOTS = 64  # of a cache that has neither window nor max_length
 
 
 class RollingCache:
-    """Keys and values of all layers for a batch of texts, each row with positions of its own.
+    """The KV cache: keys and values of all layers for a batch of texts, each row with positions of its own.
 
     With a window of W there are W slots per layer, from the start to the end. Without one there are `max_length` slots
     at first, and twice as many each time they are full. Padding is never stored: position p counts a row's columns from

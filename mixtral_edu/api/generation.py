@@ -22,7 +22,7 @@ from mixtral_edu.sampling import RULES, Sampler
 from mixtral_edu.text.streaming import IncrementalDecoder
 from mixtral_edu.text.tokenizer import MixtralTokenizer
 
-_MOST_SLOTS_AHEAD = 1024  # made for new tokens before they come: a text may stop long before its limit
+_MOST_SLOTS_AHEAD = 1024  # made before the tokens come; a text may stop long before its limit
 
 
 class Streamer(Protocol):

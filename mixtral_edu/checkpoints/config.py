@@ -197,7 +197,7 @@ class MixtralConfig(_Binding, Config):
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> "MixtralConfig":
-        """Read `folder/config.json`; without one, `params.json`, which lies beside raw Mistral weights.
+        """Read `folder/config.json`; without one, `params.json`, which accompanies raw Mistral weights.
 
         Args:
             folder: the checkpoint's, or the file itself, in the form of a `config.json`.

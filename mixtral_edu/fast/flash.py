@@ -37,7 +37,7 @@ class Packing:
     Rows without a real query are left out, and so are keys that no query of their row may see.
 
     Attributes:
-        queries, keys: where the tokens stand in the batch: rows and columns, two tensors (Nq,) and two (Nk,).
+        queries, keys: the tokens' rows and columns in the batch, two tensors (Nq,) and two (Nk,).
         query_starts, key_starts: (rows + 1,) int32, where each row's tokens start among them, and the end.
         most_queries, most_keys: the most in one row.
         closes_gaps: somewhere padding was left out between tokens so far apart that a window tells them apart: packed,
@@ -73,7 +73,7 @@ def package_kernel() -> FlashKernel:
 
 
 def torch_kernel() -> FlashKernel:
-    """PyTorch's own; a ValueError where it was built without."""
+    """PyTorch's own. Raises a ValueError if PyTorch was built without it."""
     if not torch.backends.cuda.is_flash_attention_available() or torch.version.hip is not None:
         raise ValueError(f"PyTorch {torch.__version__} was built without FlashAttention-2 for NVIDIA GPUs")
     return FlashKernel(f"PyTorch {torch.__version__}'s own FlashAttention-2", attend_by_torch)

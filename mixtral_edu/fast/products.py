@@ -87,7 +87,7 @@ WAYS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 }
 _ONE_ROW = {"vector"}
 _ORDINARY = (Tensor, nn.Parameter)
-_MOST_BYTES = 2**28  # a trial reads other weights of a model in turn, up to so many bytes
+_MOST_BYTES = 2**28  # of a model's weights, which a trial reads in turn
 _FEWEST_USES = 8  # no other order of a weight pays for fewer products
 _layers: WeakSet[nn.Module] = WeakSet()
 _lock = Lock()
@@ -233,7 +233,7 @@ def _like(weight: Tensor) -> list[Tensor]:
 
 
 def ways_for(num_rows: int) -> list[str]:
-    """Return the names of those of the `WAYS` that can multiply so many rows here."""
+    """Return the names of those of the `WAYS` that can multiply this many rows here."""
     return [way for way in WAYS if (num_rows == 1 or way not in _ONE_ROW) and (way != "onednn" or _has_onednn())]
 
 

@@ -23,7 +23,7 @@ _HALVES = (torch.bfloat16, torch.float16)
 # With more rows, dequantizing once is faster on any processor than doing so on the way, row by row. With fewer, a trial
 # tells, or while compiling a smaller number of rows.
 _MOST_KERNEL_ROWS = 256
-_COPY_STEPS = 4  # making the copy for a kernel takes as long as so many steps of one row
+_COPY_STEPS = 4  # making the copy for a kernel takes as long as this many steps of one row
 _COMPILED_ROWS = {8: 32, 4: 64}
 
 

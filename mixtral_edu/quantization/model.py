@@ -77,7 +77,7 @@ class QuantizationConfig:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """Return what stands in `config.json` under "quantization_config"."""
+        """Return the entry "quantization_config" of a `config.json`."""
         return {"quant_method": METHOD} | asdict(self)
 
 
