@@ -15,6 +15,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+_users: list[None] = []  # one for each step that is running, in whatever thread
+
 
 class Held:
     """A copy's value while its module may read it. A module that is copied or pickled meanwhile takes none along."""
@@ -83,12 +85,14 @@ def make(
 @contextmanager
 def in_use(copies: Iterable[Copy]) -> Iterator[None]:
     """Let modules read their copies, those that are current."""
+    _users.append(None)
     try:
         for copy in copies:
             if copy.is_current():
                 vars(copy.module)["copy"] = copy.held
         yield
     finally:
+        _users.pop()  # first: if Ctrl-C interrupts the rest, no copy is read any more
         for copy in copies:
             vars(copy.module).pop("copy", None)
 
@@ -96,7 +100,7 @@ def in_use(copies: Iterable[Copy]) -> Iterator[None]:
 def of(module: nn.Module) -> Any | None:
     """Return the copy that this module may read now, None without one."""
     held = vars(module).get("copy")
-    return None if held is None else held.value
+    return None if held is None or not (_users or torch.compiler.is_compiling()) else held.value
 
 
 def _tensors(module: nn.Module) -> list[Tensor]:

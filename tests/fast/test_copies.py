@@ -225,3 +225,15 @@ def test_a_weight_that_is_computed_when_looked_at_is_not_looked_at(make_config):
     copies.make(model)
     products._like(torch.randn(56, 44))
     assert torch.equal(layer.parametrizations.weight[0]._u, before)
+
+
+def test_a_copy_that_an_interruption_left_behind_is_not_read(rounded_model):
+    made = copies.make(rounded_model)
+    with copies.in_use(made):
+        pass
+    for left in made:
+        vars(left.module)["copy"] = left.held
+    assert not holders(rounded_model)
+    with copies.in_use(made):
+        assert len(holders(rounded_model)) == len(made)
+    assert not any("copy" in vars(module) for module in rounded_model.modules())

@@ -7,7 +7,8 @@ called again on the same tensors, and writes its result to the same place, as a 
 import copy
 import gc
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from typing import Any
 
 import pytest
@@ -64,7 +65,14 @@ def recordings(monkeypatch) -> list[Recorder]:
 
 
 @pytest.fixture
-def make_pair(make_config) -> Callable[..., tuple[MixtralForCausalLM, MixtralForCausalLM]]:
+def in_use() -> Iterator[ExitStack]:
+    """Holds what is in use until the end of a test."""
+    with ExitStack() as stack:
+        yield stack
+
+
+@pytest.fixture
+def make_pair(make_config, in_use) -> Callable[..., tuple[MixtralForCausalLM, MixtralForCausalLM]]:
     """A function that makes a model with copies in use for good, and its plain twin."""
 
     def make(**changes) -> tuple[MixtralForCausalLM, MixtralForCausalLM]:
@@ -73,8 +81,7 @@ def make_pair(make_config) -> Callable[..., tuple[MixtralForCausalLM, MixtralFor
         for layer in model.model.layers:  # far from ties, which roundings of different kernels would decide
             torch.nn.init.normal_(layer.block_sparse_moe.gate.weight)
         twin = copy.deepcopy(model)
-        for made in copies.make(model):
-            vars(made.module)["copy"] = made.held
+        in_use.enter_context(copies.in_use(copies.make(model)))
         return model, twin
 
     return make
