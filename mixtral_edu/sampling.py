@@ -117,7 +117,7 @@ class Sampler:
 def next_token(logits: Tensor, do_sample: bool, generator: torch.Generator | None = None) -> Tensor:
     """Return one id per row, (B,): drawn from softmax(logits), or the most likely one.
 
-    Raises a ValueError where logits hold nan or inf (checked on a CPU only).
+    Drawing raises a ValueError where logits hold nan or inf (checked on a CPU only).
     """
     if not do_sample:
         return logits.argmax(-1)

@@ -15,28 +15,32 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-_users: list[None] = []  # one for each step that is running, in whatever thread
-
 
 class Held:
-    """A copy's value while its module may read it. A module that is copied or pickled meanwhile takes none along."""
+    """What a module may read until a step is over. A module that is deep-copied or pickled takes none along."""
 
-    def __init__(self, value: Any):
-        self.value = value
+    def __init__(self, value: Any, step: "Step"):
+        self.value, self.step = value, step
 
     def __reduce__(self):
         return type(None), ()
 
 
+class Step:
+    """One use of copies, in whatever thread."""
+
+    is_over = False
+
+
 class Copy(NamedTuple):
-    """What `module.make_copy(num_steps)` gave, `held`, and the tensors that it was made from, as they were then.
+    """What `module.make_copy(num_steps)` gave, `value`, and the tensors that it was made from, as they were then.
 
     Each tensor is stored with its version and an alias. The alias keeps the copied memory allocated, so that no other
     tensor can take its place.
     """
 
     module: nn.Module
-    held: Held
+    value: Any
     sources: list[tuple[Tensor, int, Tensor]]
 
     def is_current(self) -> bool:
@@ -67,9 +71,9 @@ def make(
         most_bytes: how much memory all copies together may take; what does not fit has none.
         but: classes whose modules get none.
     """
-    copies = []
+    copies, served = [], set()
     for module in model.modules():
-        if not hasattr(module, "make_copy") or isinstance(module, but):
+        if not hasattr(module, "make_copy") or isinstance(module, but) or module in served:
             continue
         tensors = _tensors(module)
         size = sum(tensor.nbytes for tensor in tensors)
@@ -77,22 +81,23 @@ def make(
             continue
         sources = [(tensor, tensor._version, tensor.detach()) for tensor in tensors]
         if (value := module.make_copy(num_steps)) is not None:
-            copies.append(Copy(module, Held(value), sources))
+            copies.append(Copy(module, value, sources))
             most_bytes -= size
+            served.update(module.modules())  # whose own weights are not read then
     return copies
 
 
 @contextmanager
 def in_use(copies: Iterable[Copy]) -> Iterator[None]:
     """Let modules read their copies, those that are current."""
-    _users.append(None)
+    step = Step()
     try:
         for copy in copies:
             if copy.is_current():
-                vars(copy.module)["copy"] = copy.held
+                vars(copy.module)["copy"] = Held(copy.value, step)
         yield
     finally:
-        _users.pop()  # first: if Ctrl-C interrupts the rest, no copy is read any more
+        step.is_over = True  # first: if Ctrl-C interrupts the rest, what is left behind is not read
         for copy in copies:
             vars(copy.module).pop("copy", None)
 
@@ -100,7 +105,9 @@ def in_use(copies: Iterable[Copy]) -> Iterator[None]:
 def of(module: nn.Module) -> Any | None:
     """Return the copy that this module may read now, None without one."""
     held = vars(module).get("copy")
-    return None if held is None or not (_users or torch.compiler.is_compiling()) else held.value
+    if held is None or not torch.compiler.is_compiling() and held.step.is_over:
+        return None
+    return held.value
 
 
 def _tensors(module: nn.Module) -> list[Tensor]:

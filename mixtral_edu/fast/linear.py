@@ -28,7 +28,7 @@ class Linear(nn.Linear):
         if self.bias is not None:
             return super().forward(x)
         copy = copies.of(self)
-        if copy is None or torch.is_grad_enabled() or not products.is_plain(x, self.weight):
+        if copy is None or torch.is_grad_enabled() or not products.may_reorder(x, self.weight):
             return multiply(x, self.weight)
         return products.multiply_reordered(x, copy)
 

@@ -41,7 +41,7 @@ _MOST_ROWS = 512  # more rows do not change which way is fastest
 _MOST_OPERATIONS = 2**27  # in a product of a trial; a larger weight is tried in part
 _TRIAL = 2e-3  # seconds for each way of a trial, at least
 _MOST_ROUNDS = 1000
-_HOPELESS = 10  # times as long as another way in the first call: not to be tried again
+_HOPELESS = 10  # times as long as another way: not to be tried again
 _FEW_ROWS = 64  # with more, the time is that of multiplying, in which ways differ less, and trials are less exact
 _GAIN, _GAIN_OF_MANY = 0.9, 0.75  # of the time of `F.linear`: what another way must not exceed
 VARIABLE = "MIXTRAL_EDU_PRODUCT"
@@ -275,6 +275,11 @@ def reordered(weight: Tensor, num_uses: float) -> Tensor | None:
     return torch.ops.mkldnn._reorder_linear_weight(weight.detach()) if num_uses > _pays_after[key] else None
 
 
+def may_reorder(x: Tensor, weight: Tensor) -> bool:
+    """Whether x may be multiplied with a weight in another order: no way is pinned, and both are plain."""
+    return _pinned is None and is_plain(x, weight)
+
+
 def multiply_reordered(x: Tensor, copy: Tensor) -> Tensor:
     """Map x (..., D) to x wᵀ (..., F), with w as `reordered` gave it; for results that need no gradient."""
     return torch.ops.mkldnn._linear_pointwise(x, copy, None, "none", [], "")
@@ -312,17 +317,17 @@ def _fastest(ways: dict[str, Callable[[], Any]], gain: float) -> str:
 @torch.no_grad()
 def _seconds(ways: dict[Any, Callable[[], Any]]) -> dict[Any, float]:
     """Time all ways in turns, and return the least time of each that can run."""
-    times, usual = {}, math.inf
+    times: dict[Any, float] = {}
     for name, run in ways.items():
-        start = time.perf_counter()
         try:
             run()  # libraries prepare themselves in the first call
         except RuntimeError:  # a private operator may refuse what it took in another release
             continue
+        start = time.perf_counter()
+        run()
         seconds = time.perf_counter() - start
-        usual = min(usual, seconds)
-        if seconds <= _HOPELESS * usual:
-            times[name] = math.inf
+        if seconds <= _HOPELESS * min(times.values(), default=math.inf):
+            times[name] = seconds
     until = time.perf_counter() + _TRIAL * len(times)
     for round_idx in range(_MOST_ROUNDS):
         for name in times:

@@ -142,8 +142,9 @@ def _takes_kernel(x: Tensor, in_features: int, dtype: torch.dtype) -> bool:
 
     Under autocast x may have another, which `F.linear` then takes.
     """
-    fits = x.shape[-1] == in_features and x.numel() > 0 and x.dtype == dtype and not products.modes_are_on()
-    return fits and not (torch.is_grad_enabled() and x.requires_grad)
+    fits = x.shape[-1] == in_features and x.numel() > 0 and x.dtype == dtype
+    usual = torch.compiler.is_compiling() or not products.modes_are_on()
+    return fits and usual and not (torch.is_grad_enabled() and x.requires_grad)
 
 
 def _autocasts(x: Tensor) -> bool:

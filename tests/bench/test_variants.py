@@ -64,7 +64,7 @@ def test_a_prepared_form_keeps_copies(checkpoint: Path):
 def test_the_bytes_of_copies_are_known_before_they_are_made(config, quantization):
     form = Variant(torch.bfloat16, prepared=True, quantization=quantization, experts="grouped")
     with pinned("linear"):
-        copied = [copy.held.value for copy in form.make(config, CPU).prepared.copies]
+        copied = [copy.value for copy in form.make(config, CPU).prepared.copies]
     tensors = [tensor for value in copied for tensor in (value if isinstance(value, tuple) else (value,))]
     assert form._copied_bytes(config) == sum(tensor.nbytes for tensor in tensors) > 0
     assert replace(form, prepared=False)._copied_bytes(config) == 0

@@ -227,13 +227,38 @@ def test_a_weight_that_is_computed_when_looked_at_is_not_looked_at(make_config):
     assert torch.equal(layer.parametrizations.weight[0]._u, before)
 
 
-def test_a_copy_that_an_interruption_left_behind_is_not_read(rounded_model):
+def test_a_copy_that_an_interruption_left_behind_is_not_read(rounded_model, model):
     made = copies.make(rounded_model)
     with copies.in_use(made):
-        pass
-    for left in made:
-        vars(left.module)["copy"] = left.held
-    assert not holders(rounded_model)
+        left = [(each.module, vars(each.module)["copy"]) for each in made]
+    for module, held in left:
+        vars(module)["copy"] = held
+    with copies.in_use(copies.make(model)):
+        assert not holders(rounded_model)
     with copies.in_use(made):
         assert len(holders(rounded_model)) == len(made)
     assert not any("copy" in vars(module) for module in rounded_model.modules())
+
+
+def test_weights_that_are_stacked_have_no_copies_of_their_own(model, monkeypatch):
+    monkeypatch.setattr(products, "_pays_after", Known(0.0))
+    made = copies.make(model)
+    assert [type(each.module).__name__ for each in made].count("FastMoE") == 3
+    assert not any(".experts." in name for name, m in model.named_modules() if any(m is each.module for each in made))
+    with products.pinned("linear"), torch.no_grad(), copies.in_use(made):
+        monkeypatch.setattr(products, "multiply_reordered", lambda *_: pytest.fail("pinned to another way"))
+        assert model(IDS).logits.isfinite().all()
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_a_compiled_step_of_a_quantized_model_uses_the_kernel(make_config, bits):
+    graphs = []
+    config = make_config(hidden_size=64, intermediate_size=96, head_dim=16, num_hidden_layers=1)
+    model = MixtralForCausalLM(config).to(torch.bfloat16).eval()
+    quantize_model(model, QuantizationConfig(bits, 32 if bits == 4 else None))
+    layer = model.model.layers[0].self_attn.q_proj
+    compiled = torch.compile(layer, backend=lambda graph, inputs: graphs.append(graph) or graph.forward, fullgraph=True)
+    with torch.no_grad(), copies.in_use(copies.make(layer)):
+        found = compiled(torch.randn(2, 64).bfloat16())
+    torch._dynamo.reset()
+    assert found.shape == (2, 64) and "_weight_int" in str(graphs[0].graph)
