@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn.utils.parametrizations import spectral_norm
 
 from mixtral_edu import MixtralForCausalLM
-from mixtral_edu.fast import copies, products
+from mixtral_edu.fast import copies, linear, products
 from mixtral_edu.quantization.model import QuantizationConfig, quantize_model
 from tolerances import chain_error
 
@@ -36,8 +36,9 @@ class Known(dict):
 
 @pytest.fixture(autouse=True)
 def weights_in_their_order(monkeypatch):
-    """As if no other order were faster on this processor."""
+    """As if no other order were faster on this processor, and no way to multiply pinned."""
     monkeypatch.setattr(products, "_pays_after", Known(math.inf))
+    monkeypatch.setattr(products, "_pinned", None)
 
 
 @pytest.fixture
@@ -184,6 +185,9 @@ def test_generation_leaves_parts_that_were_in_training_so(model):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_weights_in_another_order_give_the_same_and_are_used_in_steps_alone(make_config, monkeypatch, dtype):
     monkeypatch.setattr(products, "_pays_after", Known(10.0))
+    if dtype in linear._EMULATED:
+        assert linear.Linear(64, 48, bias=False, dtype=dtype).make_copy(math.inf) is None
+        pytest.skip("this processor multiplies such numbers in float32")
     model, used = MixtralForCausalLM(make_config(num_local_experts=2)).to(dtype).eval(), []
     for name, weight in model.named_parameters():
         if "proj" in name:

@@ -202,6 +202,7 @@ def test_products_on_a_gpu_are_those_of_the_cpu(kind, dtype, D, outputs):
     assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script")
 @pytest.mark.parametrize("kind", [Int8Linear, Int4Linear])
 def test_modes_and_transforms_meet_dequantized_weights_and_no_trial(kind, monkeypatch):
     layer, x = make(kind, 64, 48, torch.bfloat16), torch.randn(3, 64).bfloat16()
