@@ -51,7 +51,7 @@ def compares_most_cells(notebook: NotebookNode) -> list[str]:
     for number, cell in enumerate(cells):
         problems += [f"code cell {number} is tagged {tag}" for tag in tags(cell) if tag in UNWANTED_TAGS]
         if re.search(r"^\s*#+\s*(NBVAL|PYTEST_VALIDATE)_", cell.source, re.MULTILINE):
-            problems.append(f"code cell {number} speaks to nbval in a comment; a tag is wanted")
+            problems.append(f"code cell {number} speaks to nbval in a comment; it must be a tag")
     return problems
 
 

@@ -76,7 +76,7 @@ class ResultFile:
     Args:
         path: the file; None keeps nothing on disk.
         machine, settings: this run's machine and settings.
-        again: forget the results of an equal run.
+        again: measure rows that an equal run holds again. Each new row takes the place of the old one; the others stay.
 
     Raises:
         ValueError: the file holds something other than runs.
@@ -90,8 +90,7 @@ class ResultFile:
         self._run = equal[0] if equal else own | {"results": []}
         if not equal:
             self._content["runs"].append(self._run)
-        if again:
-            self._run |= {"results": [], "left_out": []}
+        self.done = set() if again else {(result.task, result.variant) for result in self.results} | self.left_out
 
     @property
     def results(self) -> list[Result]:
@@ -104,7 +103,11 @@ class ResultFile:
         return {(row["task"], row["variant"]) for row in self._run.get("left_out", [])}
 
     def add(self, result: Result) -> None:
-        """Add one row and write the file."""
+        """Add one row, in the place of an older one of the same task and variant, and write the file."""
+        place = result.task, result.variant
+        for name in ("results", "left_out"):
+            rows = self._run.get(name, [])
+            rows[:] = [row for row in rows if (row["task"], row["variant"]) != place]
         self._run["results"].append(asdict(result))
         self._write()
 

@@ -55,7 +55,6 @@ class Run:
         self.quick = quick
         self.forms = choose_forms(forms, variants(dtype, device, quick))
         self.on_device = full_size and against is None  # a peer reads a checkpoint
-        self.done = {(result.task, result.variant) for result in file.results} | file.left_out
         self.todo: list[tuple[Variant, Task]] = []
         self.peer: Transformers | None = None
         self.rates: dict[torch.dtype, float] = {}
@@ -68,7 +67,7 @@ class Run:
             MemoryError: no form fits in memory, or the peer does not fit next to it.
         """
         self.todo = [(form, task) for form in self.forms for task in tasks if form.takes(task)]
-        self.todo = [(form, task) for form, task in self.todo if (task.name, form.name) not in self.done]
+        self.todo = [(form, task) for form, task in self.todo if (task.name, form.name) not in self.file.done]
         rows = {form: [task for _, task in rows] for form, rows in groupby(self.todo, key=lambda row: row[0])}
         no_room = []
         for form, tasks_of_form in rows.items():
@@ -113,7 +112,7 @@ class Run:
     def measure_loading(self, tasks: Sequence[Task]) -> None:
         """Measure import, loading and memory in separate processes."""
         name, last = "loading", "memory to load"
-        if Task.parse(name) not in tasks or (name, last) in self.done:
+        if Task.parse(name) not in tasks or (name, last) in self.file.done:
             return
         self._make_checkpoint()
         rounds = _QUICK_LOADINGS if self.quick else _LOADINGS
@@ -138,7 +137,7 @@ class Run:
         """Measure attention alone: all ways in turns, each compared with "eager", which stores all scores."""
         for task in tasks:
             for dtype in dtypes_of(self.dtype, self.device) if task.kind == "attention" else ():
-                if any((task.name, row_name(way, dtype)) in self.done for way in ways_of(self.device)):
+                if any((task.name, row_name(way, dtype)) in self.file.done for way in ways_of(self.device)):
                     continue
                 self.report(f"{task.name}, {dtype_name(dtype)}")
                 rates = self._bandwidth(bytes_of_attention(self.config, task, dtype), dtype), self._rate(dtype)

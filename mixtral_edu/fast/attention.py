@@ -2,8 +2,9 @@
 
     all scores: O(T·S)          in blocks: O(T·W), in time and in memory
 
-With one thread of an AMD EPYC and W = 256, a prefill of 16,384 tokens takes 0.23 of the time of one masked product, one
-of 2,048 tokens 0.78. FlashAttention-2 leaves the same out inside its kernel.
+With one thread of an Intel Xeon, 8 heads of 64 numbers and W = 256, attention over 2,048 tokens takes 0.21 of the time
+that PyTorch's kernel takes with one mask for all, over 16,384 tokens 0.03. FlashAttention-2 leaves the same out inside
+its kernel.
 """
 
 from dataclasses import replace

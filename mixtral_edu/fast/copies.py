@@ -2,9 +2,9 @@
 
 4-bit weights in the layout of PyTorch's kernel make a step of one row several times as fast as dequantizing does; plain
 weights in oneDNN's own order are read faster on some processors; the experts of a layer stacked in one tensor let one
-product meet them all. A copy is only looked at while a step of a
-generation runs: `in_use` puts each beside its layer's weights, if those are still the ones that were copied, and takes
-it away again. So nothing of a model is changed between steps, and whatever is done to it then meets its own weights.
+product meet them all. A copy is only looked at while a step of a generation runs: `in_use` puts each beside its layer's
+weights, if those are still the ones that were copied, and takes it away again. So nothing of a model is changed between
+steps, and whatever is done to it then meets its own weights.
 """
 
 import math

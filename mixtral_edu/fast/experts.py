@@ -1,8 +1,9 @@
 """Other ways to send tokens through their experts: all experts in one product, or without waiting for the choices.
 
 One product over the sorted choices of all experts lets `torch.compile` and CUDA graphs see a layer as one piece, as how
-many rows an expert gets stays on the device. For a single token there is nothing to sort, which saves a fifth of the
-time of `sorted_dispatch`.
+many rows an expert gets stays on the device. For a single token there is nothing to sort: with experts of 256 x 256
+that takes 0.55 of the time of `sorted_dispatch` (0.49 to 0.59, one thread of an Intel Xeon); with 512 x 1,792, where
+reading the weights is most of the time, 0.9 (0.67 to 1.13).
 
 Source: one product over groups of unequal size, MegaBlocks, arXiv 2211.15841; in PyTorch `grouped_mm`.
 """

@@ -2,9 +2,9 @@
 
     y = x wᵀ        x (..., D), w ≈ q · scale in 8 bits, w ≈ (q - 8) · scale + zero in 4 bits
 
-Activations stay as they are: a product dequantizes first, `F.linear(x, layer.dequantize())`, or leaves that to a kernel
-of PyTorch that does it on the way. The first form says what is computed, and is the faster one for many
-rows, the second for few.
+Activations stay as they are. A product dequantizes first, `F.linear(x, layer.dequantize())`, or leaves that to a kernel
+of PyTorch, which does it on the way. The first form says what is computed and is faster for many rows, the second for
+few.
 """
 
 import math

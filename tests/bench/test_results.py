@@ -27,9 +27,27 @@ def test_a_file_of_results_goes_on_where_machine_and_settings_are_the_same(tmp_p
     assert ResultFile(path, machine, {"threads": 1}).results == [row]
     assert ResultFile(path, machine, {"threads": 2}).results == []
     assert ResultFile(path, machine | {"torch": "1.0"}, {"threads": 1}).results == []
-    assert ResultFile(path, machine, {"threads": 1}, again=True).results == []
     ResultFile(path, machine, {"threads": 2}).add(row)
     assert len(json.loads(path.read_text())["runs"]) == 2
+
+
+def test_measuring_rows_again_replaces_them_and_keeps_the_others(tmp_path: Path):
+    path, machine = tmp_path / "results.json", describe_machine(CPU)
+    rows = [Result(task, "plain float32", ours=(1.0,)) for task in ("prefill-8", "train-1-8")]
+    file = ResultFile(path, machine, {})
+    for row in rows:
+        file.add(row)
+    file.leave_out("decode-1-8", "plain float32", "no memory")
+    assert ResultFile(path, machine, {}).done == {
+        (task, "plain float32") for task in ("prefill-8", "train-1-8", "decode-1-8")
+    }
+    again = ResultFile(path, machine, {}, again=True)
+    assert again.done == set() and again.results == rows
+    measured = [replace(rows[1], ours=(2.0,)), Result("decode-1-8", "plain float32", ours=(3.0,))]
+    for row in measured:
+        again.add(row)
+    left = ResultFile(path, machine, {})
+    assert left.results == [rows[0], *measured] and left.left_out == set()
 
 
 def test_stored_runs_come_with_where_and_when():
