@@ -19,32 +19,19 @@ _PLACES = {
     "TextStreamer": "text.streaming",
     "convert_checkpoint": "checkpoints.convert",
 }
-__all__ = [
-    "MixtralConfig",
-    "MixtralForCausalLM",
-    "MixtralForQuestionAnswering",
-    "MixtralForSequenceClassification",
-    "MixtralForTokenClassification",
-    "MixtralModel",
-    "MixtralTokenizer",
-    "RollingKVCache",
-    "TextStreamer",
-    "convert_checkpoint",
-]
+__all__ = list(_PLACES)
 
-if TYPE_CHECKING:
-    from mixtral_edu.api.cache import RollingKVCache
-    from mixtral_edu.api.models import (
-        MixtralForCausalLM,
-        MixtralForQuestionAnswering,
-        MixtralForSequenceClassification,
-        MixtralForTokenClassification,
-        MixtralModel,
-    )
-    from mixtral_edu.checkpoints.config import MixtralConfig
-    from mixtral_edu.checkpoints.convert import convert_checkpoint
-    from mixtral_edu.text.streaming import TextStreamer
-    from mixtral_edu.text.tokenizer import MixtralTokenizer
+if TYPE_CHECKING:  # what editors and type checkers read
+    from mixtral_edu.api.cache import RollingKVCache as RollingKVCache
+    from mixtral_edu.api.models import MixtralForCausalLM as MixtralForCausalLM
+    from mixtral_edu.api.models import MixtralForQuestionAnswering as MixtralForQuestionAnswering
+    from mixtral_edu.api.models import MixtralForSequenceClassification as MixtralForSequenceClassification
+    from mixtral_edu.api.models import MixtralForTokenClassification as MixtralForTokenClassification
+    from mixtral_edu.api.models import MixtralModel as MixtralModel
+    from mixtral_edu.checkpoints.config import MixtralConfig as MixtralConfig
+    from mixtral_edu.checkpoints.convert import convert_checkpoint as convert_checkpoint
+    from mixtral_edu.text.streaming import TextStreamer as TextStreamer
+    from mixtral_edu.text.tokenizer import MixtralTokenizer as MixtralTokenizer
 
 
 def __getattr__(name: str) -> Any:

@@ -37,10 +37,14 @@ class WithHead(nn.Module):
         self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, labels: Any = None, **options: Any
     ) -> Output:
         """Run the decoder on T new tokens of B texts, with its `options`, and read its vectors."""
-        out = replace(self.model(input_ids, attention_mask, **options))  # hooks may keep what the decoder returned
-        T = out.last_hidden_state.shape[1]
-        self.read(out, labels, input_ids, None if attention_mask is None else attention_mask[:, -T:])
+        out, mask = self.decode(input_ids, attention_mask, options)
+        self.read(out, labels, input_ids, mask)
         return out
+
+    def decode(self, input_ids: Any, attention_mask: Any, options: dict[str, Any]) -> tuple[Output, Tensor | None]:
+        """Return the decoder's output, a copy as hooks may keep the original, and the mask (B, T) of the new tokens."""
+        out = replace(self.model(input_ids, attention_mask, **options))
+        return out, None if attention_mask is None else attention_mask[:, -out.last_hidden_state.shape[1] :]
 
     def read(self, out: Output, labels: Any, input_ids: Tensor | None, mask: Tensor | None) -> None:
         """Add scores, and with labels the loss, to `out`; `mask` (B, T) is that of the new tokens."""
@@ -64,14 +68,13 @@ class CausalLM(WithHead):
             labels: (B, T), the input ids again; each is predicted from the tokens before it, and -100 is not counted.
             logits_to_keep: compute scores for the last n tokens only, or for those at the given indices; 0: all.
         """
-        out = replace(self.model(input_ids, attention_mask, **options))
+        out, mask = self.decode(input_ids, attention_mask, options)
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         out.logits = self.lm_head(out.last_hidden_state[:, kept])  # (B, T or kept, V)
         if labels is not None:
             out.loss = next_token_loss(out.logits, labels)
         if out.router_logits is not None:
-            E, K, T = self.config.num_local_experts, self.config.num_experts_per_tok, out.last_hidden_state.shape[1]
-            mask = None if attention_mask is None else attention_mask[:, -T:]
+            E, K = self.config.num_local_experts, self.config.num_experts_per_tok
             out.aux_loss = load_balancing_loss(out.router_logits, E, K, mask)
             if labels is not None:
                 out.loss = out.loss + self.config.router_aux_loss_coef * out.aux_loss
@@ -161,9 +164,7 @@ class QuestionAnswerer(WithHead):
         super().__init__(config, decoder)
         self.qa_outputs = self.new_head(2, bias=True)
 
-    def read(
-        self, out: Output, labels: tuple[Tensor, Tensor] | None, input_ids: Tensor | None, mask: Tensor | None
-    ) -> None:
+    def read(self, out: Output, labels: Any, input_ids: Tensor | None, mask: Tensor | None) -> None:
         """Score each of T new tokens as the first and the last one of the answer, at columns `labels`, (B,) each."""
         out.start_logits, out.end_logits = self.qa_outputs(out.last_hidden_state).movedim(2, 0).contiguous()  # (B, T)
         if labels is not None:
@@ -173,7 +174,7 @@ class QuestionAnswerer(WithHead):
 def position_loss(logits: Tensor, positions: Tensor) -> Tensor:
     """Mean cross entropy in nats over the T columns of logits (B, T), padding included; a float32 scalar.
 
-    `positions` (B,) of T or more are not counted, negative ones are taken as 0; where none counts, the loss is 0.
+    `positions` (B,) of T or more are not counted, negative ones are taken as 0.
     """
     T = logits.shape[1]
     return mean_cross_entropy(logits, positions.clamp(0, T), ignored=T)

@@ -122,7 +122,7 @@ def next_token(logits: Tensor, do_sample: bool, generator: torch.Generator | Non
     if not do_sample:
         return logits.argmax(-1)
     probabilities = _probabilities(logits)
-    if _can_look_at(probabilities) and probabilities.isnan().any():
+    if can_look_at(probabilities) and probabilities.isnan().any():
         raise ValueError(
             "logits hold nan or inf, or a row of nothing but -inf: they must be finite where a token may be drawn; "
             "look for nan and inf in the model's weights"
@@ -135,7 +135,8 @@ def _probabilities(logits: Tensor) -> Tensor:
     return logits.softmax(-1, dtype=torch.promote_types(logits.dtype, torch.float32))
 
 
-def _can_look_at(tensor: Tensor) -> bool:
+def can_look_at(tensor: Tensor) -> bool:
+    """Whether values may be looked at: not while compiling, and not where that would wait for a device."""
     return tensor.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
@@ -149,7 +150,7 @@ def _or_limit(scaled: Tensor, logits: Tensor) -> Tensor:
     No softmax could show such differences. A row with an infinite score before stays broken.
     """
     highest = scaled.amax(-1, keepdim=True)  # (B, 1)
-    if _can_look_at(highest) and not highest.isinf().any():
+    if can_look_at(highest) and not highest.isinf().any():
         return scaled  # the usual case, for the price of one look
     overflowed = highest.isinf() & logits.amax(-1, keepdim=True).isfinite()  # (B, 1)
     candidates = logits.masked_fill(scaled != highest, -torch.inf)

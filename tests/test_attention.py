@@ -5,9 +5,19 @@ import torch
 import torch.nn.functional as F
 from torch.testing import assert_close
 
-from attention_checks import DH, HEADS, B, Watch, attention_by_loop, random_qkv, visibility_of
+from attention_checks import (
+    DH,
+    HEADS,
+    B,
+    Watch,
+    assert_equals_eager,
+    assert_padding_is_harmless,
+    attention_by_loop,
+    in_every_situation,
+    random_qkv,
+    visibility_of,
+)
 from mixtral_edu.attention import GroupedQueryAttention, attend_eager, attend_sdpa, eager_attention, sdpa_attention
-from mixtral_edu.masks import NO_POSITION, Visibility
 from mixtral_edu.rope import rotary_tables
 from tolerances import assert_attention
 
@@ -29,54 +39,16 @@ def test_both_forms_are_the_formula_for_every_group_of_heads(Hq, Hkv, window, pa
     assert_attention(sdpa_attention(q, k, v, mask).double(), expected, keys=11)
 
 
-@pytest.mark.parametrize("padding", ["none", "left", "holes"])
-@pytest.mark.parametrize(("Hq", "Hkv"), HEADS[:3])
-@pytest.mark.parametrize(
-    ("T", "S", "window"),
-    [
-        pytest.param(19, 19, None, id="prefill"),
-        pytest.param(19, 19, 19, id="prefill, window as long as the text"),
-        pytest.param(19, 19, 4, id="prefill, window"),
-        pytest.param(200, 200, 7, id="prefill, window, in blocks"),
-        pytest.param(130, 130, 1, id="prefill, window of one, in blocks"),
-        pytest.param(5, 23, None, id="chunk"),
-        pytest.param(5, 11, 7, id="chunk, window"),
-        pytest.param(100, 106, 7, id="chunk, window, in blocks"),
-        pytest.param(1, 23, None, id="decode"),
-        pytest.param(1, 7, 7, id="decode, window"),
-        pytest.param(1, 1, None, id="single token"),
-    ],
-)
+@in_every_situation
 def test_backends_agree_forward_and_backward(T, S, window, Hq, Hkv, padding):
-    visibility = visibility_of(T, S, window, padding)
-    q, k, v = random_qkv(T, S, Hq, Hkv)
-    direction = torch.randn(B, Hq, T, DH)
-    results = []
-    for attend in (
-        lambda: eager_attention(q, k, v, visibility.mask)[0],
-        lambda: attend_eager(q, k, v, visibility),
-        lambda: attend_sdpa(q, k, v, visibility),
-    ):
-        out = attend()
-        results.append((out, *torch.autograd.grad(out, (q, k, v), direction)))
-    for other in results[1:]:
-        for expected, value in zip(results[0], other, strict=True):
-            assert_close(value, expected, rtol=0, atol=1e-5)
+    assert_equals_eager(ON_CPU.values(), T, S, window, Hq, Hkv, padding)
 
 
 @pytest.mark.parametrize("attend", ON_CPU.values(), ids=ON_CPU)
 @pytest.mark.parametrize(("T", "S", "window"), [(9, 9, None), (100, 100, 3), (1, 5, 5)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_convention_padding_gives_no_nan_forward_or_backward(attend, T, S, window, dtype):
-    visibility = visibility_of(T, S, window)
-    nothing = torch.full_like(visibility.key_positions[:1], NO_POSITION)
-    keys = torch.cat((nothing, visibility.key_positions[1:]))  # the first row is all padding
-    q, k, v = random_qkv(T, S, dtype=dtype)
-    out = attend(q, k, v, Visibility(keys[:, S - T :], keys, window, padded=True))
-    gradients = torch.autograd.grad(out.float().sum(), (q, k, v))
-    assert out.isfinite().all() and all(gradient.isfinite().all() for gradient in gradients)
-    assert not out[0].any(), "who sees nothing gathers nothing"
-    assert all(not gradient[0].any() for gradient in gradients)
+    assert_padding_is_harmless(attend, T, S, window, dtype)
 
 
 @pytest.mark.parametrize("padding", ["none", "left", "holes"])

@@ -22,6 +22,7 @@ from mixtral_edu.sampling import RULES, Sampler
 from mixtral_edu.text.streaming import IncrementalDecoder
 from mixtral_edu.text.tokenizer import MixtralTokenizer
 
+_NUMBERS = {Integral: int, Real: float}  # as signatures show them
 _MOST_SLOTS_AHEAD = 1024  # made before the tokens come; a text may stop long before its limit
 
 
@@ -120,38 +121,37 @@ class GenerationOptions:
         return stop_ids, pad if pad is not None else next(iter(stop_ids), 0)
 
 
-def _with_rules(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Let the signature and the docstring of `generate` list the rules of `sampling.RULES`, which it takes by name."""
-    signature = inspect.signature(function)
-    ours = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
-    place = [p.name for p in ours].index("do_sample") + 1
-    rules = [
-        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=rule.default, annotation=float | None)
+def _with_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Let the signature of `generate` list the options that it passes on, and its docstring `sampling.RULES`."""
+    keyword = inspect.Parameter.KEYWORD_ONLY
+    options = [
+        option.replace(kind=keyword)
+        for option in inspect.signature(GenerationOptions).parameters.values()
+        if option.kind is not option.VAR_KEYWORD
+    ]
+    place = [option.name for option in options].index("do_sample") + 1
+    options[place:place] = [
+        inspect.Parameter(name, keyword, default=rule.default, annotation=_NUMBERS[rule.kind] | None)
         for name, rule in RULES.items()
     ]
-    function.__signature__ = signature.replace(parameters=[*ours[:place], *rules, *ours[place:]])
+    signature = inspect.signature(function)
+    *given, streamer, progress, _ = signature.parameters.values()
+    function.__signature__ = signature.replace(parameters=[*given, *options, streamer, progress])
     if function.__doc__:  # which `python -OO` takes away; newer releases of Python, its indentation
         lines = (rf"\1{name}: {rule.help}; None leaves it as it is." for name, rule in RULES.items())
         function.__doc__ = re.sub(r"^( *)RULES$", "\n".join(lines), function.__doc__, flags=re.MULTILINE)
     return function
 
 
-@_with_rules
+@_with_options
 def generate(
     model: nn.Module,
     input_ids: Tensor,
     attention_mask: Tensor | None = None,
     *,
-    max_new_tokens: int | None = None,
-    max_length: int | None = None,
-    do_sample: bool = False,
-    repetition_penalty: float | None = None,
-    eos_token_id: int | Sequence[int] | None = FROM_CONFIG,
-    pad_token_id: int | None = FROM_CONFIG,
-    seed: int | None = None,
     streamer: Streamer | None = None,
     progress: bool = False,
-    **rules: Any,
+    **options: Any,
 ) -> Tensor:
     """Continue each row, up to `max_new_tokens` ids or a stop id, and return prompt and new ids, (B, T + new).
 
@@ -176,18 +176,15 @@ def generate(
     Raises:
         TypeError, ValueError: an argument is not what it must be; the message names it.
     """
-    options = GenerationOptions(
-        max_new_tokens, max_length, do_sample=do_sample, repetition_penalty=repetition_penalty,
-        eos_token_id=eos_token_id, pad_token_id=pad_token_id, seed=seed, **rules,
-    )  # fmt: skip
-    tokens = _new_tokens(model, input_ids, attention_mask, options)
+    chosen = GenerationOptions(**options)
+    tokens = _new_tokens(model, input_ids, attention_mask, chosen)
     if streamer is not None:
         _check_single(input_ids, "a streamer")
         streamer.put(input_ids.cpu())
     ids = [input_ids]
     try:
         # Closed also when a streamer or Ctrl-C interrupts: a traceback that is kept would keep it open.
-        with closing(tokens), _progress_bar(options.steps(input_ids.shape[1])) if progress else nullcontext() as bar:
+        with closing(tokens), _progress_bar(chosen.steps(input_ids.shape[1])) if progress else nullcontext() as bar:
             for token in tokens:
                 ids.append(token[:, None])
                 if streamer is not None:

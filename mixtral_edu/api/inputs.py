@@ -4,15 +4,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mixtral_edu.attention import ATTENTION_BACKENDS
+from mixtral_edu.attention import ATTENTION_BACKENDS, GroupedQueryAttention
 from mixtral_edu.cache import RollingCache
 from mixtral_edu.checkpoints.config import MixtralConfig
-from mixtral_edu.fast.engine import has_engine
+from mixtral_edu.fast.engine import has_plain
 from mixtral_edu.fast.flash import check_flash
 from mixtral_edu.heads import IGNORED_LABEL, mean_cross_entropy
-from mixtral_edu.moe import EXPERT_DISPATCH
+from mixtral_edu.moe import EXPERT_DISPATCH, SparseMoE
+from mixtral_edu.sampling import can_look_at
 
 _WHOLE = (torch.int64, torch.int32)
+_CHOICES = (  # settings, whose parts follow them, and what these parts can do without the engine
+    ("attn_implementation", GroupedQueryAttention, ATTENTION_BACKENDS),
+    ("experts_implementation", SparseMoE, EXPERT_DISPATCH),
+)
 
 
 def check_inputs(
@@ -70,8 +75,8 @@ def check_backend(
     model: nn.Module | None = None,
 ) -> None:
     """Raise a ValueError, which says what to choose instead, unless the config's backends can do what is asked."""
-    for name, textbook in (("attn_implementation", ATTENTION_BACKENDS), ("experts_implementation", EXPERT_DISPATCH)):
-        if getattr(config, name) not in textbook and model is not None and not has_engine(model):
+    for name, part, textbook in _CHOICES:
+        if getattr(config, name) not in textbook and model is not None and has_plain(model, part):
             choice = " or ".join(map(repr, textbook))
             raise ValueError(
                 f"{name}={getattr(config, name)!r} needs the engine: it must be {choice} with engine=False"
@@ -177,11 +182,6 @@ def check_answer(start_positions: Tensor | None, end_positions: Tensor | None, r
         _require_tensor(name, positions)
         _require(positions.shape == (rows,), name, positions, f"({rows},), one column each")
         check_ids(name, positions, 0, look=False)
-
-
-def can_look_at(tensor: Tensor) -> bool:
-    """Whether values may be looked at here: not while compiling, and not where that would wait for a device."""
-    return tensor.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
 def _check_cache(cache: RollingCache, config: MixtralConfig, B: int, dtype: torch.dtype, device: torch.device) -> None:

@@ -6,7 +6,6 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from mixtral_edu.api import generation
 from mixtral_edu.api.cache import RollingKVCache
@@ -24,6 +23,7 @@ from mixtral_edu.api.inputs import (
 )
 from mixtral_edu.checkpoints import huggingface
 from mixtral_edu.checkpoints.config import MixtralConfig
+from mixtral_edu.checkpoints.huggingface import LAYERS_DRAW, WithoutDrawing
 from mixtral_edu.checkpoints.memory import free_memory
 from mixtral_edu.fast import decoding
 from mixtral_edu.fast.engine import install
@@ -33,7 +33,7 @@ from mixtral_edu.model import Decoder, Output, init_module
 
 @dataclass
 class MixtralOutput(Output):
-    __doc__ = Output.__doc__
+    """What a model returns, see `mixtral_edu.model.Output`; the KV cache has both of transformers' names."""
 
     @property
     def cache(self) -> RollingKVCache | None:
@@ -43,15 +43,6 @@ class MixtralOutput(Output):
     @cache.setter
     def cache(self, value: RollingKVCache | None) -> None:
         self.past_key_values = value
-
-
-class _OneDraw(TorchFunctionMode):
-    """Skip the initial values of `torch.nn`'s layers, where others are drawn right after."""
-
-    def __torch_function__(self, func, types, args=(), kwargs=None):
-        if func in (nn.init.kaiming_uniform_, nn.init.normal_):
-            return args[0] if args else kwargs["tensor"]
-        return func(*args, **(kwargs or {}))
 
 
 class PreTrained(nn.Module):
@@ -69,7 +60,7 @@ class PreTrained(nn.Module):
     def __init__(self, config: MixtralConfig, **parts: Any):
         if not isinstance(config, MixtralConfig):
             raise TypeError(f"config is a {type(config).__name__}; it must be a MixtralConfig")
-        with _OneDraw():
+        with WithoutDrawing(*LAYERS_DRAW):  # `init_module` draws right after
             if isinstance(self, Decoder | WithHead):
                 super().__init__(config, **parts)
             else:  # somebody's own model, who adds its parts afterwards
@@ -185,8 +176,8 @@ class MixtralModel(PreTrained, Decoder):
             input_ids: (B, T) token ids.
             attention_mask: (B, T), 1 for real tokens and 0 for padding, anywhere; with a cache also (B, P + T) for the
                 P columns that it has seen, which it remembers itself. None means that all are real.
-            position_ids: (B, T) or (1, T), the angles of the rotary embedding in place of each row's own count. What a
-                token may see stays a matter of its place in the row.
+            position_ids: (B, T) or (1, T), for the rotary embedding alone, in place of each row's own count. They do
+                not change which tokens may be seen.
             past_key_values: a cache to read and extend; made here if None and `use_cache`.
             inputs_embeds: (B, T, D), in place of `input_ids`.
             use_cache, output_router_logits, output_hidden_states, output_attentions: what to return; None means the
@@ -287,13 +278,60 @@ class MixtralForCausalLM(_WithHead, CausalLM):
     stream = generation.stream
 
 
-class MixtralForSequenceClassification(_WithHead, SequenceClassifier):
+class _Classifier(_WithHead):
+    """What both classifiers share: a head named `score`, and a forward pass whose labels the class's `check` knows."""
+
+    head_keys = ("score.",)
+    optional_head = True
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: RollingKVCache | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        use_cache: bool | None = None,
+        cache: RollingKVCache | None = None,
+        **outputs: bool | None,
+    ) -> MixtralOutput:
+        """Score the labels; the class says in which shape, and what `labels` have to be.
+
+        The other arguments are those of `MixtralModel.forward`; `outputs` are its `output_...`.
+        """
+        self.check(check_tokens(self.config, input_ids, inputs_embeds), attention_mask, labels)
+        return super().forward(
+            input_ids,
+            attention_mask,
+            labels,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            use_cache=use_cache,
+            cache=cache,
+            **outputs,
+        )
+
+    def check(self, tokens: Tensor, attention_mask: Tensor | None, labels: Tensor | None) -> None:
+        """Raise a TypeError or ValueError that names what does not fit; `tokens` are ids (B, T) or embeddings."""
+        raise NotImplementedError
+
+
+class MixtralForSequenceClassification(_Classifier, SequenceClassifier):
     """A label for a whole text, read off its last real token: the only one that has all the others before it.
 
-    logits = score(x[last])        `config.num_labels` of them, named by `config.id2label`
+    logits = score(x[last])        (B, num_labels), named by `config.id2label`
 
     The last real token is, among the new ones, the last position whose mask is 1, or without a mask the last whose id
     is not `config.pad_token_id`. A row that has none gets the logits of its first position: finite, without meaning.
+    Several rows whose ends are unknown are refused: those without a mask, and without ids or a `pad_token_id`.
+
+    What `labels` have to be depends on `config.problem_type`. Where that is None, one label is taken as a regression,
+    whole numbers as single labels and floating-point numbers as multiple ones.
+    "single_label_classification": (B,) classes; -100 is not counted.
+    "multi_label_classification": (B, num_labels), from 0.0 to 1.0.
+    "regression": (B, num_labels) numbers, or (B,) of them if `num_labels` is 1.
 
     transformers looks for the pad id whether there is a mask or not. That comes to the same where the mask is 0 at pad
     ids and nowhere else. It does not where a text ends in the pad id, as when the eos token serves for padding too:
@@ -301,71 +339,30 @@ class MixtralForSequenceClassification(_WithHead, SequenceClassifier):
     padding or not; and without a `pad_token_id` it refuses several rows, mask or no mask.
     """
 
-    head_keys = ("score.",)
-    optional_head = True
-
-    def forward(
-        self,
-        input_ids: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        position_ids: Tensor | None = None,
-        past_key_values: RollingKVCache | None = None,
-        inputs_embeds: Tensor | None = None,
-        labels: Tensor | None = None,
-        use_cache: bool | None = None,
-        cache: RollingKVCache | None = None,
-        **outputs: bool | None,
-    ) -> MixtralOutput:
-        """Score the labels of B texts; the logits are (B, num_labels).
-
-        Args (beyond those of `MixtralModel.forward`; `outputs` are its `output_...`):
-            labels: what they have to be depends on `config.problem_type`; where that is None, one label is taken as a
-                regression, whole numbers as single labels and floating-point numbers as multiple ones.
-                "single_label_classification": (B,) classes; -100 is not counted.
-                "multi_label_classification": (B, num_labels), from 0.0 to 1.0.
-                "regression": (B, num_labels) numbers, or (B,) of them if `num_labels` is 1.
-
-        Raises (beyond what `MixtralModel.forward` does):
-            ValueError: several rows of which the ends are unknown: without a mask, and without a `pad_token_id` or ids
-                to compare it with; or labels that do not fit.
-        """
-        config = self.config
-        B = len(check_tokens(config, input_ids, inputs_embeds))
-        if attention_mask is None and (input_ids is None or config.pad_token_id is None) and B > 1:
-            lacking = "inputs_embeds have no ids" if input_ids is None else "config.pad_token_id is None"
+    def check(self, tokens: Tensor, attention_mask: Tensor | None, labels: Tensor | None) -> None:
+        config, B, are_ids = self.config, len(tokens), tokens.ndim == 2
+        if attention_mask is None and B > 1 and (config.pad_token_id is None or not are_ids):
+            lacking = "config.pad_token_id is None" if are_ids else "inputs_embeds have no ids"
             raise ValueError(
                 f"attention_mask is None and {lacking}: where each of {B} rows ends is not known; give attention_mask, "
                 "or input_ids with a config.pad_token_id"
             )
         if labels is not None:
             check_sequence_labels(labels, problem_type_of(config, labels), B, config.num_labels)
-        return super().forward(
-            input_ids,
-            attention_mask,
-            labels,
-            position_ids=position_ids,
-            past_key_values=past_key_values,
-            inputs_embeds=inputs_embeds,
-            use_cache=use_cache,
-            cache=cache,
-            **outputs,
-        )
 
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         """The mean loss of logits (B, num_labels), of the config's type."""
         return sequence_loss(logits, labels, problem_type_of(self.config, labels))
 
 
-class MixtralForTokenClassification(_WithHead, TokenClassifier):
+class MixtralForTokenClassification(_Classifier, TokenClassifier):
     """A label for each token, from what it and the tokens before it say.
 
-    logits = score(dropout(x))        `config.num_labels` per token, named by `config.id2label`
+    logits = score(dropout(x))        (B, T, num_labels), named by `config.id2label`
 
-    The dropout, in training only, has the rate 0.1, or the `classifier_dropout` that a `config.json` may hold.
+    The dropout, in training only, has the rate 0.1, or the `classifier_dropout` that a `config.json` may hold. `labels`
+    are (B, T), one class per token, at the same position; -100, to be given to padding, is not counted.
     """
-
-    head_keys = ("score.",)
-    optional_head = True
 
     def __init__(self, config: MixtralConfig):
         dropout = config.extra.get("classifier_dropout")
@@ -373,37 +370,9 @@ class MixtralForTokenClassification(_WithHead, TokenClassifier):
             raise ValueError(f"classifier_dropout={dropout!r}: it must be a number from 0 to below 1")
         super().__init__(config, dropout=0.1 if dropout is None else dropout)
 
-    def forward(
-        self,
-        input_ids: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        position_ids: Tensor | None = None,
-        past_key_values: RollingKVCache | None = None,
-        inputs_embeds: Tensor | None = None,
-        labels: Tensor | None = None,
-        use_cache: bool | None = None,
-        cache: RollingKVCache | None = None,
-        **outputs: bool | None,
-    ) -> MixtralOutput:
-        """Score the labels of each of T new tokens of B texts; the logits are (B, T, num_labels).
-
-        Args (beyond those of `MixtralModel.forward`; `outputs` are its `output_...`):
-            labels: (B, T), one class per token, at the same position; -100, to be given to padding, is not counted.
-        """
+    def check(self, tokens: Tensor, attention_mask: Tensor | None, labels: Tensor | None) -> None:
         if labels is not None:
-            tokens = check_tokens(self.config, input_ids, inputs_embeds)
             check_labels(labels, tokens.shape[:2], self.config.num_labels, "num_labels")
-        return super().forward(
-            input_ids,
-            attention_mask,
-            labels,
-            position_ids=position_ids,
-            past_key_values=past_key_values,
-            inputs_embeds=inputs_embeds,
-            use_cache=use_cache,
-            cache=cache,
-            **outputs,
-        )
 
 
 class MixtralForQuestionAnswering(_WithHead, QuestionAnswerer):

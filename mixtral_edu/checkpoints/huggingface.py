@@ -2,6 +2,7 @@
 
 import shlex
 import warnings
+from collections.abc import Callable
 from copy import copy
 from dataclasses import replace
 from math import prod
@@ -116,7 +117,8 @@ def load_pretrained(
     stored = stored_tensors(folder)
     check_sizes(config, ((tensor.name, tensor.shape) for tensor in stored), settings_file(folder))
 
-    with torch.device("meta"), _WithoutDrawing():
+    # Without drawing, as the first draw on the meta device would spend a second on imports.
+    with torch.device("meta"), WithoutDrawing(*LAYERS_DRAW, torch.Tensor.normal_):
         model = model_class(config)
     if not engine:
         remove_engine(model)
@@ -185,11 +187,18 @@ def save_pretrained(
         write_shards(new, tensors, limit)
 
 
-class _WithoutDrawing(TorchFunctionMode):
-    """Skip random initial values: the first draw on the meta device would spend a second on imports."""
+LAYERS_DRAW = (nn.init.kaiming_uniform_, nn.init.normal_)  # what linear layers and embeddings call when they are made
+
+
+class WithoutDrawing(TorchFunctionMode):
+    """Let these functions, which fill a tensor with random values, leave it as it is."""
+
+    def __init__(self, *functions: Callable[..., torch.Tensor]):
+        super().__init__()
+        self.functions = functions
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
-        if func in (torch.Tensor.normal_, nn.init.normal_, nn.init.kaiming_uniform_):
+        if func in self.functions:
             return args[0] if args else kwargs["tensor"]
         return func(*args, **(kwargs or {}))
 

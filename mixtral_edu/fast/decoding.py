@@ -14,10 +14,7 @@ from mixtral_edu.fast.linear import Linear
 
 
 class Prepared:
-    """What a model keeps between texts: copies of weights, and the step as `torch.compile` or a CUDA graph made it.
-
-    A model that is copied or pickled takes none of it along.
-    """
+    """What a model keeps between texts: copies of weights, and the step as `torch.compile` or a CUDA graph made it."""
 
     def __init__(self, model: nn.Module, compile: bool, graph: bool, most_bytes: float = math.inf):
         self.compile, self.graph = compile, graph
@@ -39,9 +36,6 @@ class Prepared:
         """Let a recorded step go, which holds a cache and knows where weights are."""
         if isinstance(self.step, GraphedStep):
             self.step.forget()
-
-    def __reduce__(self):
-        return type(None), ()
 
 
 def prepare(model: nn.Module, compile: bool, graph: bool, most_bytes: float) -> None:

@@ -39,9 +39,9 @@ def remove(model: nn.Module) -> nn.Module:
     return _exchange(model, {fast: plain for plain, fast in _FAST.items()})
 
 
-def has_engine(model: nn.Module) -> bool:
-    """Whether any attention or mixture of experts in the model computes in its fast form."""
-    return any(isinstance(module, FastAttention | FastMoE) for module in model.modules())
+def has_plain(model: nn.Module, part: type[nn.Module]) -> bool:
+    """Whether any such part of the model computes as the textbook says."""
+    return any(type(module) is part for module in model.modules())
 
 
 def _exchange(model: nn.Module, classes: dict[type[nn.Module], type[nn.Module]]) -> nn.Module:

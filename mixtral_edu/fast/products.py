@@ -57,10 +57,6 @@ class Shape(NamedTuple):
     threads: int
 
 
-def _by_linear(x: Tensor, weight: Tensor) -> Tensor:
-    return F.linear(x, weight)
-
-
 def _by_weight_first(x: Tensor, weight: Tensor) -> Tensor:
     return (weight @ x.t()).t().clone(memory_format=torch.contiguous_format)  # laid out as all other products
 
@@ -70,8 +66,11 @@ def _by_vector(x: Tensor, weight: Tensor) -> Tensor:
 
 
 def _by_onednn(x: Tensor, weight: Tensor) -> Tensor:
-    # A private operator of PyTorch. Numbers in another order it reads a thousand times as slowly.
-    return torch.ops.mkldnn._linear_pointwise(x.contiguous(), weight.contiguous(), None, "none", [], "")
+    return _onednn(x.contiguous(), weight.contiguous())  # other orders it reads a thousand times as slowly
+
+
+def _onednn(x: Tensor, weight: Tensor) -> Tensor:
+    return torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], "")  # a private operator of PyTorch
 
 
 def _as_own(y: Tensor, shape: tuple[int, ...]) -> Tensor:
@@ -80,7 +79,7 @@ def _as_own(y: Tensor, shape: tuple[int, ...]) -> Tensor:
 
 
 WAYS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "linear": _by_linear,
+    "linear": F.linear,
     "weight-first": _by_weight_first,
     "vector": _by_vector,
     "onednn": _by_onednn,
@@ -99,8 +98,12 @@ _pinned: str | None = None
 
 
 def choices() -> dict[tuple, str]:
-    """Return which way won each trial so far: by `Shape` for plain weights, see `WAYS`, and by `choose`'s keys."""
-    return dict(_found)
+    """Return what each trial so far has found.
+
+    By `Shape` one of the `WAYS` for plain weights, and by the keys of `choose` others; for weights in another order,
+    after how many products of one row it pays.
+    """
+    return _found | {key: f"after {number:.0f} products" for key, number in _pays_after.items()}
 
 
 @contextmanager
@@ -196,11 +199,11 @@ def _way_for(x: Tensor, weight: Tensor) -> str:
     """Return how to multiply x (..., D) with weight (F, D)."""
     outputs, D = weight.shape
     N = x.numel() // D
-    key = (N, D, outputs, x.dtype, torch.get_num_threads())
-    if (way := _seen.get(key)) is not None and _pinned is None:
-        return way
     if _pinned is not None:
         return _pinned if _pinned in ways_for(N) and _runs(_pinned, x.dtype) else "linear"
+    key = (N, D, outputs, x.dtype, torch.get_num_threads())
+    if (way := _seen.get(key)) is not None:
+        return way
     shape = Shape(min(up(N), _MOST_ROWS), up(D), up(outputs), *key[3:])
     if (way := _found.get(shape)) is None:
         rows = x.detach().reshape(-1, D)[:_MOST_ROWS]
@@ -264,10 +267,11 @@ def reordered(weight: Tensor, num_uses: float) -> Tensor | None:
         return None
     key = ("re-ordered", *weight.shape, weight.dtype, torch.get_num_threads())
     if key not in _pays_after:
-        row, weights = weight.detach()[:1].clone(), itertools.cycle(_like(weight.detach()))
-        ways = [lambda name=name: WAYS[name](row, next(weights)) for name in ways_for(1)]
-        copies = itertools.cycle([torch.ops.mkldnn._reorder_linear_weight(w) for w in _like(weight.detach())])
-        plain = min(_seconds(dict(enumerate(ways))).values(), default=math.inf)
+        row, known = weight.detach()[:1].clone(), _like(weight.detach())
+        weights = itertools.cycle(known)
+        copies = itertools.cycle([torch.ops.mkldnn._reorder_linear_weight(w) for w in known])
+        ways = {name: lambda name=name: WAYS[name](row, next(weights)) for name in ways_for(1)}
+        plain = min(_seconds(ways).values(), default=math.inf)
         times = _seconds({"copy": lambda: torch.ops.mkldnn._reorder_linear_weight(next(weights)),
                           "row": lambda: multiply_reordered(row, next(copies))})  # fmt: skip
         gain = plain - times.get("row", math.inf)
@@ -282,7 +286,7 @@ def may_reorder(x: Tensor, weight: Tensor) -> bool:
 
 def multiply_reordered(x: Tensor, copy: Tensor) -> Tensor:
     """Map x (..., D) to x wᵀ (..., F), with w as `reordered` gave it; for results that need no gradient."""
-    return torch.ops.mkldnn._linear_pointwise(x, copy, None, "none", [], "")
+    return _onednn(x, copy)
 
 
 def up(size: int) -> int:

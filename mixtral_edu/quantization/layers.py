@@ -24,7 +24,6 @@ _HALVES = (torch.bfloat16, torch.float16)
 # tells, or while compiling a smaller number of rows.
 _MOST_KERNEL_ROWS = 256
 _COPY_STEPS = 4  # making the copy for a kernel takes as long as this many steps of one row
-_COMPILED_ROWS = {8: 32, 4: 64}
 
 
 class Int8Linear(nn.Module):
@@ -32,6 +31,8 @@ class Int8Linear(nn.Module):
 
     Buffers: `weight_int8` (F, D), `scale` (F,) in the dtype of the activations that it takes.
     """
+
+    compiled_rows = 32  # of a compiled product, the most that go through the kernel
 
     def __init__(self, in_features: int, out_features: int, dtype: torch.dtype | None = None):
         super().__init__()
@@ -50,14 +51,19 @@ class Int8Linear(nn.Module):
         weight = self.weight_int8.to(dtype)  # integers up to 127 are exact in any dtype
         return weight.mul_(self.scale.to(dtype)[:, None])
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """That of the scales."""
+        return self.scale.dtype
+
     def forward(self, x: Tensor) -> Tensor:
         """Map x (..., D) to (..., F)."""
-        if not _takes_kernel(x, self.in_features, self.scale.dtype) or not _int8_kernel_takes(x):
-            return _multiply_dequantized(x, self, self.scale.dtype)
-        return _multiply_faster(x, self, self._multiply_by_kernel, bits=8)
+        if not _takes_kernel(x, self) or not _int8_kernel_takes(x):
+            return _multiply_dequantized(x, self)
+        return _multiply_faster(x, self, self._multiply_by_kernel)
 
-    def _multiply_by_kernel(self, x: Tensor) -> Tensor:
-        return torch.ops.aten._weight_int8pack_mm(x, self.weight_int8, self.scale)
+    def _multiply_by_kernel(self, rows: Tensor) -> Tensor:
+        return torch.ops.aten._weight_int8pack_mm(rows, self.weight_int8, self.scale)
 
     def extra_repr(self) -> str:
         return f"{self.in_features}, {self.out_features}"
@@ -73,6 +79,8 @@ class Int4Linear(nn.Module):
     use (see `fast.copies`; `generate` sees to it), few rows go through the kernel, which is far faster. Many meet
     dequantized weights, as before.
     """
+
+    compiled_rows = 64
 
     def __init__(self, in_features: int, out_features: int, group_size: int, dtype: torch.dtype | None = None):
         super().__init__()
@@ -94,15 +102,18 @@ class Int4Linear(nn.Module):
         weight = q.float().mul_(scale).add_(zero)  # in place: most of the time is that of passing through memory
         return weight.flatten(1).to(dtype or self.scale_and_zero.dtype)
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """That of scales and zeros."""
+        return self.scale_and_zero.dtype
+
     def forward(self, x: Tensor) -> Tensor:
         """Map x (..., D) to (..., F)."""
         packed = copies.of(self)
-        if packed is None or not _takes_kernel(x, self.in_features, self.scale_and_zero.dtype):
-            return _multiply_dequantized(x, self, self.scale_and_zero.dtype)
+        if packed is None or not _takes_kernel(x, self):
+            return _multiply_dequantized(x, self)
         kernel = _INT4_KERNELS[x.device.type].multiply
-        return _multiply_faster(
-            x, self, lambda rows: kernel(rows, packed, self.group_size, self.scale_and_zero), bits=4
-        )
+        return _multiply_faster(x, self, lambda rows: kernel(rows, packed, self.group_size, self.scale_and_zero))
 
     def make_copy(self, num_steps: float = math.inf) -> Tensor | None:
         """Return `weight_int4` in the layout of PyTorch's kernel for its device.
@@ -116,55 +127,45 @@ class Int4Linear(nn.Module):
         return f"{self.in_features}, {self.out_features}, group_size={self.group_size}"
 
 
-def _multiply_faster(
-    x: Tensor, layer: Int8Linear | Int4Linear, by_kernel: Callable[[Tensor], Tensor], bits: int
-) -> Tensor:
+def _multiply_faster(x: Tensor, layer: Int8Linear | Int4Linear, by_kernel: Callable[[Tensor], Tensor]) -> Tensor:
     """Multiply x (..., D) by a kernel that dequantizes on the way, or after dequantizing: whichever is faster here."""
     rows = x.reshape(-1, x.shape[-1]).contiguous()
     if torch.compiler.is_compiling() or x.device.type != "cpu":
-        faster = "kernel" if len(rows) <= _COMPILED_ROWS[bits] else "dequantized"
+        faster = "kernel" if len(rows) <= layer.compiled_rows else "dequantized"
     elif len(rows) > _MOST_KERNEL_ROWS:
         faster = "dequantized"
     else:
-        sizes = (products.up(len(rows)), layer.in_features, layer.out_features, getattr(layer, "group_size", None))
-        dtype = layer.scale.dtype if bits == 8 else layer.scale_and_zero.dtype
         faster = products.choose(
-            (f"int{bits}", *sizes, dtype, torch.get_num_threads()),
-            {"kernel": lambda: by_kernel(rows), "dequantized": lambda: _multiply_dequantized(rows, layer, dtype)},
+            (type(layer).__name__, products.up(len(rows)), layer.extra_repr(), layer.dtype, torch.get_num_threads()),
+            {"kernel": lambda: by_kernel(rows), "dequantized": lambda: _multiply_dequantized(rows, layer)},
         )
-    if faster == "dequantized":
-        return _multiply_dequantized(x, layer, x.dtype)
-    return by_kernel(rows).view(*x.shape[:-1], -1)
+    return _multiply_dequantized(x, layer) if faster == "dequantized" else by_kernel(rows).view(*x.shape[:-1], -1)
 
 
-def _takes_kernel(x: Tensor, in_features: int, dtype: torch.dtype) -> bool:
+def _takes_kernel(x: Tensor, layer: Int8Linear | Int4Linear) -> bool:
     """Kernels have no backward pass, trust the sizes that they are given, and want scales of x's dtype.
 
     Under autocast x may have another, which `F.linear` then takes.
     """
-    fits = x.shape[-1] == in_features and x.numel() > 0 and x.dtype == dtype
+    fits = x.shape[-1] == layer.in_features and x.numel() > 0 and x.dtype == layer.dtype
     usual = torch.compiler.is_compiling() or not products.modes_are_on()
     return fits and usual and not (torch.is_grad_enabled() and x.requires_grad)
 
 
-def _autocasts(x: Tensor) -> bool:
-    return x.device.type in ("cpu", "cuda") and torch.is_autocast_enabled(x.device.type)
-
-
-def _multiply_dequantized(x: Tensor, layer: Int8Linear | Int4Linear, dtype: torch.dtype) -> Tensor:
-    """Multiply x (..., D) with the weights as numbers; `dtype` is that of the scales.
+def _multiply_dequantized(x: Tensor, layer: Int8Linear | Int4Linear) -> Tensor:
+    """Multiply x (..., D) with the weights as numbers.
 
     Where `multiply` would convert the weights to float32, they are not rounded on the way there.
     """
-    in_float32 = x.dtype == dtype and multiplies_in_float32(x)
-    by_column = isinstance(layer, Int8Linear) and x.dtype == dtype and not _autocasts(x)
-    if by_column and dtype != torch.float16:  # whose range sums of integers would leave
-        # One scale for each row of w is one for each column of y, which has fewer numbers.
-        wide = torch.float32 if in_float32 else dtype
-        y = products.multiply(x.to(wide), layer.weight_int8.to(wide)) * layer.scale.to(wide)
-        return y.to(dtype)
-    if in_float32:
-        return F.linear(x.float(), layer.dequantize(torch.float32)).to(x.dtype)
+    alike = x.dtype == layer.dtype
+    wide = torch.float32 if alike and multiplies_in_float32(x) else layer.dtype
+    autocasts = x.device.type in ("cpu", "cuda") and torch.is_autocast_enabled(x.device.type)
+    if isinstance(layer, Int8Linear) and alike and x.dtype != torch.float16 and not autocasts:
+        # One scale for each row of w is one for each column of y, which has fewer numbers. (The sums of integers that
+        # are scaled afterwards could leave float16's range.)
+        return (products.multiply(x.to(wide), layer.weight_int8.to(wide)) * layer.scale.to(wide)).to(x.dtype)
+    if wide != layer.dtype:
+        return F.linear(x.to(wide), layer.dequantize(wide)).to(x.dtype)
     return products.multiply(x, layer.dequantize())
 
 

@@ -80,8 +80,10 @@ def test_results_and_gradients_are_those_of_the_textbook(make_config, dtype, qua
         real = mask.bool()
         assert (losses[0].logits - losses[1].logits)[real].abs().max() <= allowed * losses[1].logits.abs().max()
         assert abs(losses[0].loss - losses[1].loss) <= allowed * losses[1].loss
+        # Each gradient is a sum of products, of numbers up to the largest, on a way twice as long.
+        largest = max(q.grad.abs().max() for q in twin.parameters() if q.grad is not None)
         for (name, p), q in zip(model.named_parameters(), twin.parameters(), strict=True):
-            assert (p.grad - q.grad).abs().max() <= 10 * allowed * q.grad.abs().max(), name
+            assert (p.grad - q.grad).abs().max() <= 2**0.5 * allowed * largest, name
     model.eval(), twin.eval()
     with torch.no_grad():
         caches = [each(ids[:, :100], use_cache=True).past_key_values for each in (model, twin)]

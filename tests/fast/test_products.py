@@ -27,6 +27,7 @@ SHAPES = [((1, 64), 48), ((3, 37), 11), ((2, 5, 64), 33), ((600, 32), 64), ((37,
 def nothing_known(monkeypatch):
     monkeypatch.setattr(products, "_found", {})
     monkeypatch.setattr(products, "_seen", {})
+    monkeypatch.setattr(products, "_pays_after", {})
     monkeypatch.setattr(products, "_pinned", None)
 
 
