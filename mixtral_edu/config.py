@@ -1,4 +1,4 @@
-"""The sizes of a Mixtral and how it computes, under the names of transformers' `config.json`."""
+"""The sizes and settings of a Mixtral model, under the names that transformers' `config.json` gives them."""
 
 from dataclasses import dataclass
 from math import prod
@@ -6,9 +6,10 @@ from typing import NamedTuple, Self
 
 
 class ParameterCounts(NamedTuple):
-    """How many numbers a model holds, and how many one token uses: `active` counts K instead of E experts per layer.
+    """How many parameters a model holds (`total`), and how many of them one token uses (`active`).
 
-    `per_part`: those of all layers, for "embedding", "attention", "router", "experts", "norms", "lm_head".
+    A token passes through K of the E experts in each layer; all other parts count in full. `per_part` sums over the
+    layers, under the names "embedding", "attention", "router", "experts", "norms" and "lm_head".
     """
 
     total: int
@@ -18,38 +19,37 @@ class ParameterCounts(NamedTuple):
 
 @dataclass
 class Config:
-    """What a model is built from.
+    """The settings that a model is built from.
 
-    Shape letters: V `vocab_size`, D `hidden_size`, F `intermediate_size`, L `num_hidden_layers`,
-    Hq `num_attention_heads`, Hkv `num_key_value_heads`, Dh `head_dim` (D/Hq if None), E `num_local_experts`,
-    K `num_experts_per_tok`, W `sliding_window` (how many keys a query may see, itself included; None for no window).
+    The package writes each size as one letter, given below. Besides, B is the number of texts (rows) in a batch, T the
+    number of new tokens per row, each with a query, S the number of keys those queries may look at, and N = B*T.
     """
 
-    vocab_size: int = 32000
-    hidden_size: int = 4096
-    intermediate_size: int = 14336
-    num_hidden_layers: int = 32
-    num_attention_heads: int = 32
-    num_key_value_heads: int = 8
-    head_dim: int | None = None
-    num_local_experts: int = 8
-    num_experts_per_tok: int = 2
-    sliding_window: int | None = None
-    max_position_embeddings: int = 4096 * 32
-    rope_theta: float = 1e6
-    rms_norm_eps: float = 1e-5
-    initializer_range: float = 0.02
-    attention_dropout: float = 0.0
-    router_jitter_noise: float = 0.0
-    router_aux_loss_coef: float = 0.001
-    bos_token_id: int | None = 1
-    eos_token_id: int | list[int] | None = 2
-    pad_token_id: int | None = None
-    num_labels: int | None = 2
-    problem_type: str | None = None
-    attn_implementation: str = "sdpa"
-    experts_implementation: str = "sorted"
-    dtype: str | None = None
+    vocab_size: int = 32000  # V: different tokens
+    hidden_size: int = 4096  # D: numbers in the vector that stands for a token
+    intermediate_size: int = 14336  # F: numbers per token inside an expert
+    num_hidden_layers: int = 32  # L: decoder layers
+    num_attention_heads: int = 32  # Hq: query heads
+    num_key_value_heads: int = 8  # Hkv: key-value heads, each shared by Hq/Hkv query heads
+    head_dim: int | None = None  # Dh: numbers per head; None for D/Hq
+    num_local_experts: int = 8  # E: experts per layer
+    num_experts_per_tok: int = 2  # K: experts that each token passes through
+    sliding_window: int | None = None  # W: keys a query may see, its own included; None for no window
+    max_position_embeddings: int = 4096 * 32  # the longest text it is meant for, in tokens; not enforced
+    rope_theta: float = 1e6  # the larger, the slower the rotary angles turn
+    rms_norm_eps: float = 1e-5  # keeps RMSNorm from dividing by zero
+    initializer_range: float = 0.02  # standard deviation of new weights
+    attention_dropout: float = 0.0  # share of attention weights set to 0 in training
+    router_jitter_noise: float = 0.0  # in training, router and experts read x times 1 ± up to this
+    router_aux_loss_coef: float = 0.001  # factor of the load-balancing loss
+    bos_token_id: int | None = 1  # the id that begins a text
+    eos_token_id: int | list[int] | None = 2  # what ends it
+    pad_token_id: int | None = None  # what fills up short rows of a batch
+    num_labels: int | None = 2  # classes of a classification head
+    problem_type: str | None = None  # which loss the API's sequence classifier takes
+    attn_implementation: str = "sdpa"  # a key of `attention.ATTENTION_BACKENDS`
+    experts_implementation: str = "sorted"  # a key of `moe.EXPERT_DISPATCH`
+    dtype: str | None = None  # number format of the weights, such as "bfloat16"
 
     def __post_init__(self):
         if self.head_dim is None:
@@ -57,19 +57,19 @@ class Config:
 
     @classmethod
     def mixtral_8x7b(cls, **changes) -> Self:
-        """The released Mixtral-8x7B-v0.1: dense attention over 32,768 positions, no sliding window."""
+        """The released Mixtral-8x7B-v0.1: no sliding window, so attention is dense over up to 32,768 positions."""
         return cls(**{"max_position_embeddings": 32768, "router_aux_loss_coef": 0.02, "dtype": "bfloat16"} | changes)
 
     @classmethod
     def tiny(cls, **changes) -> Self:
-        """The bundled base model's sizes: all of Mixtral's parts at 8 million parameters, with a window of 128."""
+        """The bundled base model's sizes: every part of Mixtral in 8 million parameters, with a window of 128."""
         sizes = dict(vocab_size=2048, hidden_size=256, intermediate_size=256, num_hidden_layers=4,
                      num_attention_heads=8, num_key_value_heads=2, sliding_window=128)  # fmt: skip
         usual = {"max_position_embeddings": 32768, "rope_theta": 1e4, "router_aux_loss_coef": 0.02}
         return cls(**sizes | usual | changes)
 
     def weight_shapes(self) -> dict[str, tuple[int, ...]]:
-        """Return the name and shape of each weight of a causal model, in the model's order.
+        """Return the name and shape of each weight of a language model, in the model's order; matrices are (out, in).
 
         >>> shapes = Config.mixtral_8x7b().weight_shapes()
         >>> len(shapes), shapes["model.layers.31.block_sparse_moe.experts.7.w2.weight"]
@@ -93,7 +93,7 @@ class Config:
         return {"model.embed_tokens.weight": (V, D)} | shapes | {"model.norm.weight": (D,), "lm_head.weight": (V, D)}
 
     def parameter_counts(self) -> ParameterCounts:
-        """Derive total and active parameters from the sizes alone.
+        """Count total and active parameters from the sizes alone, without building the model.
 
         >>> counts = Config.mixtral_8x7b().parameter_counts()
         >>> f"{counts.total:,} parameters, {counts.active:,} active"
@@ -107,7 +107,7 @@ class Config:
 
 
 def part_of(name: str) -> str:
-    """Return which part of a model this weight belongs to, as `ParameterCounts.per_part` names it.
+    """Return the part of the model that a weight belongs to, as `ParameterCounts.per_part` names it.
 
     >>> part_of("model.layers.0.block_sparse_moe.gate.weight")
     'router'

@@ -1,8 +1,8 @@
-"""Heads: what is read off the decoder's vectors. The next token, a label for a text or each token, an answer's place.
+"""Heads score the decoder's vectors: for the next token, a label of a text or of each token, an answer's place.
 
 Each is one linear layer on the last hidden states, under the name that transformers gives it. It adds its scores, and
-its loss where there are labels, to what the decoder returns. Only the language model's loss counts balance; for the
-others `moe.load_balancing_loss` computes it from the router logits.
+with labels its loss, to what the decoder returns. Only the language model's loss includes the load-balancing loss; for
+other heads, `moe.load_balancing_loss` computes that from the router logits.
 """
 
 from dataclasses import replace
@@ -16,11 +16,11 @@ from mixtral_edu.config import Config
 from mixtral_edu.model import Decoder, Output, init_module
 from mixtral_edu.moe import load_balancing_loss
 
-IGNORED_LABEL = -100  # of tokens that the loss ignores
+IGNORED_LABEL = -100  # marks a token that the loss skips, such as padding
 
 
 class WithHead(nn.Module):
-    """A decoder, `model`, of the class `decoder`, and a head. Subclasses implement `read`."""
+    """A decoder, `model`, of the class `decoder`, and a head. Subclasses implement `read`, or `forward` as a whole."""
 
     def __init__(self, config: Config, decoder: type[Decoder] = Decoder):
         super().__init__()
@@ -28,7 +28,7 @@ class WithHead(nn.Module):
         self.model = decoder(config)
 
     def new_head(self, outputs: int, bias: bool) -> nn.Linear:
-        """Return a linear layer from D to `outputs` numbers, its weights drawn as the decoder's are."""
+        """Return a linear layer from D to `outputs` numbers, initialised as the decoder's layers are."""
         head = nn.Linear(self.config.hidden_size, outputs, bias=bias)
         init_module(head, self.config.initializer_range)
         return head
@@ -36,23 +36,23 @@ class WithHead(nn.Module):
     def forward(
         self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, labels: Any = None, **options: Any
     ) -> Output:
-        """Run the decoder on T new tokens of B texts, with its `options`, and read its vectors."""
+        """Run the decoder, passing on `options`, on T new tokens of B texts; add the head's scores and loss."""
         out, mask = self.decode(input_ids, attention_mask, options)
         self.read(out, labels, input_ids, mask)
         return out
 
     def decode(self, input_ids: Any, attention_mask: Any, options: dict[str, Any]) -> tuple[Output, Tensor | None]:
-        """Return the decoder's output, a copy as hooks may keep the original, and the mask (B, T) of the new tokens."""
+        """Return a copy of the decoder's output (hooks may keep the original), and the new tokens' mask (B, T)."""
         out = replace(self.model(input_ids, attention_mask, **options))
         return out, None if attention_mask is None else attention_mask[:, -out.last_hidden_state.shape[1] :]
 
     def read(self, out: Output, labels: Any, input_ids: Tensor | None, mask: Tensor | None) -> None:
-        """Add scores, and with labels the loss, to `out`; `mask` (B, T) is that of the new tokens."""
+        """Add scores, and with labels the loss, to `out`; `mask` (B, T) covers the new tokens."""
         raise NotImplementedError
 
 
 class CausalLM(WithHead):
-    """The language model: for each token, a score for every possible next one."""
+    """The language model: for each token, a score (logit) for every possible next one; softmax gives probabilities."""
 
     def __init__(self, config: Config, decoder: type[Decoder] = Decoder):
         super().__init__(config, decoder)
@@ -65,8 +65,8 @@ class CausalLM(WithHead):
         """Score the next token after each of T new tokens of B texts.
 
         Args (`options` are those of `Decoder.forward`):
-            labels: (B, T), the input ids again; each is predicted from the tokens before it, and -100 is not counted.
-            logits_to_keep: compute scores for the last n tokens only, or for those at the given indices; 0: all.
+            labels: (B, T), the input ids again, each predicted from those before it (teacher forcing); -100 is skipped.
+            logits_to_keep: score only the last n tokens, or those at given indices; 0: all, which `labels` need.
         """
         out, mask = self.decode(input_ids, attention_mask, options)
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
@@ -82,27 +82,27 @@ class CausalLM(WithHead):
 
 
 def mean_cross_entropy(logits: Tensor, labels: Tensor, ignored: int = IGNORED_LABEL) -> Tensor:
-    """Mean cross entropy in nats of logits (N, C) over those labels (N,) that are not `ignored`; a float32 scalar.
+    """Mean cross-entropy in nats, -log softmax(logits)[label], of logits (N, C) and labels (N,); a float32 scalar.
 
-    Where no label counts it is 0, as its gradient is. transformers' loss is nan there, which spoils an average.
+    Labels equal to `ignored` do not count. If none counts, loss and gradient are 0, not nan, which spoils averages.
     """
     total = F.cross_entropy(logits.float(), labels.long(), ignore_index=ignored, reduction="sum")
     return total / (labels != ignored).sum().clamp(min=1)
 
 
 def next_token_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Mean cross entropy in nats of logits (B, T, V) that predict labels (B, T) one step ahead; a float32 scalar."""
-    wanted = F.pad(labels[:, 1:], (0, 1), value=IGNORED_LABEL)  # to cut the last logits off copies the others
+    """Mean cross-entropy in nats of logits (B, T, V) that predict labels (B, T) one token ahead; a float32 scalar."""
+    wanted = F.pad(labels[:, 1:], (0, 1), value=IGNORED_LABEL)  # cutting the last logits off would copy all others
     return mean_cross_entropy(logits.flatten(0, 1), wanted.flatten())
 
 
 class SequenceClassifier(WithHead):
-    """A label for a whole text, read off its last real token: the only one that has all the others before it.
+    """A label for a whole text, read from its last real token, the only one that has seen all the others.
 
     logits = score(x[last])        `config.num_labels` of them
 
-    The last real token is, among the new ones, the last position whose mask is 1, or without a mask the last whose id
-    is not `config.pad_token_id`. A row that has none gets the logits of its first position: finite, without meaning.
+    The last real token is the last of the new ones whose mask is 1 or, without a mask, whose id is not
+    `config.pad_token_id`. A row that has none gets the logits of its first column: finite but meaningless.
     """
 
     def __init__(self, config: Config, decoder: type[Decoder] = Decoder):
@@ -110,7 +110,7 @@ class SequenceClassifier(WithHead):
         self.score = self.new_head(config.num_labels, bias=False)
 
     def read(self, out: Output, labels: Tensor | None, input_ids: Tensor | None, mask: Tensor | None) -> None:
-        """Score the labels of B texts; `labels` (B,) are classes, -100 for none."""
+        """Score the classes of B texts; `labels` (B,) are the right ones, -100 for a text without one."""
         x, pad = out.last_hidden_state, self.config.pad_token_id  # (B, T, D)
         real = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device)
         if mask is not None:
@@ -123,12 +123,12 @@ class SequenceClassifier(WithHead):
             out.loss = self.loss(out.logits, labels)
 
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Mean cross entropy in nats of logits (B, num_labels)."""
+        """Mean cross-entropy in nats of logits (B, num_labels) and labels (B,); a float32 scalar."""
         return mean_cross_entropy(logits, labels)
 
 
 def last_real_column(real: Tensor) -> Tensor:
-    """The last column of each row of `real` (B, T) that is True, as (B,); 0 for a row without one.
+    """Return the last column that is True in each row of `real` (B, T), as (B,); 0 for a row without one.
 
     >>> last_real_column(torch.tensor([[True, True, False], [False, True, True], [False, False, False]]))
     tensor([1, 2, 0])
@@ -137,7 +137,7 @@ def last_real_column(real: Tensor) -> Tensor:
 
 
 class TokenClassifier(WithHead):
-    """A label for each token, from what it and the tokens before it say.
+    """A label for each token, based on that token and those before it.
 
     logits = score(dropout(x))        `config.num_labels` per token; dropout in training only
     """
@@ -148,7 +148,7 @@ class TokenClassifier(WithHead):
         self.score = self.new_head(config.num_labels, bias=True)
 
     def read(self, out: Output, labels: Tensor | None, input_ids: Tensor | None, mask: Tensor | None) -> None:
-        """Score the labels of each of T new tokens; `labels` (B, T) are of the same tokens, or -100."""
+        """Score the classes of T new tokens; `labels` (B, T) are those of the same tokens, or -100 to skip one."""
         out.logits = self.score(self.dropout(out.last_hidden_state))  # (B, T, num_labels)
         if labels is not None:
             out.loss = mean_cross_entropy(out.logits.flatten(0, 1), labels.flatten())
@@ -165,16 +165,16 @@ class QuestionAnswerer(WithHead):
         self.qa_outputs = self.new_head(2, bias=True)
 
     def read(self, out: Output, labels: Any, input_ids: Tensor | None, mask: Tensor | None) -> None:
-        """Score each of T new tokens as the first and the last one of the answer, at columns `labels`, (B,) each."""
+        """Score each new token as the answer's first and as its last; `labels` are their true columns, (B,) each."""
         out.start_logits, out.end_logits = self.qa_outputs(out.last_hidden_state).movedim(2, 0).contiguous()  # (B, T)
         if labels is not None:
             out.loss = (position_loss(out.start_logits, labels[0]) + position_loss(out.end_logits, labels[1])) / 2
 
 
 def position_loss(logits: Tensor, positions: Tensor) -> Tensor:
-    """Mean cross entropy in nats over the T columns of logits (B, T), padding included; a float32 scalar.
+    """Mean cross-entropy in nats over the T columns of logits (B, T), padding included; a float32 scalar.
 
-    `positions` (B,) of T or more are not counted, negative ones are taken as 0.
+    `positions` (B,) are the true columns. Those of T or more are skipped; negative ones count as 0.
     """
     T = logits.shape[1]
     return mean_cross_entropy(logits, positions.clamp(0, T), ignored=T)

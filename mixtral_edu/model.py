@@ -1,4 +1,4 @@
-"""The whole model but its head: embedding, L decoder layers, and a norm."""
+"""The model without its head: an embedding, L decoder layers and a norm turn token ids into vectors."""
 
 from dataclasses import dataclass
 from functools import partial
@@ -17,15 +17,16 @@ from mixtral_edu.rope import rotary_tables
 
 @dataclass
 class Output:
-    """What a model returns; what was not asked for, or is another head's, is None.
+    """What a model returns. A field is None if it was not asked for or belongs to another head (see `heads`).
 
-    `last_hidden_state` (B, T, D), normalised. `past_key_values`: the KV cache, ready for the next tokens.
-    `router_logits`: one (B*T, E) tensor per layer. `hidden_states`: L + 1 tensors (B, T, D), the embedding first, the
-    normalised last one at the end. `attentions`: one (B, Hq, T, S) tensor per layer.
+    `last_hidden_state`: (B, T, D), normalised. `past_key_values`: the KV cache, ready for the next tokens.
+    `router_logits`: one (B*T, E) tensor per layer. `hidden_states`: L + 1 tensors (B, T, D), the input of
+    each layer and then `last_hidden_state`. `attentions`: one (B, Hq, T, S) tensor per layer.
 
-    `logits`: (B, T, V) of a language model, (B, num_labels) of sequence and (B, T, num_labels) of token classification.
-    `start_logits`, `end_logits` (B, T) of question answering. `loss`: a scalar, if labels were given. Where a language
-    model returns router logits, it includes the load-balancing loss, `aux_loss`, times `config.router_aux_loss_coef`.
+    `logits`: scores, (B, T, V) from a language model, (B, num_labels) from sequence and (B, T, num_labels) from token
+    classification. `start_logits`, `end_logits`: (B, T), from question answering. `loss`: a scalar, if labels are
+    given. `aux_loss`: a language model's load-balancing loss, if router logits are returned; `loss` includes it, times
+    `config.router_aux_loss_coef`.
     """
 
     loss: Tensor | None = None
@@ -41,9 +42,11 @@ class Output:
 
 
 class DecoderLayer(nn.Module):
-    """Attention lets tokens exchange, experts work on each token alone; both add to the residual stream.
+    """Attention moves information between tokens; experts work on each token alone.
 
     h = x + attention(norm(x))        y = h + experts(norm(h))
+
+    Both add to the residual stream: the vector of each token that runs through all layers, x on the way in, y out.
     """
 
     def __init__(self, config: Config, layer_idx: int):
@@ -65,7 +68,7 @@ class DecoderLayer(nn.Module):
 
 
 class Decoder(nn.Module):
-    """The model without a head: token ids in, one vector per token out."""
+    """The model without its head: token ids in, one vector per token out."""
 
     def __init__(self, config: Config):
         super().__init__()
@@ -79,26 +82,28 @@ class Decoder(nn.Module):
         self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, position_ids: Tensor | None = None,
         past_key_values: RollingCache | None = None, inputs_embeds: Tensor | None = None,
         output_router_logits: bool = False, output_hidden_states: bool = False, output_attentions: bool = False,
+        visibility: Visibility | None = None,
     ) -> Output:  # fmt: skip
-        """Run the decoder on T new tokens of B texts.
+        """Run the decoder on T new tokens of B texts, and return its `Output`, without logits or loss.
 
         Args:
             input_ids: (B, T) token ids.
             attention_mask: (B, T), or (B, P + T) after P cached tokens: 1 for real tokens, 0 for padding; None: all 1.
-            position_ids: (B, T) or (1, T), for the rotary embedding alone, in place of each row's own count.
+            position_ids: (B, T) or (1, T), for the rotary embedding only; None: each row's own positions, as masks use.
             past_key_values: a cache to read and extend.
-            inputs_embeds: (B, T, D), in place of `input_ids`.
-            output_router_logits, output_hidden_states, output_attentions: what else to return.
+            inputs_embeds: (B, T, D) vectors, in place of `input_ids`.
+            output_router_logits, output_hidden_states, output_attentions: what to return as well.
+            visibility: which key each query sees, in place of the causal rule with its window.
         """
-        config = self.config
         x = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds  # (B, T, D)
         T = x.shape[1]
         real = None if attention_mask is None else attention_mask[:, -T:].to(x.device) != 0  # (B, T)
         cache_step = None if past_key_values is None else past_key_values.step(T, real)
-        visibility = _visibility_of_new(x, real, config.sliding_window) if cache_step is None else cache_step.visibility
+        if visibility is None:
+            visibility = cache_step.visibility if cache_step else _new_visibility(x, real, self.config.sliding_window)
         if position_ids is None:
-            position_ids = visibility.query_positions.clamp(min=0)
-        cos, sin = rotary_tables(position_ids, config.head_dim, config.rope_theta, x.dtype)
+            position_ids = visibility.query_positions.clamp(min=0)  # padding is never seen: any angle will do
+        cos, sin = rotary_tables(position_ids, self.config.head_dim, self.config.rope_theta, x.dtype)
 
         hidden_states, attentions, router_logits = [], [], []
         for layer in self.layers:
@@ -120,20 +125,18 @@ class Decoder(nn.Module):
         )
 
 
-def _visibility_of_new(x: Tensor, real: Tensor | None, window: int | None) -> Visibility:
-    """The visibility among new tokens (B, T, D) without a past."""
-    B, T = x.shape[:2]
+def _new_visibility(x: Tensor, real: Tensor | None, window: int | None) -> Visibility:
+    """Return the visibility among the tokens of x (B, T, D), with nothing cached before them."""
     if real is None:
-        positions = torch.arange(T, device=x.device)[None]  # (1, T)
+        positions = torch.arange(x.shape[1], device=x.device)[None]  # (1, T)
     else:
-        no_past = torch.zeros(B, dtype=torch.long, device=x.device)
-        positions = row_positions(real, no_past).masked_fill(~real, NO_POSITION)  # (B, T)
+        positions = row_positions(real, x.new_zeros(len(x), dtype=torch.long)).masked_fill(~real, NO_POSITION)  # (B, T)
     return Visibility(positions, positions, window, padded=real is not None)
 
 
 @torch.no_grad()
 def init_module(module: nn.Module, deviation: float) -> None:
-    """Draw a module's own matrix from a normal distribution. Norms are ones, biases and the pad's embedding zeros."""
+    """Draw a module's own matrix from a normal distribution; set norms to 1, biases and the pad's embedding to 0."""
     if isinstance(module, nn.Linear | nn.Embedding):
         module.weight.normal_(0.0, deviation)
     if isinstance(module, nn.Linear) and module.bias is not None:

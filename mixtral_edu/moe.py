@@ -1,6 +1,8 @@
-"""The sparse mixture of experts: a router sends each token to K of E feed-forward networks.
+"""The sparse mixture of experts: a router sends each token to K of E feed-forward networks, the experts.
 
     y = Σ_{e ∈ Top-K} softmax(Top-K(x·W_g))_e · expert_e(x)          expert(x) = w2(silu(w1 x) · w3 x)
+
+W_g is the router's matrix. All E experts add parameters, but a token costs the computation of only K.
 
 Source: Mixtral of Experts, arXiv 2401.04088, section 2.1; SwiGLU, Shazeer 2020, arXiv 2002.05202.
 """
@@ -16,7 +18,7 @@ from mixtral_edu.config import Config
 
 
 class Expert(nn.Module):
-    """One gated feed-forward network: w1 is the gate, w3 goes up, w2 comes down."""
+    """One gated feed-forward network: w1 (the gate) and w3 map D numbers up to F, w2 maps them back down to D."""
 
     def __init__(self, hidden_size: int, intermediate_size: int):
         super().__init__()
@@ -32,8 +34,8 @@ class Expert(nn.Module):
 class RouterOutput(NamedTuple):
     """The router's decision for N tokens.
 
-    `logits` (N, E) in the model's dtype; `weights` (N, K) in float32, positive and of sum 1 for each token; `experts`
-    (N, K), the chosen ones, best first.
+    `logits` (N, E): raw scores, in the model's dtype. `weights` (N, K): float32, with sum 1 for each token. `experts`
+    (N, K): the indices of the chosen experts, best first.
     """
 
     logits: Tensor
@@ -42,7 +44,7 @@ class RouterOutput(NamedTuple):
 
 
 class Router(nn.Linear):
-    """A linear layer that scores experts, and the choice of the K best."""
+    """A linear layer that scores all experts for a token; the K with the best scores are chosen."""
 
     def __init__(self, hidden_size: int, num_experts: int, top_k: int | Config):
         super().__init__(hidden_size, num_experts, bias=False)
@@ -50,14 +52,14 @@ class Router(nn.Linear):
 
     @property
     def top_k(self) -> int:
-        """K, as it was given or as the config says at the moment."""
+        """K: the number given, or `num_experts_per_tok` of the config given in its place, read at each call."""
         return self._top_k if isinstance(self._top_k, int) else self._top_k.num_experts_per_tok
 
     def forward(self, x: Tensor) -> RouterOutput:
         """Score and choose experts for x (N, D).
 
-        The softmax runs over the K chosen scores only, in float32. One over all E, cut to K and rescaled to sum 1,
-        gives the same numbers.
+        The softmax runs over the K chosen scores only, in float32. A softmax over all E scores, cut to the chosen K and
+        rescaled to sum 1, gives the same weights.
         """
         logits = super().forward(x)  # (N, E)
         best, experts = logits.float().topk(self.top_k, dim=-1)  # (N, K) each
@@ -65,7 +67,7 @@ class Router(nn.Linear):
 
 
 def reference_dispatch(x: Tensor, routing: RouterOutput, experts: Sequence[Expert]) -> Tensor:
-    """Token by token, choice by choice: the formula as it stands. x (N, D) to (N, D)."""
+    """Compute the formula literally, one token and expert at a time: slow, but easy to follow. x (N, D) to (N, D)."""
     tokens = []
     for token_idx in range(x.shape[0]):
         y = torch.zeros_like(x[0])
@@ -76,10 +78,10 @@ def reference_dispatch(x: Tensor, routing: RouterOutput, experts: Sequence[Exper
 
 
 def sorted_dispatch(x: Tensor, routing: RouterOutput, experts: Sequence[Expert]) -> Tensor:
-    """Expert by expert: sort the N·K choices by expert, and run each expert once on all of its tokens.
+    """Sort the N·K choices by expert, and run each expert once on all of its tokens: few large products.
 
-    In training an expert without a token gets a batch of none: so each weight has a gradient, if only of zeros, and
-    processes that train one model together agree on what they exchange. x (N, D) to (N, D).
+    In training, an expert without tokens runs on an empty batch. So every weight gets a gradient, if only zeros, and
+    processes that train one model together exchange the same set of gradients. x (N, D) to (N, D).
     """
     is_training = torch.is_grad_enabled() and any(getattr(expert, "training", False) for expert in experts)
     K = routing.experts.shape[1]
@@ -109,12 +111,9 @@ class SparseMoE(nn.Module):
         self.experts = nn.ModuleList(Expert(D, config.intermediate_size) for _ in range(E))
 
     def forward(self, x: Tensor) -> tuple[Tensor, RouterOutput]:
-        """Send each token of x (B, T, D) through its K experts.
+        """Send each token of x (B, T, D) through its K experts; return the sums (B, T, D) and the router's decisions.
 
-        In training, `router_jitter_noise` multiplies the input by numbers around 1, so that choices near a tie vary.
-
-        Returns:
-            (B, T, D), and the router's decision for the N = B*T tokens.
+        In training, `router_jitter_noise` multiplies x by random numbers around 1, so that choices near a tie vary.
         """
         jitter = self.config.router_jitter_noise
         if self.training and jitter > 0:
@@ -124,7 +123,7 @@ class SparseMoE(nn.Module):
         return self.dispatch(tokens, routing).view(x.shape), routing
 
     def dispatch(self, x: Tensor, routing: RouterOutput) -> Tensor:
-        """Compute the sum over each token's experts in the way that the config names. x (N, D) to (N, D)."""
+        """Sum over each token's experts in the way that `config.experts_implementation` names. x (N, D) to (N, D)."""
         return EXPERT_DISPATCH[self.config.experts_implementation](x, routing, self.experts)
 
 
@@ -132,21 +131,19 @@ def load_balancing_loss(
     router_logits: Sequence[Tensor], num_experts: int, top_k: int,
     attention_mask: Tensor | None = None, per_layer: bool = False,
 ) -> Tensor:  # fmt: skip
-    """Penalise routers that send most tokens to few experts.
+    """Penalise routers that send most tokens to a few experts. Returns a float32 scalar.
 
         loss = E · Σ_e f_e · P_e
 
-    with f_e the number of choices of expert e per token (Σ f_e = K) and P_e its mean router probability. Only P carries
-    a gradient. Perfect balance gives K. Collapse onto K experts gives up to E.
+    f_e is the share of tokens that choose expert e (Σ f_e = K), P_e the mean probability that the router gives it. Only
+    P carries a gradient. Perfect balance gives K. Collapse onto K experts gives up to E.
 
     Args:
         router_logits: one (N, E) tensor per layer.
-        num_experts: E.
-        top_k: K.
-        attention_mask: (B, T) with B*T = N; tokens where it is 0 do not count. Where none does, the loss is 0 (that of
-            transformers is nan).
-        per_layer: average each layer's own loss. Otherwise f and P are taken over all layers together, as transformers
-            does, where opposite imbalances of two layers cancel. Perfect balance gives K in both.
+        num_experts, top_k: E and K.
+        attention_mask: (B, T) with B*T = N; tokens where it is 0 do not count. If none counts, the loss is 0.
+        per_layer: average each layer's own loss. Otherwise f and P are averaged over all layers first, as transformers
+            does, so that opposite imbalances of two layers cancel. Perfect balance gives K either way.
 
     Source: Switch Transformer, arXiv 2101.03961, equations 4 to 6, with top-k as transformers counts it.
     """

@@ -1,8 +1,12 @@
-"""Rotary position embedding: position is a rotation of queries and keys, so scores depend on distance alone.
+"""Rotary position embedding (RoPE): rotate queries and keys by angles proportional to their tokens' positions.
 
-The numbers of a head are turned in pairs. Pair i of Dh/2 turns by `position · theta^(-2i/Dh)` radians. This module
-pairs number i with number i + Dh/2 (the half-split layout of Hugging Face checkpoints); raw Mistral files pair
-neighbours 2i and 2i + 1 instead, which is the same up to a permutation of the rows of the q and k matrices.
+Attention scores a query against a key by their dot product (see `attention`). Once both are rotated, their positions
+enter the score only through the distance between them.
+
+The Dh numbers of a head are rotated in pairs. Pair i of Dh/2 turns by `position · theta^(-2i/Dh)` radians: the first
+pairs tell neighbours apart, the last ones suit long texts. This module pairs number i with number i + Dh/2, the
+half-split layout of Hugging Face checkpoints. Raw Mistral files pair neighbours 2i and 2i + 1 instead, which is the
+same up to the order of the rows of the q and k matrices.
 
 Source: Su et al. 2021, arXiv 2104.09864.
 """
@@ -12,7 +16,7 @@ from torch import Tensor
 
 
 def rotary_frequencies(head_dim: int, theta: float, device: torch.device | None = None) -> Tensor:
-    """Return the angle that each pair turns by per position, in radians: (Dh/2,) in float32.
+    """Return the angle in radians by which each pair turns per position, (Dh/2,) in float32.
 
     >>> rotary_frequencies(4, theta=100.0)
     tensor([1.0000, 0.1000])
@@ -22,18 +26,18 @@ def rotary_frequencies(head_dim: int, theta: float, device: torch.device | None 
 
 
 def rotary_tables(positions: Tensor, head_dim: int, theta: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Return cosine and sine of each position's angles, each (B, T, Dh), for positions (B, T); B may be 1.
+    """Return the cosines and sines of the angles at positions (B, T), each (B, T, Dh); B may be 1 for all rows.
 
-    Angles are computed in float32: bfloat16 cannot tell position 1000 from 1001. The result is given in `dtype`.
+    Angles are computed in float32: bfloat16 cannot tell position 1000 from 1001. The tables are returned in `dtype`.
     """
     frequencies = rotary_frequencies(head_dim, theta, positions.device)
     angles = positions[..., None].float() * frequencies  # (B, T, Dh/2)
-    angles = torch.cat((angles, angles), dim=-1)  # (B, T, Dh)
+    angles = torch.cat((angles, angles), dim=-1)  # (B, T, Dh), the same for both numbers of a pair
     return angles.cos().to(dtype), angles.sin().to(dtype)
 
 
 def apply_rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate each head's vector x (B, H, T, Dh) by tables (B, T, Dh) of its token's position.
+    """Rotate the vectors x (B, H, T, Dh) of H heads by the tables `cos` and `sin` (B, T, Dh) of their positions.
 
     (a, b) -> (a·cos - b·sin, b·cos + a·sin)      for the pair a = x[i], b = x[i + Dh/2]
     """

@@ -146,6 +146,7 @@ INVALID = [
     pytest.param({"head_dim": 0}, "head_dim", id="head_dim=0"),
     pytest.param({"head_dim": None, "hidden_size": 42}, "hidden_size", id="hidden_size does not divide"),
     pytest.param({"rope_parameters": {"rope_type": "yarn", "factor": 2.0}}, "rope_parameters", id="yarn"),
+    pytest.param({"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope_scaling", id="linear"),
     pytest.param({"dtype": "float12"}, "dtype", id="dtype=float12"),
 ]
 
@@ -175,6 +176,8 @@ def test_labels():
 
 def test_rope_parameters_are_read_as_transformers_5_passes_them():
     assert MixtralConfig(rope_parameters={"rope_type": "default", "rope_theta": 5e4}).rope_theta == 5e4
+    assert MixtralConfig(rope_scaling={"type": "default", "rope_theta": 5e4}).rope_theta == 5e4
+    assert MixtralConfig(rope_theta=5e4, rope_scaling=None).rope_scaling == {"rope_type": "default", "rope_theta": 5e4}
 
 
 def test_a_dictionary_of_transformers_5_is_read_in_silence():
@@ -219,8 +222,8 @@ def test_each_spelling_of_rope_theta(spelling):
 @pytest.mark.parametrize(
     ("values", "field"),
     [
-        ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope_scaling"),
-        ({"rope_parameters": {"rope_type": "llama3", "rope_theta": 1e6}}, "rope_parameters"),
+        ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope_scaling: .*'linear'.*'default'; scaled rotary"),
+        ({"rope_parameters": {"rope_type": "llama3", "rope_theta": 1e6}}, "rope_parameters: .*scaled rotary"),
         ({"rope_theta": 1e6, "rope_parameters": {"rope_theta": 1e4}}, "rope_theta"),
         ({"model_type": "mistral"}, "model_type"),
     ],

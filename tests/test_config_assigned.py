@@ -364,9 +364,12 @@ def test_rope_parameters_are_rope_theta_spelled_out(make_config):
     other = MixtralForCausalLM(make_config(rope_theta=20.0)).eval()
     other.load_state_dict(model.state_dict())
     assert torch.equal(logits(model), logits(other))
-    for wrong in ({"rope_type": "yarn", "rope_theta": 20.0, "factor": 2.0}, {"rope_theta": -1.0}):
-        with pytest.raises(ValueError, match="^rope_"):
-            config.rope_parameters = wrong
+    config.rope_scaling = None  # as older configs spell that there is none
+    for name in ("rope_parameters", "rope_scaling"):
+        for wrong in ({"rope_type": "yarn", "rope_theta": 20.0, "factor": 2.0}, {"rope_theta": -1.0}):
+            with pytest.raises(ValueError, match="^rope_"):
+                setattr(config, name, wrong)
+    assert config.rope_theta == 20.0
     config.rope_parameters |= {"rope_theta": 30.0}  # which assigns
     assert config.rope_theta == 30.0
     for theta in (1e6, 7.0):  # the default too
@@ -422,7 +425,9 @@ def test_work_on_a_model_can_be_noted(make_config, tmp_path):
         model.config.bind(num_hidden_layers=0)
 
 
-@pytest.mark.parametrize("name", ["hidden_size", "id2label", "label2id", "model_type", "rope_parameters"])
+@pytest.mark.parametrize(
+    "name", ["hidden_size", "id2label", "label2id", "model_type", "rope_parameters", "rope_scaling"]
+)
 def test_extra_does_not_hide_a_field_where_it_is_saved(make_config, name):
     with pytest.raises(ValueError, match=f"^extra.*{name}"):
         make_config(extra={name: 5})

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from history_model import MASK, PROMPTS, HistoryModel, V
-from mixtral_edu.api.generation import GenerationOptions, generate
+from mixtral_edu.api.generation import generate
+from mixtral_edu.api.options import GenerationOptions
 from mixtral_edu.sampling import RULES
 
 

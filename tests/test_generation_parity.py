@@ -2,38 +2,18 @@
 
 import pytest
 import torch
-from torch import nn
 
-from mixtral_edu import MixtralForCausalLM
+from generation_checks import padded_prompts, random_model
 from mixtral_edu.text.tokenizer import train_tokenizer
 from tokenizer_samples import TEXTS
 
 pytestmark = pytest.mark.numerics
 
 
-@pytest.fixture(scope="module")
-def make_model(make_config):
-    def make(**changes) -> MixtralForCausalLM:
-        torch.manual_seed(0)
-        model = MixtralForCausalLM(make_config(**changes)).eval()
-        for parameter in model.parameters():
-            nn.init.normal_(parameter, std=0.3)  # far from uniform, so that rounding cannot change a choice
-        return model
-
-    return make
-
-
-def padded_prompts(lengths: list[int], vocab_size: int = 101) -> tuple[torch.Tensor, torch.Tensor, list[torch.Tensor]]:
-    alone = [torch.randint(3, vocab_size, (length,)) for length in lengths]
-    ids = torch.stack([nn.functional.pad(row, (max(lengths) - len(row), 0)) for row in alone])
-    mask = torch.stack([torch.arange(max(lengths)) >= max(lengths) - length for length in lengths]).long()
-    return ids, mask, alone
-
-
 @pytest.mark.parametrize("window", [None, 7])
 @pytest.mark.parametrize("penalty", [None, 1.3])
-def test_greedy_equals_transformers(make_model, transformers_twin, window, penalty):
-    model = make_model(sliding_window=window)
+def test_greedy_equals_transformers(make_config, transformers_twin, window, penalty):
+    model = random_model(make_config(sliding_window=window))
     ids, mask, _ = padded_prompts([19, 12, 3, 1])
     ids[mask == 0] = 2 if penalty is None else ids[0, 0]  # transformers penalises the pad id; one that occurs anyway
     if penalty:
@@ -45,8 +25,8 @@ def test_greedy_equals_transformers(make_model, transformers_twin, window, penal
     assert ours[:, ids.shape[1] :].unique().numel() > 5  # no row of one and the same id
 
 
-def test_stopping_row_by_row_equals_transformers(make_model, transformers_twin):
-    model = make_model()
+def test_stopping_row_by_row_equals_transformers(make_config, transformers_twin):
+    model = random_model(make_config())
     ids, mask, _ = padded_prompts([19, 12, 3, 1])
     free = model.generate(ids, mask, max_new_tokens=30, eos_token_id=None)[:, 19:]
     stops = [int(free[1, 4]), int(free[2, 9])]
@@ -56,8 +36,8 @@ def test_stopping_row_by_row_equals_transformers(make_model, transformers_twin):
     assert (ours[1, 19 + 5 :] == 7).all() and not torch.equal(ours[:, 19:], free[:, : ours.shape[1] - 19])
 
 
-def test_sampling_equals_transformers_for_one_seed(make_model, transformers_twin):
-    model = make_model()
+def test_sampling_equals_transformers_for_one_seed(make_config, transformers_twin):
+    model = random_model(make_config())
     ids, mask, _ = padded_prompts([9, 9])
     options = dict(max_new_tokens=25, do_sample=True, temperature=2.5, top_k=40, top_p=0.9, min_p=0.01,
                    repetition_penalty=1.2, eos_token_id=None)  # fmt: skip
@@ -69,8 +49,8 @@ def test_sampling_equals_transformers_for_one_seed(make_model, transformers_twin
 
 
 @pytest.mark.parametrize("window", [None, 7])
-def test_a_batch_continues_each_prompt_as_alone(make_model, window):
-    model = make_model(sliding_window=window)
+def test_a_batch_continues_each_prompt_as_alone(make_config, window):
+    model = random_model(make_config(sliding_window=window))
     ids, mask, alone = padded_prompts([19, 12, 3, 1])
     options = dict(max_new_tokens=25, repetition_penalty=1.2, eos_token_id=[5, 17], pad_token_id=0)
     batch = model.generate(ids, mask, **options)[:, 19:]
@@ -80,8 +60,8 @@ def test_a_batch_continues_each_prompt_as_alone(make_model, window):
         assert (row[len(single) :] == 0).all()
 
 
-def test_generation_equals_scoring_without_a_cache(make_model):
-    model = make_model()
+def test_generation_equals_scoring_without_a_cache(make_config):
+    model = random_model(make_config())
     prompt = torch.randint(3, 101, (2, 11))
     ids = model.generate(prompt, max_new_tokens=20, eos_token_id=None)
     with torch.no_grad():
@@ -89,9 +69,9 @@ def test_generation_equals_scoring_without_a_cache(make_model):
     assert torch.equal(scores[:, 10:].argmax(-1), ids[:, 11:])
 
 
-def test_stream_of_a_model_is_its_text(make_model, tmp_path):
+def test_stream_of_a_model_is_its_text(make_config, tmp_path):
     tokenizer = train_tokenizer(TEXTS, tmp_path / "tokenizer.model", vocab_size=330)
-    model = make_model(vocab_size=len(tokenizer))
+    model = random_model(make_config(vocab_size=len(tokenizer)))
     prompt = tokenizer("the fox", return_tensors="pt")
     ids = model.generate(**prompt, max_new_tokens=30)[0, prompt.input_ids.shape[1] :]
     text = "".join(model.stream(**prompt, max_new_tokens=30, tokenizer=tokenizer))
@@ -99,11 +79,11 @@ def test_stream_of_a_model_is_its_text(make_model, tmp_path):
 
 
 @pytest.mark.gpu
-def test_generation_on_a_gpu_equals_the_cpu(make_model):
-    model = make_model()
+def test_generation_on_a_gpu_equals_the_cpu(make_config):
+    model = random_model(make_config())
     ids, mask, _ = padded_prompts([19, 12, 3, 1])
     expected = model.generate(ids, mask, max_new_tokens=20, eos_token_id=[5, 17])
-    on_gpu = make_model().to("cuda")
+    on_gpu = random_model(make_config()).to("cuda")
     ids, mask = ids.to("cuda"), mask.to("cuda")
     assert torch.equal(on_gpu.generate(ids, mask, max_new_tokens=20, eos_token_id=[5, 17]).cpu(), expected)
     sampled = [on_gpu.generate(ids, mask, max_new_tokens=20, do_sample=True, top_p=0.9, seed=1) for _ in range(2)]

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch.testing import assert_close
 from transformers.generation import logits_process
 
-from mixtral_edu.api.generation import GenerationOptions
+from mixtral_edu.api.options import GenerationOptions
 from mixtral_edu.sampling import (
     apply_repetition_penalty,
     apply_temperature,

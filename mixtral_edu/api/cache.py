@@ -23,6 +23,14 @@ class CacheView(NamedTuple):
     values: Tensor
 
 
+class SavedSlots(NamedTuple):
+    """What slots (B, n) held before they were written: positions (B, n), and (B, Hkv, n, Dh) of each layer."""
+
+    slots: Tensor
+    positions: Tensor
+    contents: list[Tensor]
+
+
 class RollingKVCache(RollingCache):
     """Keys and values of all layers for a batch of texts, each row with positions of its own.
 
@@ -107,6 +115,33 @@ class RollingKVCache(RollingCache):
         """Show which position is in which slot, and what that layer has stored there."""
         write_slot = self.next_position % self.num_slots if self.window else self.next_position
         return CacheView(self.positions, write_slot, self.keys[layer_idx].clone(), self.values[layer_idx].clone())
+
+    def reorder_cache(self, rows: Tensor) -> None:
+        """Let row i hold what row `rows[i]` held; a row may be taken several times, or not at all."""
+        self.keys, self.values = [k[rows] for k in self.keys], [v[rows] for v in self.values]
+        self.positions, self.next_position = self.positions[rows], self.next_position[rows]
+
+    def save_slots(self, num_tokens: int) -> SavedSlots:
+        """Return what the slots of the next T columns hold, at most one column per slot, for `take_back`."""
+        self.make_room(num_tokens)
+        next_columns = torch.arange(num_tokens, device=self.positions.device)
+        slots = (self.next_position[:, None] + next_columns) % self.num_slots  # (B, T)
+        contents = [stored.gather(2, self._in_each_head(slots, stored)) for stored in (*self.keys, *self.values)]
+        return SavedSlots(slots, self.positions.gather(1, slots), contents)
+
+    def take_back(self, saved: SavedSlots, num_tokens: int) -> None:
+        """Forget the last n of the columns whose slots were saved; none of them may have been padding."""
+        slots = saved.slots[:, -num_tokens:]  # (B, n)
+        self.positions = self.positions.scatter(1, slots, saved.positions[:, -num_tokens:])
+        for stored, content in zip((*self.keys, *self.values), saved.contents, strict=True):
+            stored.scatter_(2, self._in_each_head(slots, stored), content[:, :, -num_tokens:])
+        self.next_position = self.next_position - num_tokens
+        self.seen -= num_tokens
+
+    @staticmethod
+    def _in_each_head(slots: Tensor, stored: Tensor) -> Tensor:
+        """Slots (B, n) as an index (B, Hkv, n, Dh) of stored keys or values."""
+        return slots[:, None, :, None].expand(-1, stored.shape[1], -1, stored.shape[3])
 
     def copy_(self, other: "RollingKVCache") -> None:
         """Take over what another cache holds, into the memory that is here.

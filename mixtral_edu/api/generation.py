@@ -2,10 +2,8 @@
 
 import inspect
 import re
-import warnings
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import closing, nullcontext
-from functools import partial
 from numbers import Integral, Real
 from typing import Any, Protocol
 
@@ -13,17 +11,15 @@ import torch
 from torch import Tensor, nn
 
 from mixtral_edu.api.cache import RollingKVCache
-from mixtral_edu.api.inputs import check_ids
-from mixtral_edu.checkpoints.memory import free_memory
-from mixtral_edu.fast.decoding import decoding
-from mixtral_edu.generation import new_tokens
-from mixtral_edu.heads import CausalLM
-from mixtral_edu.sampling import RULES, Sampler
+from mixtral_edu.api.inputs import given_cache
+from mixtral_edu.api.options import GenerationOptions
+from mixtral_edu.api.recording import GenerationOutput, Recorder
+from mixtral_edu.api.task import Task, beams, checked_task, tokens
+from mixtral_edu.sampling import RULES
 from mixtral_edu.text.streaming import IncrementalDecoder
 from mixtral_edu.text.tokenizer import MixtralTokenizer
 
 _NUMBERS = {Integral: int, Real: float}  # as signatures show them
-_MOST_SLOTS_AHEAD = 1024  # made before the tokens come; a text may stop long before its limit
 
 
 class Streamer(Protocol):
@@ -32,93 +28,6 @@ class Streamer(Protocol):
     def put(self, value: Tensor) -> None: ...
 
     def end(self) -> None: ...
-
-
-class _FromConfig:
-    """Stands for the config's value where None has a meaning of its own."""
-
-    def __repr__(self) -> str:
-        return "<the config's>"
-
-
-FROM_CONFIG: Any = _FromConfig()
-
-
-class GenerationOptions:
-    """How the next token is chosen and when to stop; `generate` tells what each option means.
-
-    The options are `max_new_tokens`, `max_length`, `do_sample`, the names in `sampling.RULES`, `repetition_penalty`,
-    `eos_token_id`, `pad_token_id` and `seed`.
-
-    Raises:
-        TypeError, ValueError: an option is unknown or not what it must be; the message names it.
-    """
-
-    def __init__(
-        self,
-        max_new_tokens: int | None = None,
-        max_length: int | None = None,
-        *,
-        do_sample: bool = False,
-        repetition_penalty: float | None = None,
-        eos_token_id: int | Sequence[int] | None = FROM_CONFIG,
-        pad_token_id: int | None = FROM_CONFIG,
-        seed: int | None = None,
-        **rules: Any,
-    ):
-        for name in rules.keys() - RULES:
-            raise TypeError(f"generate() got an unexpected keyword argument {name!r}")
-        if max_new_tokens is None and max_length is None:
-            raise TypeError("max_new_tokens=None: it must be an int of at least 1")
-        if max_new_tokens is not None and max_length is not None:
-            raise ValueError(
-                f"max_new_tokens={max_new_tokens} and max_length={max_length}: give one of them, better the first"
-            )
-        for name, value in (("max_new_tokens", max_new_tokens), ("max_length", max_length)):
-            _check(name, value, Integral, lambda n: n >= 1, "an int of at least 1")
-        rules = {name: rules.get(name, rule.default) for name, rule in RULES.items()}
-        for name, value in rules.items():
-            _check(name, value, RULES[name].kind, RULES[name].is_fine, RULES[name].must_be)
-        _check("repetition_penalty", repetition_penalty, Real, lambda r: 0 < r < float("inf"),
-               "a finite number above 0, or None")  # fmt: skip
-        _check("seed", seed, Integral, lambda s: -(2**63) <= s < 2**64, "an int from -2**63 to 2**64 - 1, or None")
-        unused = [name for name, value in rules.items() if value not in (None, RULES[name].default)]
-        if unused and not do_sample:
-            warnings.warn(f"{', '.join(unused)} only matter with do_sample=True, and are ignored", stacklevel=3)
-        self.max_new_tokens, self.max_length = max_new_tokens, max_length
-        self.eos_token_id, self.pad_token_id = eos_token_id, pad_token_id
-        self.seed = None if seed is None else int(seed)  # a torch.Generator takes no integer of numpy
-        self.sampler = Sampler(do_sample, rules, repetition_penalty)
-
-    def steps(self, prompt_length: int) -> int:
-        """Return the maximum number of new ids after a prompt of this length.
-
-        Raises:
-            ValueError: `max_length` leaves no room for one.
-        """
-        if self.max_length is None:
-            return self.max_new_tokens
-        if self.max_length <= prompt_length:
-            raise ValueError(
-                f"max_length={self.max_length}: the prompt alone has {prompt_length} ids; max_new_tokens counts the "
-                "new ones only"
-            )
-        return self.max_length - prompt_length
-
-    def stop_and_pad_ids(self, config: Any) -> tuple[list[int], int]:
-        """Return the ids that stop a row, and the one that fills it up after that.
-
-        Raises:
-            ValueError: one lies outside the vocabulary of `config`.
-        """
-        eos = config.eos_token_id if self.eos_token_id is FROM_CONFIG else self.eos_token_id
-        pad = config.pad_token_id if self.pad_token_id is FROM_CONFIG else self.pad_token_id
-        stop_ids = [] if eos is None else list(eos) if isinstance(eos, Sequence) else [eos]
-        for name, ids in (("eos_token_id", stop_ids), ("pad_token_id", [] if pad is None else [pad])):
-            for i in ids:
-                wanted = f"an id from 0 to vocab_size - 1 = {config.vocab_size - 1}"
-                _require(name, i, Integral, lambda i: 0 <= i < config.vocab_size, wanted)
-        return stop_ids, pad if pad is not None else next(iter(stop_ids), 0)
 
 
 def _with_options(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -135,8 +44,9 @@ def _with_options(function: Callable[..., Any]) -> Callable[..., Any]:
         for name, rule in RULES.items()
     ]
     signature = inspect.signature(function)
-    *given, streamer, progress, _ = signature.parameters.values()
-    function.__signature__ = signature.replace(parameters=[*given, *options, streamer, progress])
+    own = [parameter for parameter in signature.parameters.values() if parameter.kind is not parameter.VAR_KEYWORD]
+    first = [parameter for parameter in own if parameter.kind is not keyword]
+    function.__signature__ = signature.replace(parameters=[*first, *options, *own[len(first) :]])
     if function.__doc__:  # which `python -OO` takes away; newer releases of Python, its indentation
         lines = (rf"\1{name}: {rule.help}; None leaves it as it is." for name, rule in RULES.items())
         function.__doc__ = re.sub(r"^( *)RULES$", "\n".join(lines), function.__doc__, flags=re.MULTILINE)
@@ -149,10 +59,18 @@ def generate(
     input_ids: Tensor,
     attention_mask: Tensor | None = None,
     *,
+    cache: RollingKVCache | None = None,
+    past_key_values: RollingKVCache | None = None,
     streamer: Streamer | None = None,
     progress: bool = False,
+    return_dict_in_generate: bool = False,
+    output_scores: bool = False,
+    output_logits: bool = False,
+    output_attentions: bool = False,
+    output_hidden_states: bool = False,
+    output_router_logits: bool = False,
     **options: Any,
-) -> Tensor:
+) -> Tensor | GenerationOutput:
     """Continue each row, up to `max_new_tokens` ids or a stop id, and return prompt and new ids, (B, T + new).
 
     Rows stop one by one; one that has stopped is filled up with the pad id, and the call ends when all have.
@@ -169,23 +87,101 @@ def generate(
         repetition_penalty: makes all ids of the row so far less likely (above 1), pads left out, before those rules.
         eos_token_id: the id or ids that stop a row; None: nothing stops it.
         pad_token_id: fills up rows that have stopped; None: the first stop id.
+        stop_strings: a text or texts that stop a row once one of them stands in it; needs the `tokenizer`.
+        tokenizer: decodes ids, to look for stop strings.
         seed: makes sampling repeat for the same batch on the same device; None uses torch's global generator.
+        num_return_sequences: how many texts per prompt, in neighbouring rows: drawn ones, or the best of the beams.
+        num_beams: keep that many beginnings, and return the text that is likeliest as a whole (beam search).
+        length_penalty: the power of the length that a beam's log probability is divided by: higher favours long texts.
+        early_stopping: when beam search is over. False: as soon as no running beam promises to end better, at its
+            present length. True: with as many finished texts as beams. "never": when no length could help a beam.
+        prompt_lookup_num_tokens: guess up to that many ids at once from the text so far, and keep those that the model
+            would have chosen (prompt lookup, a batch of one). The ids stay the same, to rounding.
+        max_matching_ngram_size: the most ids that are looked up together.
+        use_cache: False computes all ids anew in each step, as if there were no KV cache.
+        cache: a cache to continue, such as that of an earlier call. `input_ids` is the whole text so far, of which the
+            cache has seen the beginning; only the rest is computed.
+        past_key_values: another name of `cache`.
         streamer: gets the ids as they come, for a batch of one; such as `TextStreamer`.
         progress: show a bar on stderr.
+        return_dict_in_generate: return a `GenerationOutput`, which holds the ids as `sequences`, the `cache`, and what
+            the next five ask for.
+        output_scores, output_logits: the scores of each step, after and before the rules.
+        output_attentions, output_hidden_states, output_router_logits: what the model computed in each step.
 
     Raises:
         TypeError, ValueError: an argument is not what it must be; the message names it.
     """
     chosen = GenerationOptions(**options)
-    tokens = _new_tokens(model, input_ids, attention_mask, chosen)
+    outputs = {
+        "scores": output_scores,
+        "logits": output_logits,
+        "attentions": output_attentions,
+        "hidden_states": output_hidden_states,
+        "router_logits": output_router_logits,
+    }
+    names = [name for name, wanted in outputs.items() if wanted]
+    if names and not return_dict_in_generate:
+        raise ValueError(f"output_{names[0]}=True needs return_dict_in_generate=True, which returns what it asks for")
+    recorder = Recorder(names) if return_dict_in_generate else None
+    task = checked_task(model, input_ids, attention_mask, chosen, given_cache(past_key_values, cache), recorder)
     if streamer is not None:
-        _check_single(input_ids, "a streamer")
-        streamer.put(input_ids.cpu())
-    ids = [input_ids]
+        _check_single(task.ids, "a streamer")
+        if chosen.num_beams > 1:
+            raise ValueError(f"streamer with num_beams={chosen.num_beams}: a beam may be given up, so no id is certain "
+                             "before the end; leave one of the two out")  # fmt: skip
+        streamer.put(task.ids.cpu())
+    with _progress_bar(task.num_steps) if progress else nullcontext() as bar:
+        if chosen.num_beams > 1:
+            sequences, scores = beams(task, bar)
+        else:
+            sequences, scores = _collected(task, streamer, bar), None
+    return sequences if recorder is None else recorder.output(sequences, scores)
+
+
+def stream(
+    model: nn.Module,
+    input_ids: Tensor,
+    attention_mask: Tensor | None = None,
+    *,
+    tokenizer: MixtralTokenizer,
+    skip_prompt: bool = True,
+    skip_special_tokens: bool = True,
+    cache: RollingKVCache | None = None,
+    past_key_values: RollingKVCache | None = None,
+    **options: Any,
+) -> Iterator[str]:
+    """Continue one text and yield it as it grows, each character as soon as it is whole.
+
+    The pieces joined are `tokenizer.decode` of the new ids: a text of its own, without the space that may stand between
+    it and the prompt. `skip_prompt=False` gives the whole text, prompt included. The options are those of
+    `generate` that choose ids and stop; arguments are checked here, at once.
+    """
+    chosen = GenerationOptions(tokenizer=tokenizer, **options)
+    if chosen.num_beams > 1:
+        raise ValueError(f"num_beams={chosen.num_beams}: stream yields text as it grows, and a beam may be given up")
+    task = checked_task(model, input_ids, attention_mask, chosen, given_cache(past_key_values, cache), None)
+    _check_single(task.ids, "stream")
+
+    def texts() -> Iterator[str]:
+        decoder = IncrementalDecoder(tokenizer, skip_special_tokens)
+        if not skip_prompt:
+            yield decoder.push(task.ids[0])
+        with closing(tokens(task)) as new_ids:
+            for token in new_ids:
+                yield decoder.push(token)
+        yield decoder.flush()
+
+    return (text for text in texts() if text)
+
+
+def _collected(task: Task, streamer: Streamer | None, bar: Any) -> Tensor:
+    """Prompt and new ids, (B, T + new)."""
+    ids = [task.ids]
     try:
         # Closed also when a streamer or Ctrl-C interrupts: a traceback that is kept would keep it open.
-        with closing(tokens), _progress_bar(chosen.steps(input_ids.shape[1])) if progress else nullcontext() as bar:
-            for token in tokens:
+        with closing(tokens(task)) as new_ids:
+            for token in new_ids:
                 ids.append(token[:, None])
                 if streamer is not None:
                     streamer.put(token.cpu())
@@ -197,95 +193,6 @@ def generate(
     return torch.cat(ids, dim=1)
 
 
-def stream(
-    model: nn.Module,
-    input_ids: Tensor,
-    attention_mask: Tensor | None = None,
-    *,
-    tokenizer: MixtralTokenizer,
-    skip_prompt: bool = True,
-    skip_special_tokens: bool = True,
-    **options: Any,
-) -> Iterator[str]:
-    """Continue one text and yield it as it grows, each character as soon as it is whole.
-
-    The pieces joined are `tokenizer.decode` of the new ids: a text of its own, without the space that may stand between
-    it and the prompt. `skip_prompt=False` gives the whole text, prompt included. The options are those of
-    `generate`, but for `streamer` and `progress`; arguments are checked here, at once.
-    """
-    tokens = _new_tokens(model, input_ids, attention_mask, GenerationOptions(**options))
-    _check_single(input_ids, "stream")
-
-    def texts() -> Iterator[str]:
-        decoder = IncrementalDecoder(tokenizer, skip_special_tokens)
-        if not skip_prompt:
-            yield decoder.push(input_ids[0])
-        with closing(tokens):
-            for token in tokens:
-                yield decoder.push(token)
-        yield decoder.flush()
-
-    return (text for text in texts() if text)
-
-
-def _new_tokens(
-    model: nn.Module, ids: Tensor, mask: Tensor | None, options: GenerationOptions
-) -> Generator[Tensor, None, None]:
-    """Check the arguments; return an iterator of the new ids (B,), step by step until all rows have stopped."""
-    mask = _checked_prompt(model, ids, mask)
-    num_steps = options.steps(ids.shape[1])
-    stop_ids, pad_id = options.stop_and_pad_ids(model.config)
-
-    def tokens() -> Generator[Tensor, None, None]:
-        generator = None if options.seed is None else torch.Generator(ids.device).manual_seed(options.seed)
-        cache = _cache_for(model, ids, num_steps)
-        with decoding(model, num_steps, free_memory(ids.device) // 2) as forward:  # the text needs memory too
-            forward = partial(forward, use_cache=True) if cache is None else forward
-            yield from new_tokens(
-                model, ids, mask, cache, num_steps, options.sampler, stop_ids=stop_ids, pad_id=pad_id,
-                generator=generator, forward=forward,
-            )  # fmt: skip
-
-    return tokens()
-
-
-def _cache_for(model: nn.Module, ids: Tensor, num_steps: int) -> RollingKVCache | None:
-    """Return a cache with room for the prompt and the new tokens, so that it need not grow; None for others' models."""
-    if not isinstance(model, CausalLM):
-        return None
-    dtype = next(model.parameters()).dtype
-    cache = RollingKVCache(model.config, len(ids), device=ids.device, dtype=dtype)
-    cache.make_room(ids.shape[1] + min(num_steps, _MOST_SLOTS_AHEAD))
-    return cache
-
-
-def _checked_prompt(model: nn.Module, input_ids: Tensor, attention_mask: Tensor | None) -> Tensor | None:
-    """Check the prompt; return its mask, or None where nothing is padding."""
-    if not isinstance(input_ids, Tensor):
-        raise TypeError(f"input_ids is a {type(input_ids).__name__}; it must be an int64 tensor (batch, tokens)")
-    if input_ids.ndim != 2 or input_ids.numel() == 0:
-        raise ValueError(f"input_ids has shape {tuple(input_ids.shape)}; it must be (batch, tokens), each at least 1")
-    device = getattr(model, "device", input_ids.device)
-    if input_ids.device != device:
-        raise ValueError(f"input_ids is on {input_ids.device} and the model on {device}: call .to(model.device)")
-    check_ids("input_ids", input_ids, model.config.vocab_size)
-    if attention_mask is None:
-        return None
-    if not isinstance(attention_mask, Tensor) or attention_mask.shape != input_ids.shape:
-        found = tuple(getattr(attention_mask, "shape", ())) or type(attention_mask).__name__
-        raise ValueError(f"attention_mask is {found}; it must have the shape of input_ids, {tuple(input_ids.shape)}")
-    mask = attention_mask.to(input_ids.device)
-    if not bool(((mask == 0) | (mask == 1)).all()):
-        raise ValueError("attention_mask holds other values than 0 (padding) and 1")
-    mask = mask.long()
-    if bool((mask.diff(dim=1) < 0).any()):
-        raise ValueError("attention_mask has a 0 after a 1: generation needs left padding, without holes")
-    if not bool(mask.any(dim=1).all()):
-        row = int(mask.sum(dim=1).argmin())
-        raise ValueError(f"attention_mask is all 0 in row {row}: each row needs at least one token")
-    return None if bool(mask.all()) else mask
-
-
 def _check_single(input_ids: Tensor, user: str) -> None:
     if len(input_ids) != 1:
         raise ValueError(f"input_ids has {len(input_ids)} rows: {user} takes a batch of one")
@@ -295,15 +202,3 @@ def _progress_bar(total: int):
     from tqdm.auto import tqdm  # not at the top: in a notebook it loads widgets
 
     return tqdm(total=total, unit="token")
-
-
-def _check(name: str, value: Any, kind: type, is_fine: Callable[[Any], bool], wanted: str) -> None:
-    if value is not None:
-        _require(name, value, kind, is_fine, wanted)
-
-
-def _require(name: str, value: Any, kind: type, is_fine: Callable[[Any], bool], wanted: str) -> None:
-    if not isinstance(value, kind) or isinstance(value, bool):
-        raise TypeError(f"{name}={value!r}: it must be {wanted}")
-    if not is_fine(value):
-        raise ValueError(f"{name}={value!r}: it must be {wanted}")

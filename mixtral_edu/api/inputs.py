@@ -40,10 +40,7 @@ def check_inputs(
         _check_cache(cache, config, B, dtype, given.device)
         past = cache.seen
     if attention_mask is not None:
-        _require_tensor("attention_mask", attention_mask)
-        wanted = f"({B}, {T})" + (f", or with the {past} columns of the cache ({B}, {past + T})," if past else "")
-        fits = tuple(attention_mask.shape) in ((B, T), (B, past + T))
-        _require(fits, "attention_mask", attention_mask, wanted)
+        _check_mask(attention_mask, B, config.num_attention_heads, T, past)
     if position_ids is not None:
         _require_tensor("position_ids", position_ids)
         fits = tuple(position_ids.shape) in ((B, T), (1, T))
@@ -182,6 +179,22 @@ def check_answer(start_positions: Tensor | None, end_positions: Tensor | None, r
         _require_tensor(name, positions)
         _require(positions.shape == (rows,), name, positions, f"({rows},), one column each")
         check_ids(name, positions, 0, look=False)
+
+
+def _check_mask(mask: Tensor, B: int, Hq: int, T: int, past: int) -> None:
+    _require_tensor("attention_mask", mask)
+    wanted = f"({B}, {T})" + (f", or with the {past} columns of the cache ({B}, {past + T})," if past else "")
+    fits = tuple(mask.shape) in ((B, T), (B, past + T))
+    if mask.ndim > 2:  # which key each query sees
+        wanted += f", or ({B} or 1, {Hq} or 1, {T}, {past + T}): rows, query heads, new tokens, keys"
+        fits = mask.ndim == 4 and mask.shape[0] in (1, B) and mask.shape[1] in (1, Hq)
+        fits = fits and mask.shape[2:] == (T, past + T)
+    _require(fits, "attention_mask", mask, wanted)
+    if mask.ndim == 4 and mask.dtype != torch.bool and not mask.is_floating_point():
+        raise TypeError(
+            f"attention_mask of four dimensions has dtype {mask.dtype}; it must be torch.bool, True where a query may "
+            "attend, or a floating-point type, 0 there and -inf elsewhere"
+        )
 
 
 def _check_cache(cache: RollingCache, config: MixtralConfig, B: int, dtype: torch.dtype, device: torch.device) -> None:

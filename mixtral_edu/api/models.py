@@ -1,13 +1,12 @@
 """The model classes: the textbook's decoder and heads, with checks of their arguments, loading and saving."""
 
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
-from mixtral_edu.api import generation
+from mixtral_edu.api import embeddings, generation, surface
 from mixtral_edu.api.cache import RollingKVCache
 from mixtral_edu.api.inputs import (
     check_answer,
@@ -21,28 +20,16 @@ from mixtral_edu.api.inputs import (
     sequence_loss,
     with_effect,
 )
+from mixtral_edu.api.output import AnswerOutput, CausalOutput, MixtralOutput, SequenceOutput, TokenOutput
+from mixtral_edu.api.visibility import visibility_of
 from mixtral_edu.checkpoints import huggingface
 from mixtral_edu.checkpoints.config import MixtralConfig
 from mixtral_edu.checkpoints.huggingface import LAYERS_DRAW, WithoutDrawing
 from mixtral_edu.checkpoints.memory import free_memory
-from mixtral_edu.fast import decoding
+from mixtral_edu.fast import checkpointing, decoding
 from mixtral_edu.fast.engine import install
 from mixtral_edu.heads import CausalLM, QuestionAnswerer, SequenceClassifier, TokenClassifier, WithHead
-from mixtral_edu.model import Decoder, Output, init_module
-
-
-@dataclass
-class MixtralOutput(Output):
-    """What a model returns, see `mixtral_edu.model.Output`; the KV cache has both of transformers' names."""
-
-    @property
-    def cache(self) -> RollingKVCache | None:
-        """Another name of `past_key_values`, the only one in newer releases of transformers."""
-        return self.past_key_values
-
-    @cache.setter
-    def cache(self, value: RollingKVCache | None) -> None:
-        self.past_key_values = value
+from mixtral_edu.model import Decoder, init_module
 
 
 class PreTrained(nn.Module):
@@ -153,6 +140,25 @@ class PreTrained(nn.Module):
     from_pretrained = classmethod(huggingface.load_pretrained)
     save_pretrained = huggingface.save_pretrained
 
+    get_input_embeddings = embeddings.get_input_embeddings
+    set_input_embeddings = embeddings.set_input_embeddings
+    get_output_embeddings = embeddings.get_output_embeddings
+    resize_token_embeddings = embeddings.resize_token_embeddings
+
+    num_parameters = surface.num_parameters
+    get_memory_footprint = surface.get_memory_footprint
+    tie_weights = surface.tie_weights
+    generation_config = property(surface.generation_config)
+    set_attn_implementation = surface.set_attn_implementation
+    set_experts_implementation = surface.set_experts_implementation
+
+    activation_checkpointing_enable = surface.activation_checkpointing_enable
+    activation_checkpointing_disable = surface.activation_checkpointing_disable
+    is_activation_checkpointing = property(surface.is_activation_checkpointing)
+    gradient_checkpointing_enable = surface.gradient_checkpointing_enable
+    gradient_checkpointing_disable = surface.activation_checkpointing_disable
+    is_gradient_checkpointing = property(surface.is_activation_checkpointing)
+
 
 class MixtralModel(PreTrained, Decoder):
     """The decoder without a head: token ids in, one vector per token out."""
@@ -169,63 +175,85 @@ class MixtralModel(PreTrained, Decoder):
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
         cache: RollingKVCache | None = None,
-    ) -> MixtralOutput:
+        return_dict: bool | None = None,
+    ) -> MixtralOutput | tuple[Any, ...]:
         """Run the decoder on T new tokens of B texts.
 
         Args:
             input_ids: (B, T) token ids.
             attention_mask: (B, T), 1 for real tokens and 0 for padding, anywhere; with a cache also (B, P + T) for the
                 P columns that it has seen, which it remembers itself. None means that all are real.
-            position_ids: (B, T) or (1, T), for the rotary embedding alone, in place of each row's own count. They do
-                not change which tokens may be seen.
+                (B or 1, Hq or 1, T, P + T) replaces the causal rule, window and all: True, or 0.0, where a query may
+                attend, and False, or -inf, where not. A query that sees no key gathers 0.
+            position_ids: (B, T) or (1, T), for the rotary embedding, in place of each row's own count. Without mask and
+                cache, positions that do not rise by 1 begin another text: 0 1 2 0 1 are two, packed into one row, and
+                neither sees the other. Give `use_cache=False` for that. With a mask or a cache, they do not change
+                which tokens may be seen.
             past_key_values: a cache to read and extend; made here if None and `use_cache`.
             inputs_embeds: (B, T, D), in place of `input_ids`.
             use_cache, output_router_logits, output_hidden_states, output_attentions: what to return; None means the
                 config's value.
             cache: another name of `past_key_values`, the only one in newer releases of transformers. What is returned
                 has both names too.
+            return_dict: False returns `MixtralOutput.to_tuple()`.
 
         Raises:
             TypeError: an argument that should be a tensor, or a cache, is something else.
             ValueError: neither or both of ids and embeddings, an id outside the vocabulary, shapes that do not fit, a
                 cache made for something else, or given by both names, `output_attentions` with a backend that has no
-                weights to show, or a backend that cannot run on the model's device or dtype.
+                weights to show, a backend that cannot run on the model's device or dtype, a mask of four dimensions
+                that holds other numbers than 0 and -inf, or is given with a cache that holds padding or whose window is
+                full, or positions that fall, given with a mask or a cache.
             RuntimeError: the cache was left half-written by a pass that failed.
         """
-        config = self.config
+        config, device = self.config, self.device
         output_attentions = config.output_attentions if output_attentions is None else output_attentions
         dtype = getattr(inputs_embeds, "dtype", self.dtype)
         past_key_values = given_cache(past_key_values, cache)
-        check_backend(config, self.device, dtype, output_attentions, self)
+        check_backend(config, device, dtype, output_attentions, self)
         B, T = check_inputs(config, dtype, input_ids, inputs_embeds, attention_mask, position_ids, past_key_values)
         if self.embed_tokens.padding_idx != config.pad_token_id:  # the row that learns nothing
             self.embed_tokens.padding_idx = config.pad_token_id
-        if past_key_values is None and (config.use_cache if use_cache is None else use_cache):
-            past_key_values = RollingKVCache(config, B, device=self.device, dtype=dtype)
+        if past_key_values is None and use_cache is None:  # a layer computed twice in training cannot extend a cache
+            use_cache = config.use_cache and not any(map(checkpointing.is_active, self.layers))
+        if past_key_values is None and use_cache:
+            past_key_values = RollingKVCache(config, B, device=device, dtype=dtype)
+        visibility = visibility_of(attention_mask, position_ids, past_key_values, T, config.sliding_window, device)
         out = super().forward(
             input_ids,
-            with_effect(attention_mask, T),
+            with_effect(attention_mask, T) if visibility is None else None,
             position_ids,
             past_key_values,
             inputs_embeds,
             config.output_router_logits if output_router_logits is None else output_router_logits,
             config.output_hidden_states if output_hidden_states is None else output_hidden_states,
             output_attentions,
+            visibility,
         )
-        return MixtralOutput(**vars(out))
+        return MixtralOutput(**vars(out)).as_asked(return_dict)
 
 
 class _WithHead(PreTrained):
-    """What the classes with a head share: their decoder is a `MixtralModel`."""
+    """What the classes with a head share: their decoder is a `MixtralModel`, and they return an `output_class`."""
+
+    output_class: type[MixtralOutput]
 
     def __init__(self, config: MixtralConfig, **parts: Any):
         super().__init__(config, decoder=MixtralModel, **parts)
+
+    def decode(
+        self, input_ids: Any, attention_mask: Any, options: dict[str, Any]
+    ) -> tuple[MixtralOutput, Tensor | None]:
+        """As in the textbook; a mask of four dimensions does not tell what is padding."""
+        out, mask = super().decode(input_ids, attention_mask, options)
+        return self.output_class(**vars(out)), None if mask is None or mask.ndim == 4 else mask
 
 
 class MixtralForCausalLM(_WithHead, CausalLM):
     """The language model: for each token, a score for every possible next one."""
 
     head_keys = ("lm_head.",)
+    output_class = CausalOutput
 
     def forward(
         self,
@@ -241,7 +269,8 @@ class MixtralForCausalLM(_WithHead, CausalLM):
         output_attentions: bool | None = None,
         logits_to_keep: int | Tensor = 0,
         cache: RollingKVCache | None = None,
-    ) -> MixtralOutput:
+        return_dict: bool | None = None,
+    ) -> MixtralOutput | tuple[Any, ...]:
         """Score the next token after each of T new tokens of B texts.
 
         Args (beyond those of `MixtralModel.forward`):
@@ -259,7 +288,7 @@ class MixtralForCausalLM(_WithHead, CausalLM):
             check_labels(labels, tokens.shape[:2], self.config.vocab_size, "vocab_size")
             if not (isinstance(logits_to_keep, int) and logits_to_keep == 0):
                 raise ValueError("labels are given with logits_to_keep: a loss needs all logits, logits_to_keep=0")
-        return super().forward(
+        out = super().forward(
             input_ids,
             attention_mask,
             labels,
@@ -273,6 +302,7 @@ class MixtralForCausalLM(_WithHead, CausalLM):
             output_attentions=output_attentions,
             cache=cache,
         )
+        return out.as_asked(return_dict)
 
     generate = generation.generate
     stream = generation.stream
@@ -294,14 +324,15 @@ class _Classifier(_WithHead):
         labels: Tensor | None = None,
         use_cache: bool | None = None,
         cache: RollingKVCache | None = None,
+        return_dict: bool | None = None,
         **outputs: bool | None,
-    ) -> MixtralOutput:
+    ) -> MixtralOutput | tuple[Any, ...]:
         """Score the labels; the class says in which shape, and what `labels` have to be.
 
         The other arguments are those of `MixtralModel.forward`; `outputs` are its `output_...`.
         """
         self.check(check_tokens(self.config, input_ids, inputs_embeds), attention_mask, labels)
-        return super().forward(
+        out = super().forward(
             input_ids,
             attention_mask,
             labels,
@@ -312,6 +343,7 @@ class _Classifier(_WithHead):
             cache=cache,
             **outputs,
         )
+        return out.as_asked(return_dict)
 
     def check(self, tokens: Tensor, attention_mask: Tensor | None, labels: Tensor | None) -> None:
         """Raise a TypeError or ValueError that names what does not fit; `tokens` are ids (B, T) or embeddings."""
@@ -325,7 +357,7 @@ class MixtralForSequenceClassification(_Classifier, SequenceClassifier):
 
     The last real token is, among the new ones, the last position whose mask is 1, or without a mask the last whose id
     is not `config.pad_token_id`. A row that has none gets the logits of its first position: finite, without meaning.
-    Several rows whose ends are unknown are refused: those without a mask, and without ids or a `pad_token_id`.
+    Several rows whose ends are unknown are refused: those without a mask (B, T), and without ids or a `pad_token_id`.
 
     What `labels` have to be depends on `config.problem_type`. Where that is None, one label is taken as a regression,
     whole numbers as single labels and floating-point numbers as multiple ones.
@@ -339,13 +371,17 @@ class MixtralForSequenceClassification(_Classifier, SequenceClassifier):
     padding or not; and without a `pad_token_id` it refuses several rows, mask or no mask.
     """
 
+    output_class = SequenceOutput
+
     def check(self, tokens: Tensor, attention_mask: Tensor | None, labels: Tensor | None) -> None:
         config, B, are_ids = self.config, len(tokens), tokens.ndim == 2
-        if attention_mask is None and B > 1 and (config.pad_token_id is None or not are_ids):
+        no_padding_mask = getattr(attention_mask, "ndim", 4) == 4  # None, or one that says who sees whom
+        if no_padding_mask and B > 1 and (config.pad_token_id is None or not are_ids):
+            given = "is None" if attention_mask is None else "has four dimensions"
             lacking = "config.pad_token_id is None" if are_ids else "inputs_embeds have no ids"
             raise ValueError(
-                f"attention_mask is None and {lacking}: where each of {B} rows ends is not known; give attention_mask, "
-                "or input_ids with a config.pad_token_id"
+                f"attention_mask {given} and {lacking}: where each of {B} rows ends is not known; give an "
+                f"attention_mask {tuple(tokens.shape[:2])}, or input_ids with a config.pad_token_id"
             )
         if labels is not None:
             check_sequence_labels(labels, problem_type_of(config, labels), B, config.num_labels)
@@ -363,6 +399,8 @@ class MixtralForTokenClassification(_Classifier, TokenClassifier):
     The dropout, in training only, has the rate 0.1, or the `classifier_dropout` that a `config.json` may hold. `labels`
     are (B, T), one class per token, at the same position; -100, to be given to padding, is not counted.
     """
+
+    output_class = TokenOutput
 
     def __init__(self, config: MixtralConfig):
         dropout = config.extra.get("classifier_dropout")
@@ -382,6 +420,7 @@ class MixtralForQuestionAnswering(_WithHead, QuestionAnswerer):
     """
 
     head_keys = ("qa_outputs.",)
+    output_class = AnswerOutput
     optional_head = True
 
     def forward(
@@ -395,8 +434,9 @@ class MixtralForQuestionAnswering(_WithHead, QuestionAnswerer):
         end_positions: Tensor | None = None,
         use_cache: bool | None = None,
         cache: RollingKVCache | None = None,
+        return_dict: bool | None = None,
         **outputs: bool | None,
-    ) -> MixtralOutput:
+    ) -> MixtralOutput | tuple[Any, ...]:
         """Score each of T new tokens of B texts as the first and as the last one of the answer.
 
         Args (beyond those of `MixtralModel.forward`; `outputs` are its `output_...`):
@@ -406,7 +446,7 @@ class MixtralForQuestionAnswering(_WithHead, QuestionAnswerer):
         if start_positions is not None or end_positions is not None:
             tokens = check_tokens(self.config, input_ids, inputs_embeds)
             check_answer(start_positions, end_positions, len(tokens))
-        return super().forward(
+        out = super().forward(
             input_ids,
             attention_mask,
             None if start_positions is None else (start_positions, end_positions),
@@ -417,3 +457,4 @@ class MixtralForQuestionAnswering(_WithHead, QuestionAnswerer):
             cache=cache,
             **outputs,
         )
+        return out.as_asked(return_dict)

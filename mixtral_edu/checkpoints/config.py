@@ -26,7 +26,7 @@ _NAMES_HERE = {
     "_experts_implementation": "assign experts_implementation",
     "num_experts": "assign num_local_experts",
     "torch_dtype": "assign dtype, or convert a model with model.to(...)",
-    "return_dict": "a model always returns an output with named fields, such as model(...).logits",
+    "return_dict": "a model always returns named fields (model(...).logits) unless called with return_dict=False",
 }
 
 
@@ -74,6 +74,7 @@ class MixtralConfig(_Binding, Config):
     quantization_config: dict | None = None
     extra: dict[str, Any] = field(default_factory=dict)
     rope_parameters: dict | None = field(default=None, repr=False, compare=False)  # where v5 keeps rope_theta
+    rope_scaling: dict | None = field(default=None, repr=False, compare=False)  # its older name
 
     def __post_init__(self):
         if self.dtype is not None:
@@ -110,6 +111,17 @@ class MixtralConfig(_Binding, Config):
         """
         for name, value in (self._changes(facts) | {"_bound": True}).items():
             super().__setattr__(name, value)
+
+    def copy_for(self, model: Any, **facts: Any) -> Self:
+        """Give a built `model` a copy of this config that notes `facts`, and return the copy.
+
+        Another model that was built from this config keeps it as it is.
+        """
+        own = copy.copy(self)
+        own.bind(**facts)
+        for module in model.modules():
+            vars(module).update({name: own for name, value in vars(module).items() if value is self})
+        return own
 
     def _changes(self, values: dict[str, Any]) -> dict[str, Any]:
         """Return the fields that change with these values, after the checks of construction."""
@@ -228,35 +240,43 @@ def settings_file(folder: str | Path) -> Path:
     return params if params.is_file() and not path.is_file() else path
 
 
-def _rope_parameters(self: MixtralConfig) -> dict[str, Any]:
+def _spelling_of_rope_theta(name: str) -> property:
     """`rope_theta` as transformers v5 spells it; assigning such a dictionary sets `rope_theta`."""
-    return ReadOnly({"rope_type": "default", "rope_theta": self.rope_theta}, "assign rope_theta, or rope_parameters")
+
+    def get(self: MixtralConfig) -> dict[str, Any]:
+        instead = "assign rope_theta, or rope_parameters"
+        return ReadOnly({"rope_type": "default", "rope_theta": self.rope_theta}, instead)
+
+    def assign(self: MixtralConfig, rope: dict | None) -> None:
+        constructing = not hasattr(self, "_bound")
+        if rope is None and (constructing or name == "rope_scaling"):
+            return
+        theta = _theta_of(rope, default=self.rope_theta, name=name)
+        if constructing and self.rope_theta not in (theta, type(self).rope_theta):
+            raise ValueError(f"rope_theta={self.rope_theta} and {name} with {theta} disagree")
+        self.rope_theta = theta
+
+    return property(get, assign)
 
 
-def _set_rope_parameters(self: MixtralConfig, rope: dict | None) -> None:
-    constructing = not hasattr(self, "_bound")
-    if constructing and rope is None:
-        return
-    theta = _theta_of(rope, default=self.rope_theta)
-    if constructing and self.rope_theta not in (theta, type(self).rope_theta):
-        raise ValueError(f"rope_theta={self.rope_theta} and rope_parameters with {theta} disagree")
-    self.rope_theta = theta
-
-
-# Another spelling of a field, not one more: an argument of the constructor, and then a property. What `fields` lists,
-# and `dataclasses.replace` copies, is `rope_theta`.
-MixtralConfig.rope_parameters = property(_rope_parameters, _set_rope_parameters)
-del MixtralConfig.__dataclass_fields__["rope_parameters"]
+# Other spellings of a field, not one more: arguments of the constructor, and then properties. What `fields` lists, and
+# `dataclasses.replace` copies, is `rope_theta`.
+for _name in ("rope_parameters", "rope_scaling"):
+    setattr(MixtralConfig, _name, _spelling_of_rope_theta(_name))
+    del MixtralConfig.__dataclass_fields__[_name]
 
 
 def _plain_labels(count: int) -> dict[int, str]:
     return {index: f"LABEL_{index}" for index in range(count)}
 
 
-def _theta_of(rope: dict, default: float | None, name: str = "rope_parameters") -> float | None:
+def _theta_of(rope: dict, default: float | None, name: str) -> float | None:
     if not isinstance(rope, Mapping):
         raise ValueError(f"{name}={shown(rope)}: it must be an object with rope_type and rope_theta")
     rope_type = rope.get("rope_type", rope.get("type", "default"))
     if rope_type != "default":
-        raise ValueError(f"{name}: rope_type={shown(rope_type)} is not built in; Mixtral uses 'default'")
+        raise ValueError(
+            f"{name}: rope_type={shown(rope_type)}: it must be 'default'; scaled rotary embeddings are not built in, "
+            "as no released Mixtral uses one"
+        )
     return rope.get("rope_theta", default)

@@ -125,7 +125,7 @@ def _rules(config: Any) -> Iterator[tuple[str, bool, str]]:
     yield "id2label", named, 'an object from the numbers 0, 1, 2 … to names, such as {"0": "bad", "1": "good"}'
     yield "attn_implementation", config.attn_implementation in ATTENTION, f"one of {ATTENTION}"
     yield "experts_implementation", config.experts_implementation in EXPERTS, f"one of {EXPERTS}"
-    saved = {f.name for f in fields(config)} - NOT_SAVED | {"label2id", "model_type", "rope_parameters"}
+    saved = {f.name for f in fields(config)} - NOT_SAVED | {"label2id", "model_type", "rope_parameters", "rope_scaling"}
     apart = isinstance(config.extra, dict) and not saved & config.extra.keys()
     yield "extra", apart, "a dictionary without the names of fields, which are saved from their own values"
     yield "dtype", config.dtype in DTYPES, f"one of {DTYPES}"

@@ -62,6 +62,7 @@ def load_pretrained(
     quantization: str | QuantizationConfig | None = None,
     num_labels: int | None = None,
     problem_type: str | None = None,
+    ignore_mismatched_sizes: bool = False,
     engine: bool = True,
     quantization_config: QuantizationConfig | None = None,
     torch_dtype: torch.dtype | str | None = None,
@@ -71,7 +72,8 @@ def load_pretrained(
 
     Everything that can be checked is checked before memory is allocated. The checkpoint must hold exactly the model's
     tensors, with three exceptions. The prefix `model.` is optional. The heads of other models are skipped. If the class
-    sets `optional_head`, its own head may be missing; it is then initialised at random, with one warning.
+    sets `optional_head`, its own head may be missing, or with `ignore_mismatched_sizes` have another size; it is then
+    initialised at random, with one warning.
 
     Args:
         model_class: a class with `head_keys`, `optional_head` and `check_backend`, built as `model_class(config)`.
@@ -80,6 +82,7 @@ def load_pretrained(
         device: None for the CPU.
         attn_implementation, experts_implementation, num_labels, problem_type: None for the config's value.
             `mixtral_edu.fast.flash.flash_kernel().name` says which kernel "flash_attention_2" uses here.
+        ignore_mismatched_sizes: whether the checkpoint may hold a head for another number of labels, which is skipped.
         quantization: "int8", "int4" or a `QuantizationConfig`: round attention and experts while loading, each matrix
             as soon as it is read. None for the checkpoint's own form.
         engine: compute in the fast forms of `mixtral_edu.fast`; False for the textbook's own, as they read.
@@ -125,7 +128,7 @@ def load_pretrained(
     layers = quantized_layers(model, form, dtype) if form else {}
     if stored_form:
         install(model, layers)
-    sources = _match(model, stored, folder)
+    sources, skipped = _match(model, stored, folder, ignore_mismatched_sizes)
     first, _ = next(model.named_parameters())  # the embedding, whose dtype is that of the activations
     model.check_backend(device, dtype or FLOATS[sources[first].dtype])
     if not stored_form:
@@ -151,7 +154,7 @@ def load_pretrained(
         else:
             own_dtype = dtype if tensor.is_floating_point() else None
             _place(model, name, tensor.to(device=device, dtype=own_dtype, copy=name not in kept))
-    _initialise_head(model, folder)
+    _initialise_head(model, folder, skipped)
     return model.eval()
 
 
@@ -221,12 +224,18 @@ def _how_to_convert(folder: Path) -> str:
     return f"convert it first, and load the target\n    {command}"
 
 
-def _match(model: nn.Module, stored: list[StoredTensor], folder: Path) -> dict[str, StoredTensor]:
-    """Return where each of the model's tensors is stored; raise an error that names all misfits."""
+def _match(
+    model: nn.Module, stored: list[StoredTensor], folder: Path, ignore_mismatched_sizes: bool
+) -> tuple[dict[str, StoredTensor], dict[str, StoredTensor]]:
+    """Return where each of the model's tensors is stored, and which of its head are skipped for their size.
+
+    Raises:
+        ValueError: it names all misfits.
+    """
     if layout_of([tensor.name for tensor in stored], is_raw=False) == "fused":
         raise ValueError(f"{folder} holds each layer's experts in one tensor: {_how_to_convert(folder)}")
     wanted = {name.removeprefix(PREFIX): (name, tensor) for name, tensor in model.state_dict().items()}
-    sources, unexpected, misfits = {}, [], []
+    sources, skipped, unexpected, misfits = {}, {}, [], []
     for tensor in stored:
         bare = tensor.name.removeprefix(PREFIX)
         place = f"{tensor.name} in {tensor.file.name}"
@@ -236,10 +245,15 @@ def _match(model: nn.Module, stored: list[StoredTensor], folder: Path) -> dict[s
                 unexpected.append(place)
             continue
         name, own = wanted[bare]
+        optional = model.optional_head and bare.startswith(model.head_keys)
         if name in sources:
             unexpected.append(f"{place}, besides {sources[name].name} in {sources[name].file.name}")
+        elif tensor.shape != tuple(own.shape) and optional and ignore_mismatched_sizes:
+            skipped[name] = tensor
+            continue
         elif tensor.shape != tuple(own.shape):
-            misfits.append(f"{place} is {tensor.shape} but must be {tuple(own.shape)} by the config")
+            way_out = "; ignore_mismatched_sizes=True draws a new one" if optional else ""
+            misfits.append(f"{place} is {tensor.shape} but must be {tuple(own.shape)} by the config{way_out}")
         elif tensor.dtype not in _stored_types(own):
             types = " or ".join(_stored_types(own))
             misfits.append(f"{place} is stored as {tensor.dtype} but must be {types}")
@@ -250,7 +264,7 @@ def _match(model: nn.Module, stored: list[StoredTensor], folder: Path) -> dict[s
         missing = [name for name in missing if not name.startswith(model.head_keys)]
     kinds = {"missing": missing, "unexpected": unexpected, "wrong shape or type": misfits}
     require_fit(f"{folder} does not fit {type(model).__name__}", kinds)
-    return sources
+    return sources, skipped
 
 
 def _stored_types(tensor: torch.Tensor) -> list[str]:
@@ -289,8 +303,8 @@ def _place(model: nn.Module, name: str, tensor: torch.Tensor) -> None:
     setattr(module, own_name, nn.Parameter(tensor) if own_name in module._parameters else tensor)
 
 
-def _initialise_head(model: nn.Module, folder: Path) -> None:
-    """Initialise the parameters that the checkpoint does not hold; by now, only an optional head can be missing."""
+def _initialise_head(model: nn.Module, folder: Path, skipped: dict[str, StoredTensor]) -> None:
+    """Initialise the parameters that the checkpoint does not hold in the right size: those of an optional head."""
     parameters = dict(model.named_parameters())
     new = {name: p for name, p in parameters.items() if p.is_meta}
     if not new:
@@ -301,4 +315,8 @@ def _initialise_head(model: nn.Module, folder: Path) -> None:
         if tensor.dim() > 1:
             nn.init.normal_(tensor, std=model.config.initializer_range)
         _place(model, name, tensor)
-    warnings.warn(f"{folder} has no {summary(list(new))}: initialised at random, train before use", stacklevel=4)
+    places = [
+        f"{name} of shape {tuple(p.shape)}, but {skipped[name].shape}" if name in skipped else name
+        for name, p in new.items()
+    ]
+    warnings.warn(f"{folder} has no {summary(places)}: initialised at random, train before use", stacklevel=4)

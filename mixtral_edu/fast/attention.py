@@ -31,9 +31,10 @@ class FastAttention(GroupedQueryAttention):
 def attend(name: str, q: Tensor, k: Tensor, v: Tensor, visibility: Visibility, dropout: float = 0.0) -> Tensor:
     """Attention through the backend `name`; shapes as in `eager_attention`."""
     if name == "flash_attention_2":
-        packing = visibility.once("packing", lambda: packing_of(visibility, len(q)))
-        if packing is None or not packing.closes_gaps:
-            return flash_attention(q, k, v, visibility.window, packing, dropout)
+        if type(visibility) is Visibility:  # kernels know positions, but no mask of another kind
+            packing = visibility.once("packing", lambda: packing_of(visibility, len(q)))
+            if packing is None or not packing.closes_gaps:
+                return flash_attention(q, k, v, visibility.window, packing, dropout)
         name = "sdpa"  # kernels count a window's distance without the padding that lies in it
     backend = ATTENTION_BACKENDS[name]
     T, S = visibility.query_positions.shape[1], visibility.key_positions.shape[1]

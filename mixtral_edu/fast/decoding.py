@@ -57,13 +57,17 @@ def drop(model: nn.Module) -> None:
 
 
 @contextmanager
-def decoding(model: nn.Module, num_steps: int, most_bytes: float) -> Iterator[Callable[..., Any]]:
+def decoding(
+    model: nn.Module, num_steps: int, most_bytes: float, usual_step: bool = True
+) -> Iterator[Callable[..., Any]]:
     """Yield what to call in place of the model while a text grows; what was made for this text goes at the end.
 
     Args:
         model: with the engine or without; quantized layers get copies for their kernels either way.
         num_steps: how many steps there will be at most.
         most_bytes: how much memory copies may take.
+        usual_step: whether steps may go through what was compiled or recorded for them: those that want nothing but
+            logits, with a cache that nobody reorders.
     """
     prepared = getattr(model, "prepared", None)
     found: list[copies.Copy] = []
@@ -77,7 +81,7 @@ def decoding(model: nn.Module, num_steps: int, most_bytes: float) -> Iterator[Ca
         if input_ids.shape[1] > 1:  # the prompt
             return model(input_ids, **options)
         kept = getattr(model, "prepared", None)  # `train()` may have dropped it since the last step
-        step = model if kept is None or kept.step is None else kept.step
+        step = model if kept is None or kept.step is None or not usual_step else kept.step
         with copies.in_use(found):
             return step(input_ids, **options)
 

@@ -34,7 +34,8 @@ _CAPABILITY = (8, 0)  # of the oldest GPUs that the kernels are written for, Amp
 class Packing:
     """The tokens of a padded batch that take part, end to end, as kernels for rows of unequal length take them.
 
-    Rows without a real query are left out, and so are keys that no query of their row may see.
+    Rows without a real query are left out, and so are keys that no query of their row may see. Where a row's tokens lie
+    so far apart that no window reaches from one to the next, as packed texts do, it goes on as another row.
 
     Attributes:
         queries, keys: the tokens' rows and columns in the batch, two tensors (Nq,) and two (Nk,).
@@ -188,6 +189,8 @@ def pack(visibility: Visibility) -> Packing | None:
 
     (B, T), S = real.shape, seen.shape[1]
     closes_gaps = not all(gapless)
+    if closes_gaps and T == S:
+        return pack_runs(queries, visibility.window)
     if num_queries == [T] * B and num_keys == [S] * B and not closes_gaps:
         return None
     num_queries = [count for count in num_queries if count]
@@ -200,6 +203,30 @@ def pack(visibility: Visibility) -> Packing | None:
         most_queries=max(num_queries, default=0),
         most_keys=max(num_keys, default=0),
         closes_gaps=closes_gaps,
+    )
+
+
+def pack_runs(positions: Tensor, window: int) -> Packing:
+    """`pack` of B rows (B, T) without a past, cut where the next token is W or more positions away.
+
+    >>> packing = pack_runs(torch.tensor([[0, 1, 2, 6, 7], [0, 1, -1, -1, 4]]), window=3)
+    >>> packing.query_starts.tolist(), packing.closes_gaps
+    ([0, 3, 5, 7, 8], False)
+    """
+    row_idx, columns = (positions != NO_POSITION).nonzero(as_tuple=True)  # (N,) each
+    places = positions[row_idx, columns]
+    cut = F.pad((row_idx.diff() != 0) | (places.diff() >= window), (1, 0), value=True)
+    starts = F.pad(cut.nonzero()[:, 0], (0, 1), value=len(places))  # (runs + 1,)
+    lengths, span = starts.diff(), places[starts[1:] - 1] - places[starts[:-1]] + 1
+    most = int(lengths.max())
+    return Packing(
+        queries=(row_idx, columns),
+        keys=(row_idx, columns),
+        query_starts=starts.int(),
+        key_starts=starts.int(),
+        most_queries=most,
+        most_keys=most,
+        closes_gaps=bool(((span != lengths) & (span > window)).any()),
     )
 
 
@@ -220,7 +247,8 @@ def flash_attention(
         (B, Hq, T, Dh), zero for queries that take no part.
     """
     T, Dh = q.shape[2:]
-    sides = (-1, -1) if T == 1 else (-1 if window is None else window - 1, 0)
+    most_queries = T if packing is None else packing.most_queries
+    sides = (-1, -1) if most_queries == 1 else (-1 if window is None else window - 1, 0)
     if Dh % _HEAD_DIM_STEP:
         q, k, v = (F.pad(x, (0, -Dh % _HEAD_DIM_STEP)) for x in (q, k, v))
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))  # (B, T, Hq, Dh), (B, S, Hkv, Dh)

@@ -6,7 +6,6 @@ they are. `rounding` says how a matrix is rounded, `layers` how it is multiplied
 
 import re
 from collections.abc import Mapping
-from copy import copy
 from dataclasses import asdict, dataclass
 from math import prod
 from pathlib import Path
@@ -166,11 +165,7 @@ def quantize_model(model: nn.Module, quantization: str | QuantizationConfig) -> 
     for name, layer in layers.items():
         weight = model.get_submodule(name).weight.detach()
         install(model, {name: layer.quantize_(weight, weight.dtype).train(model.training)})
-    shared = model.config  # perhaps with another model, which stays as it is
-    own = copy(shared)
-    own.bind(quantization_config=quantization.to_dict())
-    for module in model.modules():
-        vars(module).update({name: own for name, value in vars(module).items() if value is shared})
+    model.config.copy_for(model, quantization_config=quantization.to_dict())
 
 
 def install(model: nn.Module, layers: Mapping[str, nn.Module]) -> None:

@@ -9,14 +9,18 @@
 In V1 the markers are plain text, with a space on their inner side. From V2 on, each marker is one control token, which
 no text encodes to. No space comes before `[/INST]`, and an answer loses the spaces at its end. The `…` after a system
 message stands for two line breaks. V2 and V3 differ only in how they write tool calls, which are not supported here.
+
+No format has a marker for the beginning of an answer: `[/INST]` is the generation prompt. Each text is encoded on its
+own. So the ids of a chat, of its answer and of `</s>` begin the ids of the next turn, and a KV cache can be kept from
+turn to turn. The exception is a system message in V2 or V3, because it moves to the last question.
 """
 
 from collections.abc import Container, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 _MARKERS = ("[INST]", "[/INST]")
 _SYSTEM_MARKERS = ("[SYSTEM_PROMPT]", "[/SYSTEM_PROMPT]")
-_TOOLS = ("tool_calls", "tool_call_id", "tools", "prefix")  # keys of messages in other chat formats
+_TOOLS = ("tool_calls", "tool_call_id", "tools")  # keys of messages in other chat formats
 
 
 class Turn(NamedTuple):
@@ -72,6 +76,45 @@ def marked_turns(messages: Sequence[Mapping[str, str]], version: str) -> list[Tu
     return turns
 
 
+def checked_chats(
+    messages: Sequence[Any], add_generation_prompt: bool = False, continue_final_message: bool = False
+) -> tuple[list[Sequence[Mapping[str, str]]], bool]:
+    """Return the chats that `apply_chat_template` was given, and whether that is one chat rather than a batch.
+
+    Raises:
+        TypeError, ValueError: as `chat_turns`. For a chat of a batch the message begins with its place, "chat 2: ".
+        ValueError: both options are True, the first is and a chat ends with an answer, or the second is and a chat
+            does not.
+    """
+    if add_generation_prompt and continue_final_message:
+        raise ValueError(
+            "add_generation_prompt=True asks for a new answer, and continue_final_message=True continues the last one: "
+            "pass only one of them"
+        )
+    is_one = not (isinstance(messages, (list, tuple)) and any(isinstance(item, (list, tuple)) for item in messages[:1]))
+    chats = [messages] if is_one else list(messages)
+    for i, chat in enumerate(chats):
+        try:
+            _check_end(chat, add_generation_prompt, continue_final_message)
+        except (TypeError, ValueError) as error:
+            if is_one:
+                raise
+            raise type(error)(f"chat {i}: {error}") from error
+    return chats, is_one
+
+
+def _check_end(chat: Sequence[Mapping[str, str]], add_generation_prompt: bool, continue_final_message: bool) -> None:
+    _, texts = _checked(chat)
+    ends_with_answer = len(texts) % 2 == 0
+    if add_generation_prompt and ends_with_answer:
+        raise ValueError(
+            "add_generation_prompt=True, but the last message is an answer: it must be the user's; to let the model "
+            "continue the answer, pass continue_final_message=True instead"
+        )
+    if continue_final_message and not ends_with_answer:
+        raise ValueError("continue_final_message=True, but the last message is the user's: it must be an answer")
+
+
 def chat_turns(messages: Sequence[Mapping[str, str]]) -> list[tuple[str, bool]]:
     """Return each turn in V1 as `(text, is_answer)`. The text is `[INST] question [/INST]`, or the answer as it is.
 
@@ -98,6 +141,8 @@ def _checked(messages: Sequence[Mapping[str, str]]) -> tuple[str | None, list[st
         for key in _TOOLS:
             if message.get(key):
                 raise ValueError(f"messages[{i}] has {key!r}: tools are not supported; give only role and content")
+        if message.get("prefix"):
+            raise ValueError(f"messages[{i}] has 'prefix': call apply_chat_template with continue_final_message=True")
         if message["role"] == "tool":
             raise ValueError(f"messages[{i}] is a turn of 'tool': the role must be 'system', 'user' or 'assistant'")
         if not isinstance(message["content"], str):

@@ -10,6 +10,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+import mixtral_edu
 from mixtral_edu import MixtralConfig, MixtralForCausalLM, MixtralModel
 from mixtral_edu import MixtralForTokenClassification as Classifier  # a model whose head a checkpoint may lack
 from mixtral_edu.api.models import PreTrained
@@ -224,7 +225,47 @@ def test_a_present_head_is_loaded_and_other_models_leave_it_out(tmp_path):
 
 def test_a_head_for_another_number_of_labels_is_refused(tmp_path, refused):
     small_model(Classifier, num_labels=4).save_pretrained(tmp_path / "classifier")
-    refused(tmp_path / "classifier", ValueError, r"score\.weight .*\(4, 24\).* \(3, 24\)", Classifier, num_labels=3)
+    message = r"score\.weight .*\(4, 24\).* \(3, 24\) .*ignore_mismatched_sizes=True"
+    refused(tmp_path / "classifier", ValueError, message, Classifier, num_labels=3)
+
+
+@pytest.mark.parametrize("name", ["MixtralForSequenceClassification", "MixtralForTokenClassification"])
+def test_a_head_for_another_number_of_labels_is_drawn_where_that_is_asked_for(tmp_path, name, recwarn):
+    ours, theirs = getattr(mixtral_edu, name), getattr(transformers, name)
+    trained = small_model(ours, num_labels=4, dtype="float32")
+    trained.save_pretrained(tmp_path / "saved")
+    options = {"num_labels": 300, "ignore_mismatched_sizes": True}
+    model = ours.from_pretrained(tmp_path / "saved", **options)
+    (warning,) = recwarn
+    text = str(warning.message)
+    assert "score.weight of shape (300, 24), but (4, 24)" in text and "train before use" in text
+    assert ("score.bias of shape (300,), but (4,)" in text) == (model.score.bias is not None)
+    twin = theirs.from_pretrained(tmp_path / "saved", **options)
+    for head in (model.score, twin.score):
+        assert head.weight.shape == (300, 24) and head.weight.requires_grad
+        assert head.weight.std().item() == pytest.approx(0.02, rel=0.1)
+        assert head.bias is None or head.bias.shape == (300,) and not head.bias.any()
+    assert_equal_weights(trained.model, model.model)
+    assert model.config.num_labels == len(model.config.id2label) == twin.config.num_labels == 300
+    model.save_pretrained(tmp_path / "again")
+    assert_equal_weights(model, ours.from_pretrained(tmp_path / "again"))
+    assert_equal_weights(trained, ours.from_pretrained(tmp_path / "saved", ignore_mismatched_sizes=True))
+    assert len(recwarn) == 1, "a head that fits is loaded"
+
+
+def test_only_a_heads_size_is_ignored(tmp_path, refused):
+    small_model(Classifier, num_labels=4).save_pretrained(tmp_path / "saved")
+    options = {"model_class": Classifier, "num_labels": 3, "ignore_mismatched_sizes": True}
+    edit_weights(tmp_path / "saved", lambda tensors: tensors.update({NORM: torch.ones(23)}))
+    refused(tmp_path / "saved", ValueError, rf"\(1\): {NORM} in model\.safetensors is \(23,\) .*\(24,\) by the config$",
+            **options)  # fmt: skip
+    edit_weights(tmp_path / "saved", lambda tensors: tensors.update({NORM: torch.ones(24)}))
+    edit_weights(tmp_path / "saved", lambda tensors: tensors.update({"score.gain": torch.ones(2)}))
+    refused(tmp_path / "saved", ValueError, r"unexpected \(1\): score\.gain", **options)
+    small_model().save_pretrained(tmp_path / "causal")
+    edit_weights(tmp_path / "causal", lambda tensors: tensors.update({"lm_head.weight": torch.ones(98, 24)}))
+    refused(tmp_path / "causal", ValueError, r"lm_head\.weight .*\(98, 24\).*by the config$",
+            ignore_mismatched_sizes=True)  # fmt: skip
 
 
 def test_a_causal_model_needs_its_head(tmp_path, refused):

@@ -59,6 +59,43 @@ def test_a_padded_batch_is_one_graph(model):
 
 
 @pytest.mark.numerics
+@torch.no_grad()
+@pytest.mark.parametrize("how", ["a mask of its own", "packed texts", "one text"])
+def test_who_sees_whom_as_a_call_says_is_one_graph(model, how):
+    ids = torch.randint(101, (2, 12))
+    call = {
+        "a mask of its own": {"attention_mask": (torch.rand(2, 1, 12, 12) < 0.5) | torch.eye(12, dtype=torch.bool)},
+        "packed texts": {"position_ids": torch.cat((torch.arange(5), torch.arange(7)))[None], "use_cache": False},
+        "one text": {"position_ids": torch.arange(12)[None], "use_cache": False},
+    }[how]
+    found, wanted = whole(model)(ids, **call).logits, model(ids, **call).logits
+    torch.testing.assert_close(found, wanted, atol=1e-5, rtol=0)
+
+
+@pytest.mark.numerics
+def test_outputs_are_read_by_key_and_index_inside_one_graph(model):
+    def loss(ids, positions):
+        out = model(ids, labels=ids, position_ids=positions, output_router_logits=True, use_cache=False)
+        as_tuple = model(ids, labels=ids, use_cache=False, return_dict=False)
+        assert "cache" not in out and len(out) == 4
+        return out["loss"] + out[1] + out.to_tuple()[2].mean() + as_tuple[0]
+
+    ids = torch.randint(101, (2, 9))
+    arguments = ids, torch.arange(9)[None]
+    found = torch.compile(loss, fullgraph=True, backend="eager")(*arguments)
+    torch.testing.assert_close(found, loss(*arguments), atol=1e-5, rtol=0)
+    found.backward()
+
+
+def test_numbers_that_are_added_to_scores_are_refused_while_compiling(model):
+    """Nobody may look at them there, so biases would pass for what they are not."""
+    ids, mask = torch.randint(101, (2, 4)), torch.zeros(1, 1, 4, 4)
+    model(ids, mask)
+    with pytest.raises((ValueError, RuntimeError), match="attention_mask of four dimensions is torch.float32.*boolean"):
+        whole(model)(ids, mask)
+
+
+@pytest.mark.numerics
 def test_training_in_bfloat16_is_one_graph(model):
     model = model.to(torch.bfloat16).train()
     twin = copy.deepcopy(model)

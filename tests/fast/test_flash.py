@@ -16,6 +16,7 @@ from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mixtral_edu import MixtralForCausalLM, RollingKVCache
+from mixtral_edu.api.visibility import GivenMask, packed_rows
 from mixtral_edu.attention import ATTENTION_BACKENDS, attend_sdpa, eager_attention
 from mixtral_edu.checkpoints import huggingface
 from mixtral_edu.checkpoints.huggingface import StoredTensor
@@ -239,6 +240,53 @@ def test_dropout_acts_in_training_only(stand_in, make_config, padding):
     assert not torch.allclose(average, expected)
     assert (average - expected).norm() < 0.4 * expected.norm(), "kept weights are scaled up: unbiased"
     assert [call.dropout for call in stand_in.calls] == ([] if padding == "holes" else [0.0] * 2 + [0.5] * 50)
+
+
+TEXTS = [[12, 8], [20], [1, 2, 17]]  # lengths of the texts that are packed into each row
+
+
+def packed_visibility(window: int | None, device: str = "cpu") -> Visibility:
+    position_ids = torch.stack([torch.cat([torch.arange(n) for n in row]) for row in TEXTS])
+    return packed_rows(position_ids.to(device), window)
+
+
+@pytest.mark.parametrize("window", [None, 1, 4, 40])
+def test_packed_texts_reach_the_kernel_as_rows_of_their_own(stand_in, window):
+    """With a window of one each token is such a row."""
+    stand_in.dtypes = (torch.float32,)
+    T, visibility = 20, packed_visibility(window)
+    q, k, v = random_qkv(T, T)
+    out, expected = attend_flash(q, k, v, visibility), eager_attention(q, k, v, visibility.mask)[0]
+    assert_attention(out, expected, T)
+    (call,) = stand_in.calls
+    lengths = [1] * 60 if window == 1 else sum(TEXTS, [])
+    assert call.packing.query_starts.diff().tolist() == call.packing.key_starts.diff().tolist() == lengths
+    assert call.packing.most_queries == call.packing.most_keys == max(lengths)
+    direction = torch.randn_like(out)
+    gradients = [torch.autograd.grad(one, (q, k, v), direction) for one in (out, expected)]
+    for flash_gradient, eager_gradient in zip(*gradients, strict=True):
+        assert_close(flash_gradient, eager_gradient, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("heads", [1, 4])
+@pytest.mark.parametrize("T", [1, 9])
+def test_a_mask_of_ones_own_is_never_given_to_a_kernel_that_would_ignore_it(stand_in, heads, T):
+    q, k, v = random_qkv(T, 9)
+    mask = torch.rand(B, heads, T, 9) < 0.5
+    positions = torch.arange(9)[None]
+    visibility = GivenMask(positions[:, -T:], positions, given=mask)
+    assert_attention(attend_flash(q, k, v, visibility), eager_attention(q, k, v, mask)[0], keys=9)
+    assert not stand_in.calls
+
+
+def test_models_with_such_masks_and_texts_equal_eager(stand_in, make_config):
+    stand_in.dtypes = (torch.float32,)
+    eager, flash_model = two_models(make_config, sliding_window=4)
+    ids, mask = torch.randint(0, 101, (B, 12)), torch.rand(B, 1, 12, 12) < 0.5
+    positions = torch.cat((torch.arange(5), torch.arange(7)))[None]
+    for call in ({"attention_mask": mask}, {"position_ids": positions, "use_cache": False}):
+        assert_close(flash_model(ids, **call).logits, eager(ids, **call).logits, **FORWARD)
+    assert len(stand_in.calls) == 3, "one per layer, and none for the mask"
 
 
 def two_models(make_config, dtype: torch.dtype = torch.float32, **changes) -> list[MixtralForCausalLM]:
@@ -578,6 +626,13 @@ def test_a_real_kernel_equals_eager_forward_and_backward(real_kernel, T, S, wind
         visibility = visibility_of(T, S, window, padding, "cuda")
         for Hq, Hkv in HEADS:
             assert_as_exact_as_eager(visibility, T, S, Hq, Hkv, 64, dtype)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("window", [None, 1, 4, 40])
+def test_a_real_kernel_keeps_packed_texts_apart(real_kernel, window):
+    for Hq, Hkv in HEADS:
+        assert_as_exact_as_eager(packed_visibility(window, "cuda"), 20, 20, Hq, Hkv, 64, torch.bfloat16)
 
 
 @pytest.mark.gpu

@@ -504,7 +504,7 @@ def test_copies_are_made_where_they_pay_and_there_is_room(make_pair, monkeypatch
     model.generate(IDS, max_new_tokens=NEW)
     assert made
     made.clear()
-    monkeypatch.setattr("mixtral_edu.api.generation.free_memory", lambda device: 0)
+    monkeypatch.setattr("mixtral_edu.api.task.free_memory", lambda device: 0)
     assert model.generate(IDS, max_new_tokens=NEW).shape == (2, 15 + NEW) and not made
 
 

@@ -3,7 +3,11 @@
 from pathlib import Path
 
 import mistral_common
+import transformers
 from hypothesis import strategies as st
+from transformers.convert_slow_tokenizer import generate_merges
+
+from mixtral_edu.text.tokenizer import MixtralTokenizer
 
 OFFICIAL = Path(mistral_common.__file__).parent / "data" / "tokenizer.model.v1"  # Mixtral's own
 # All SentencePiece files that mistral_common ships, by version: v2 and later have [INST] as a control token.
@@ -25,3 +29,10 @@ def id_lists(vocab_size: int):
     characters = st.sampled_from("é中🙂").map(lambda c: [3 + byte for byte in c.encode()])
     runs = characters | characters.map(lambda run: run[:-1]) | st.lists(st.integers(0, vocab_size - 1), max_size=3)
     return st.lists(runs | st.lists(st.integers(0, 258), max_size=3), max_size=10).map(lambda parts: sum(parts, []))
+
+
+def llama_tokenizer(ours: MixtralTokenizer) -> transformers.LlamaTokenizer:
+    """A tokenizer of transformers with the same vocabulary; it pads with "<unk>"."""
+    vocabulary = ours.get_vocab()
+    merges = generate_merges(vocabulary, {piece: ours.processor.get_score(i) for piece, i in vocabulary.items()})
+    return transformers.LlamaTokenizer(vocab=vocabulary, merges=merges, add_bos_token=True, pad_token="<unk>")

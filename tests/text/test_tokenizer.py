@@ -107,7 +107,8 @@ def test_an_unknown_within_the_text_is_no_padding(official, reference):
 def test_pads_that_a_text_may_hold_are_padding_only_outside_of_bos_and_eos(official, tmp_path):
     model = io.BytesIO()  # without byte fallback: what is not in the vocabulary is <unk>
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(TEXTS), model_writer=model, vocab_size=80, model_type="bpe", minloglevel=2)
+        sentence_iterator=iter(TEXTS), model_writer=model, vocab_size=80, model_type="bpe", minloglevel=2
+    )
     (tmp_path / "plain.model").write_bytes(model.getvalue())
     plain = MixtralTokenizer(tmp_path / "plain.model")
     ids = plain.encode("中 fox 中", add_special_tokens=False)
@@ -124,8 +125,13 @@ def fast_tokenizer(official: MixtralTokenizer, pad: str) -> transformers.PreTrai
     model = tokenizers.Tokenizer(tokenizers.models.BPE(vocabulary, [], byte_fallback=True, unk_token="<unk>"))
     model.decoder = DECODER
     return transformers.PreTrainedTokenizerFast(
-        tokenizer_object=model, unk_token="<unk>", bos_token="<s>", eos_token="</s>", pad_token=pad,
-        clean_up_tokenization_spaces=False)
+        tokenizer_object=model,
+        unk_token="<unk>",
+        bos_token="<s>",
+        eos_token="</s>",
+        pad_token=pad,
+        clean_up_tokenization_spaces=False,
+    )
 
 
 @given(parts=st.lists(texts | st.sampled_from([0, 1, 2]), max_size=6))
@@ -156,8 +162,10 @@ def test_wrong_arguments_are_named(official):
         official.decode([1, 32000])
     with pytest.raises(ValueError, match="id -1 "):
         official.decode(-1)
-    with pytest.raises(TypeError, match="batch_decode"):
-        official.decode(torch.ones(2, 3, dtype=torch.long))
+    with pytest.raises(TypeError, match=r"ids holds \[1\]: .* one flat sequence"):
+        official.decode(torch.ones(2, 3, 1, dtype=torch.long))
+    with pytest.raises(TypeError, match="ids holds True"):
+        official.decode([True])
     with pytest.raises(TypeError, match="flat sequence of ints"):
         official.decode([1.0])
 
@@ -168,6 +176,7 @@ def test_decode_takes_ids_of_every_kind(official):
         assert official.decode(given_ids) == "<s> Once upon"
     assert official.decode(ids[1]) == official.decode(torch.tensor(ids[1])) == "Once"
     assert official.batch_decode(torch.tensor([ids, ids])) == official.batch_decode([ids, ids]) == ["<s> Once upon"] * 2
+    assert official.batch_decode(torch.tensor(row) for row in (ids, ids)) == ["<s> Once upon"] * 2
 
 
 def test_pieces_show_ids_and_bytes(official, reference):
@@ -201,17 +210,21 @@ def test_a_pad_id_can_be_set(official):
 
 def test_settings_that_would_have_no_effect_are_refused_by_name(official):
     for name, value in {
-        "padding_side": "right", "truncation_side": "left", "model_max_length": 512, "add_bos_token": False,
-        "add_eos_token": True, "chat_template": "{{ messages }}", "pad_token": "</s>", "eos_token": "</s>",
+        "add_bos_token": False, "add_eos_token": True, "chat_template": "{{ messages }}", "unk_token": "</s>",
         "unk_token_id": 3, "vocab_size": 5, "byte_values": {}, "clean_up_tokenization_spaces": True,
+        "all_special_ids": [1], "all_special_tokens": ["<s>"], "pad_tokn": "</s>", "use_fast": True,
     }.items():  # fmt: skip
-        for set_it in (lambda n=name, v=value: setattr(copy.copy(official), n, v),
-                       lambda n=name, v=value: MixtralTokenizer(OFFICIAL, **{n: v}),
-                       lambda n=name, v=value: MixtralTokenizer.from_pretrained("tiny", **{n: v})):  # fmt: skip
-            with pytest.raises(ValueError, match=f"^{name}="):
-                set_it()
-    with pytest.raises(AttributeError, match="pad_tokn_id"):
-        copy.copy(official).pad_tokn_id = 2
+        with pytest.raises(AttributeError, match=f"^{name}=.* would have no effect: "):
+            setattr(copy.copy(official), name, value)
+        for load, place in ((MixtralTokenizer, OFFICIAL), (MixtralTokenizer.from_pretrained, "tiny")):
+            with pytest.raises(TypeError, match=f"^{name}=.* would have no effect: "):
+                load(place, **{name: value})
+    for name, value in {
+        "padding_side": "middle", "truncation_side": None, "model_max_length": 0, "pad_token": "[PAD]",
+        "bos_token": None, "eos_token": 2,
+    }.items():  # fmt: skip
+        with pytest.raises(ValueError, match=f"^{name}={re.escape(repr(value))}: it must be "):
+            setattr(copy.copy(official), name, value)
     for value in (None, -1, 32000, "2", True, 2.0, np.int64(32000), np.float64(2), np.True_):
         with pytest.raises(ValueError, match=rf"^pad_token_id={re.escape(repr(value))}: .* 0 to 31999"):
             copy.copy(official).pad_token_id = value
@@ -248,8 +261,21 @@ def test_batches_that_cannot_be_are_refused(official):
         official([])
     with pytest.raises(ValueError, match="return_tensors='np'"):
         official("a", return_tensors="np")
-    with pytest.raises(ValueError, match="padding='max_length'"):
+    with pytest.raises(ValueError, match="padding='max_length' has no length: pass max_length"):
         official("a", padding="max_length")
+    with pytest.raises(ValueError, match="pass truncation=True too"):
+        official(["a", "a b c"], padding="max_length", max_length=2, return_tensors="pt")
+    for name, value in {"padding": "left", "truncation": "only_second", "max_length": 0}.items():
+        with pytest.raises(ValueError, match=f"^{name}={value!r}: it must be "):
+            official("a", **{"truncation": True, name: value})
+    for options in ({}, {"padding": True}, {"truncation": False, "padding": "do_not_pad"}):
+        with pytest.raises(ValueError, match="max_length=2 would have no effect: pass truncation=True"):
+            official("a b c", max_length=2, **options)
+    with pytest.raises(ValueError, match="max_length=2 would have no effect"):
+        official.encode("a b c", max_length=2)
+    for call in (official, official.encode, lambda text, **options: official.apply_chat_template([], **options)):
+        with pytest.raises(TypeError, match="'pad_to_multiple_of'"):
+            call("a", pad_to_multiple_of=8)
 
 
 def test_the_output_moves_unpacks_and_copies(official):

@@ -1,0 +1,446 @@
+"""README's table "Coming from transformers": each row is made here, by a test that does it in both packages."""
+
+import copy
+import inspect
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+
+import mixtral_edu
+from generation_checks import random_model
+from mixtral_edu import MixtralConfig, MixtralForCausalLM, MixtralForSequenceClassification, MixtralTokenizer
+from tokenizer_samples import llama_tokenizer
+from tolerances import assert_forward
+
+README = Path(__file__).resolve().parents[1] / "README.md"
+SIZES = dict(vocab_size=48, hidden_size=32, intermediate_size=40, num_hidden_layers=2, num_attention_heads=4,
+             num_key_value_heads=2, num_local_experts=4, num_experts_per_tok=2)  # fmt: skip
+IDS = torch.arange(3, 12)[None]
+DIFFERENCES: list[tuple[str, str, Callable[..., None]]] = []
+
+
+def difference(there: str, here: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Add a row: what one writes or sees in transformers, what it is here, and the test that shows both."""
+
+    def add(test: Callable[..., None]) -> Callable[..., None]:
+        DIFFERENCES.append((there, here, test))
+        return test
+
+    return add
+
+
+@pytest.fixture(scope="module")
+def ours() -> MixtralForCausalLM:
+    return random_model(MixtralConfig(**SIZES))
+
+
+@pytest.fixture(scope="module")
+def theirs(ours, transformers_twin) -> transformers.MixtralForCausalLM:
+    return transformers_twin(ours)
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> MixtralTokenizer:
+    return MixtralTokenizer.from_pretrained("tiny")
+
+
+@pytest.fixture
+def llama(tokenizer) -> transformers.LlamaTokenizer:
+    return llama_tokenizer(tokenizer)
+
+
+# The rows, in the order of the table
+
+
+@difference("`AutoModelForCausalLM`, `AutoTokenizer`", "`MixtralForCausalLM`, `MixtralTokenizer`")
+def test_names():
+    assert not any(name.startswith("Auto") for name in mixtral_edu.__all__)
+    assert {"MixtralForCausalLM", "MixtralTokenizer"} <= set(mixtral_edu.__all__)
+
+
+@difference("`quantization_config=BitsAndBytesConfig(load_in_4bit=True)`", '`quantization="int4"`')
+def test_quantization():
+    theirs = transformers.BitsAndBytesConfig(load_in_4bit=True)
+    with pytest.raises(ValueError, match='must be quantization="int4"'):
+        MixtralForCausalLM.from_pretrained("tiny", quantization_config=theirs)
+    assert MixtralForCausalLM.from_pretrained("tiny", quantization="int4").device.type == "cpu"
+
+
+@difference(
+    "`convert_mixtral_weights_to_hf.py --input_dir A --output_dir B`", "`python -m mixtral_edu convert A B --to hf`"
+)
+def test_conversion():
+    command = [sys.executable, "-m", "mixtral_edu", "convert", "--help"]
+    help_text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert "SOURCE" in help_text and "--to" in help_text
+
+
+@difference("a model's name on the hub is downloaded", "nothing is downloaded; use `hf download`")
+def test_downloads():
+    with pytest.raises(OSError, match="hf download"):
+        MixtralForCausalLM.from_pretrained("mistralai/Mixtral-8x7B-v0.1")
+
+
+@difference("scaled rotary embeddings (`rope_scaling`, `rope_type`)", "an error that says why: Mixtral has none")
+def test_scaled_rotary_embeddings():
+    scaled = {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4}
+    assert transformers.MixtralConfig(rope_parameters=scaled).rope_parameters["factor"] == 2.0
+    with pytest.raises(ValueError, match="rope_parameters"):
+        MixtralConfig(rope_parameters=scaled)
+
+
+@difference(
+    'experts are `"eager"`, `"batched_mm"` or `"grouped_mm"`',
+    '`"reference"`, `"sorted"` or `"grouped"`; as there, `set_experts_implementation` chooses',
+)
+def test_forms_of_the_experts(ours, theirs):
+    theirs.set_experts_implementation("eager")
+    with pytest.raises(ValueError, match="experts_implementation='grouped_mm'"):
+        ours.set_experts_implementation("grouped_mm")
+    ours.set_experts_implementation(ours.config.experts_implementation)
+
+
+@difference(
+    "`resize_token_embeddings` changes the config, which other models may share",
+    "the model gets a config of its own; a vocabulary that lacks the pad id or another special id is an error",
+)
+def test_the_config_of_a_resized_model():
+    configs = transformers.MixtralConfig(**SIZES), MixtralConfig(**SIZES, pad_token_id=40)
+    models = transformers.MixtralForCausalLM(configs[0]), MixtralForCausalLM(configs[1])
+    for model in models:
+        model.resize_token_embeddings(60, mean_resizing=False)
+        assert model.config.vocab_size == 60 == len(model.get_input_embeddings().weight)
+    assert [config.vocab_size for config in configs] == [60, 48]
+    with pytest.raises(ValueError, match="pad_token_id=40"):
+        models[1].resize_token_embeddings(30)
+
+
+@difference("`ignore_mismatched_sizes=True` draws any tensor anew", "only a classifier's or an answerer's head")
+def test_mismatched_sizes(ours, theirs, tmp_path):
+    theirs.save_pretrained(tmp_path / "theirs")
+    options = dict(vocab_size=50, ignore_mismatched_sizes=True)
+    drawn = transformers.MixtralForCausalLM.from_pretrained(tmp_path / "theirs", **options)
+    assert len(drawn.lm_head.weight) == 50
+    ours.save_pretrained(tmp_path / "ours")
+    config = json.loads((tmp_path / "ours" / "config.json").read_text())
+    (tmp_path / "ours" / "config.json").write_text(json.dumps(config | {"vocab_size": 50}))
+    with pytest.raises(ValueError, match="vocab_size|shape"):
+        MixtralForCausalLM.from_pretrained(tmp_path / "ours", ignore_mismatched_sizes=True)
+
+
+@difference(
+    "with gradient checkpointing a cache that is asked for is dropped",
+    "an error; by default none is made in training, as there",
+)
+def test_checkpointing_and_caches(transformers_twin):
+    model = random_model(MixtralConfig(**SIZES)).train()
+    twin = transformers_twin(model)
+    twin.activation_checkpointing_enable()
+    model.gradient_checkpointing_enable()
+    assert twin(IDS, use_cache=True).cache is None and model(IDS).cache is None
+    with pytest.raises(ValueError, match="use_cache=True"):
+        model(IDS, use_cache=True)
+
+
+@difference(
+    "`model.generation_config` holds the options of generation", "it is the config: the ids that begin, end, pad"
+)
+def test_generation_config(ours, theirs):
+    assert theirs.generation_config is not theirs.config and hasattr(theirs.generation_config, "temperature")
+    assert ours.generation_config is ours.config
+
+
+@difference('`LoraConfig(task_type="CAUSAL_LM")` of peft', "leave `task_type` out")
+def test_low_rank_adapters(ours):
+    peft = pytest.importorskip("peft")
+    with pytest.raises(AttributeError, match="prepare_inputs_for_generation"):
+        peft.get_peft_model(copy.deepcopy(ours), peft.LoraConfig(target_modules=["q_proj"], task_type="CAUSAL_LM"))
+    adapted = peft.get_peft_model(copy.deepcopy(ours), peft.LoraConfig(target_modules=["q_proj"]))
+    assert adapted(input_ids=IDS).logits.shape == (1, 9, 48)
+
+
+@difference(
+    "`generate(ids)` stops after 20 new ids, with a warning", "an error: give `max_new_tokens` (or `max_length`)"
+)
+def test_lengths(ours, theirs):
+    ids = torch.tensor([[3, 4, 5]])
+    with pytest.warns(UserWarning, match="max_new_tokens"):
+        assert theirs.generate(ids, do_sample=False, eos_token_id=None).shape == (1, 23)
+    with pytest.raises(TypeError, match="max_new_tokens=None"):
+        ours.generate(ids)
+
+
+@difference(
+    "right-padded prompts are continued after their padding, with a warning at most",
+    'an error: `generate` needs padding on the left, `padding_side="left"`',
+)
+def test_right_padding(ours, theirs):
+    ids, mask = torch.tensor([[3, 4, 5, 0]]), torch.tensor([[1, 1, 1, 0]])
+    assert theirs.generate(ids, attention_mask=mask, max_new_tokens=2, eos_token_id=None).shape == (1, 6)
+    with pytest.raises(ValueError, match="left padding"):
+        ours.generate(ids, mask, max_new_tokens=2)
+
+
+@difference("`output_scores=True` without `return_dict_in_generate=True` is ignored", "an error")
+def test_scores_without_their_place(ours, theirs):
+    ids = torch.tensor([[3, 4, 5]])
+    assert isinstance(theirs.generate(ids, max_new_tokens=1, output_scores=True), torch.Tensor)
+    with pytest.raises(ValueError, match="needs return_dict_in_generate=True"):
+        ours.generate(ids, max_new_tokens=1, output_scores=True)
+
+
+@difference(
+    "`generate(…, generation_config=)`, `logits_processor=`, `stopping_criteria=`, `assistant_model=`",
+    "an error that names the argument: options are arguments of `generate` itself",
+)
+def test_objects_that_steer_generation(ours):
+    for name in ("generation_config", "logits_processor", "stopping_criteria", "assistant_model"):
+        with pytest.raises(TypeError, match=f"unexpected keyword argument '{name}'"):
+            ours.generate(torch.tensor([[3]]), max_new_tokens=1, **{name: None})
+
+
+@difference(
+    "beam search draws with `do_sample=True`, and stops at `stop_strings`",
+    "an error: beams are the likeliest texts, and end at `eos_token_id`",
+)
+def test_beams_that_draw(ours, theirs):
+    ids = torch.tensor([[3, 4, 5]])
+    assert theirs.generate(ids, num_beams=2, do_sample=True, max_new_tokens=1).shape == (1, 4)
+    for option in ({"do_sample": True}, {"stop_strings": "a", "tokenizer": MixtralTokenizer.from_pretrained("tiny")}):
+        with pytest.raises(ValueError, match="num_beams=2 with"):
+            ours.generate(ids, num_beams=2, max_new_tokens=1, **option)
+
+
+@difference(
+    "router logits of `generate` cannot be had",
+    "`output_router_logits=True` returns them for each step",
+)
+def test_router_logits_of_steps(ours, theirs):
+    ids, options = torch.tensor([[3, 4, 5]]), dict(max_new_tokens=2, return_dict_in_generate=True, eos_token_id=None)
+    with pytest.raises((TypeError, ValueError, AttributeError)):
+        assert theirs.generate(ids, do_sample=False, output_router_logits=True, **options).router_logits
+    steps = ours.generate(ids, output_router_logits=True, **options).router_logits
+    assert [logits[0].shape for logits in steps] == [(3, 4), (1, 4)]
+
+
+@difference("classification finds a text's end by the pad id", "by the attention mask, if there is one")
+def test_pooling(transformers_twin):
+    torch.manual_seed(0)
+    ours = MixtralForSequenceClassification(MixtralConfig(**SIZES, num_labels=3, pad_token_id=7)).eval()
+    ids, mask = torch.tensor([[3, 4, 7]]), torch.tensor([[1, 1, 1]])
+    with torch.no_grad():
+        their = transformers_twin(ours)(ids, attention_mask=mask).logits
+        assert_forward(their, ours(ids[:, :2]).logits)  # the token before the pad id
+        assert_forward(ours(ids, mask).logits, ours(torch.cat((ids, ids), 1)[:, :3], mask).logits)
+        assert (ours(ids, mask).logits - their).abs().max() > 1e-4
+
+
+@difference("the loss of a batch in which no label counts is nan", "it is 0; the gradient is 0 in both")
+def test_loss_over_nothing(ours, theirs):
+    ids, labels = torch.tensor([[3, 4, 5]]), torch.full((1, 3), -100)
+    assert theirs(ids, labels=labels).loss.isnan() and ours(ids, labels=labels).loss == 0
+
+
+@difference("outputs are dictionaries", "they are read like them, but are none; `return_dict=False` gives a tuple")
+def test_kinds_of_output(ours, theirs):
+    assert isinstance(theirs(IDS), dict)
+    out = ours(IDS)
+    assert isinstance(out, Mapping) and not isinstance(out, dict) and out["logits"] is out[0] is out.logits
+    assert isinstance(ours(IDS, return_dict=False), tuple)
+
+
+@difference("`past_key_values`, called `cache` since 5.24", "either name, as an argument and in what is returned")
+def test_names_of_the_cache(ours):
+    for name in ("cache", "past_key_values"):
+        out = ours(IDS, **{name: mixtral_edu.RollingKVCache(ours.config, 1)})
+        assert out.cache is out.past_key_values is out["cache"] is out["past_key_values"]
+
+
+@difference(
+    "the decoder's vectors are not part of what a model with a head returns",
+    "`out.last_hidden_state` holds them, beside what `out.to_tuple()` lists",
+)
+def test_vectors_of_a_model_with_a_head(ours, theirs):
+    out = ours(IDS)
+    assert not hasattr(theirs(IDS), "last_hidden_state")
+    assert "last_hidden_state" not in out and out.last_hidden_state.shape == (1, 9, 32)
+
+
+@difference(
+    "a boolean mask (B, 1, T, S) is added to scores as 0 and 1 by eager attention",
+    "True is where a query may attend, with every backend",
+)
+def test_boolean_masks(ours, theirs):
+    causal = torch.ones(9, 9, dtype=torch.bool).tril()[None, None]
+    assert (theirs(IDS, attention_mask=causal).logits - theirs(IDS).logits).abs().max() > 0.1
+    assert_forward(ours(IDS, attention_mask=causal).logits, ours(IDS).logits)
+
+
+@difference("a query whose mask hides all keys gives nan with -inf and eager attention", "it gathers 0")
+def test_a_query_that_sees_nothing(ours, theirs):
+    mask = torch.zeros(1, 1, 9, 9)
+    mask[:, :, 4] = -torch.inf
+    assert theirs(IDS, attention_mask=mask).logits.isnan().any()
+    assert ours(IDS, attention_mask=mask).logits.isfinite().all()
+
+
+@difference("other numbers in such a mask, as ALiBi's, are added to the scores", "an error")
+def test_biases(ours, theirs):
+    biases = -(torch.arange(9)[:, None] - torch.arange(9)).abs()[None, None] / 2
+    assert theirs(IDS, attention_mask=biases).logits.isfinite().all()
+    with pytest.raises(ValueError, match="holds -0.5"):
+        ours(IDS, attention_mask=biases)
+
+
+@difference("such a mask with `output_router_logits=True` ends in an error", "the auxiliary loss counts all tokens")
+def test_own_masks_and_balance(ours, theirs):
+    mask = torch.zeros(1, 1, 9, 9)
+    with pytest.raises(RuntimeError):
+        theirs(IDS, attention_mask=mask, output_router_logits=True)
+    assert ours(IDS, attention_mask=mask, output_router_logits=True).aux_loss > 0
+
+
+@difference(
+    "such a mask is taken with any cache",
+    "an error with a cache that has left out padding, or whose window is full: its keys are other columns",
+)
+def test_own_masks_and_caches(ours, theirs):
+    padding, mask = torch.tensor([[0] + [1] * 8]), torch.zeros(1, 1, 1, 10)
+    assert (
+        theirs(IDS[:, :1], attention_mask=mask, cache=theirs(IDS, attention_mask=padding).cache).logits.isfinite().all()
+    )
+    with pytest.raises(ValueError, match="left out padding"):
+        ours(IDS[:, :1], mask, cache=ours(IDS, padding).cache)
+
+
+@difference(
+    "packed texts (`position_ids` that restart) see each other where a cache is made, which is the default",
+    "an error: give `use_cache=False`, which keeps them apart in both",
+)
+def test_packed_texts(ours, theirs):
+    call = {"input_ids": IDS, "position_ids": torch.tensor([[0, 1, 2, 3, 0, 1, 2, 3, 4]])}
+    apart = theirs(**call, use_cache=False).logits
+    assert (theirs(**call).logits - apart).abs().max() > 0.1
+    with pytest.raises(ValueError, match="use_cache=False"):
+        ours(**call)
+    assert_forward(ours(**call, use_cache=False).logits, apart)
+
+
+@difference(
+    "`max_length` cuts texts without `truncation=True`, with a warning",
+    'an error: give `truncation=True`, or `padding="max_length"`',
+)
+def test_max_length_alone(tokenizer, llama):
+    assert len(llama("a b c", max_length=2).input_ids) == 2
+    with pytest.raises(ValueError, match="truncation"):
+        tokenizer("a b c", max_length=2)
+
+
+@difference('`padding="max_length"` pads nothing where no limit is known', "an error: give `max_length`")
+def test_padding_to_no_limit(tokenizer, llama):
+    assert len(llama("a", padding="max_length").input_ids) == 2
+    with pytest.raises(ValueError, match="max_length"):
+        tokenizer("a", padding="max_length")
+
+
+@difference('a token that is not in the vocabulary can be set: `tokenizer.pad_token = "[PAD]"`', "an error")
+def test_a_pad_token_of_no_vocabulary(tokenizer, llama):
+    llama.pad_token = "[PAD]"
+    assert llama.pad_token_id == llama.unk_token_id
+    with pytest.raises(ValueError, match="pad_token"):
+        tokenizer.pad_token = "[PAD]"
+
+
+@difference("there is no pad token before one is set", "it is `<unk>`, of id 0")
+def test_the_pad_token_at_first(tokenizer):
+    assert transformers.MixtralConfig().pad_token_id is None
+    assert (tokenizer.pad_token, tokenizer.pad_token_id) == ("<unk>", 0)
+
+
+@difference(
+    "any attribute of a tokenizer can be set, misspelled or without effect",
+    "an error that says what to set; so are `chat_template`, as the vocabulary decides on the format, and `unk_token`",
+)
+def test_attributes_of_no_effect(tokenizer, llama):
+    llama.pad_tokn = "</s>"
+    for name in ("pad_tokn", "chat_template", "unk_token"):
+        with pytest.raises(AttributeError, match=name):
+            setattr(tokenizer, name, "</s>")
+
+
+@difference(
+    "`<s>` in a text is the special token, in some of its tokenizers", "it is text: users cannot write specials"
+)
+def test_specials_in_a_text(tokenizer, llama):
+    assert llama.bos_token_id in llama("<s>", add_special_tokens=False).input_ids
+    assert tokenizer.bos_token_id not in tokenizer.encode("<s>", add_special_tokens=False)
+
+
+@difference("bytes that are no UTF-8 make one � each, whole ones beside them too", "only what is broken becomes �")
+def test_broken_bytes(tokenizer, llama):
+    ids = tokenizer.convert_tokens_to_ids(["<0xC3>", "<0xA9>", "<0xC3>"])
+    assert (llama.decode(ids), tokenizer.decode(ids)) == ("\N{REPLACEMENT CHARACTER}" * 3, "é\N{REPLACEMENT CHARACTER}")
+
+
+@difference("`decode` leaves out an id that is outside the vocabulary", "an error")
+def test_ids_outside(tokenizer, llama):
+    assert llama.decode([len(tokenizer) + 5]) == ""
+    with pytest.raises(ValueError, match="from 0 to"):
+        tokenizer.decode([len(tokenizer) + 5])
+
+
+@difference(
+    '`encode` takes a list of texts, `tokenizer(…)` also `return_tensors="np"` and `pad_to_multiple_of`',
+    'an error: `encode` takes one text; lists or `return_tensors="pt"` are returned',
+)
+def test_kinds_of_input_and_output(tokenizer, llama):
+    assert len(llama.encode(["a", "b"])) == 2 and llama("a", return_tensors="np").input_ids.shape == (1, 2)
+    with pytest.raises(TypeError, match="tokenizer"):
+        tokenizer.encode(["a", "b"])
+    with pytest.raises(ValueError, match="return_tensors"):
+        tokenizer("a", return_tensors="np")
+    with pytest.raises(TypeError, match="pad_to_multiple_of"):
+        tokenizer("a", pad_to_multiple_of=4)
+
+
+@difference("`apply_chat_template` returns a dictionary", "ids; `return_dict=True` returns the dictionary")
+def test_what_a_chat_becomes(tokenizer, llama):
+    llama.chat_template = "{{ messages[0]['content'] }}"
+    chat = [{"role": "user", "content": "Hello"}]
+    assert "input_ids" in llama.apply_chat_template(chat)
+    assert isinstance(tokenizer.apply_chat_template(chat), list)
+    assert "input_ids" in tokenizer.apply_chat_template(chat, return_dict=True)
+
+
+@difference("`tools=`, `documents=` become part of a chat", "an error: the bundled formats have no place for them")
+def test_tools(tokenizer):
+    assert "tools" in inspect.signature(transformers.LlamaTokenizer.apply_chat_template).parameters
+    for name in ("tools", "documents"):
+        with pytest.raises(TypeError, match=name):
+            tokenizer.apply_chat_template([{"role": "user", "content": "Hello"}], **{name: []})
+
+
+# What the table is made of
+
+
+def rows() -> list[str]:
+    return [f"| {there} | {here} |" for there, here, _ in DIFFERENCES]
+
+
+def test_the_readme_shows_all_rows():
+    text = README.read_text(encoding="utf-8")
+    table = re.search(r"\| in transformers \| here \|\n\|---\|---\|\n((?:\|.*\n)+)", text)
+    assert table is not None and table.group(1).splitlines() == rows()
+
+
+def test_every_row_has_a_test_that_runs():
+    here = {name for name in globals() if name.startswith("test_")}
+    assert {test.__name__ for _, _, test in DIFFERENCES} <= here
+    assert len({there for there, _, _ in DIFFERENCES}) == len(DIFFERENCES)
