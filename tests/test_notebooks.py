@@ -4,6 +4,7 @@ nbval runs the cells and compares texts. The rules here close its holes: cells t
 it never does, and whatever a machine or an editor leaves in a file.
 """
 
+import copy
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -80,14 +81,56 @@ def is_in_the_refresh_tools_form(notebook: NotebookNode) -> list[str]:
     return [] if notebook == normalised(notebook) else ["metadata, ids or outputs differ from what the tool stores"]
 
 
+def describes_its_figures(notebook: NotebookNode) -> list[str]:
+    problems, texts = [], []
+    for number, cell in enumerate(code_cells(notebook)):
+        for output in filter(is_figure, cell.outputs):
+            texts.append(output.metadata.get("image/png", {}).get("alt", ""))
+            if not texts[-1]:
+                problems.append(f"code cell {number} draws a figure without alternative text; see viz.alt.describe")
+    if len(set(texts)) < len(texts):
+        problems.append("two figures have the same alternative text")
+    return problems
+
+
+def prints_numbers_for_truths(notebook: NotebookNode) -> list[str]:
+    problems = []
+    for number, cell in enumerate(code_cells(notebook)):
+        texts = [output.get("text", output.get("data", {}).get("text/plain", "")) for output in cell.outputs]
+        if any(re.search(r"(^|[:=] *)(True|False)$", text, re.MULTILINE) for text in texts):
+            problems.append(f"code cell {number} shows a truth value as its result; print the number, assert the bound")
+    return problems
+
+
+def asks_before_it_shows(notebook: NotebookNode) -> list[str]:
+    asked = [cell for cell in notebook.cells if cell.cell_type == "markdown" and "**Predict" in cell.source]
+    folded = [cell for cell in asked if re.search(r"<details>\s*<summary>", cell.source)]
+    problems = [] if len(folded) == len(asked) else ["a question marked **Predict** has no folded answer"]
+    return problems if len(folded) >= 5 else [*problems, f"{len(folded)} predictions; a lesson has five or more"]
+
+
 RULES = [
     was_run_from_top_to_bottom,
     stores_its_outputs,
     tags_the_cells_that_raise,
     compares_most_cells,
     says_figures_in_numbers,
+    describes_its_figures,
+    prints_numbers_for_truths,
+    asks_before_it_shows,
     is_in_the_refresh_tools_form,
 ]
+
+
+# Notebooks that follow these rules; the others are to come.
+FOLLOWING: tuple[str, ...] = ("09_generation",)  # "05_rolling_cache", "exercises/05_rolling_cache", …
+NOT_YET = {
+    path for path in NOTEBOOKS if path.relative_to(REPOSITORY / "notebooks").with_suffix("").as_posix() not in FOLLOWING
+}
+NEW_RULES = (describes_its_figures, prints_numbers_for_truths, asks_before_it_shows)
+
+
+PREDICTION = "**Predict, then run.** How many?\n\n<details><summary>Answer</summary>\n\nTwo.\n\n</details>"
 
 
 def name_of(thing: Path | Callable) -> str:
@@ -97,6 +140,10 @@ def name_of(thing: Path | Callable) -> str:
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=name_of)
 @pytest.mark.parametrize("rule", RULES, ids=name_of)
 def test_a_notebook(rule: Callable, path: Path):
+    if rule in NEW_RULES and path in NOT_YET:
+        pytest.skip("not yet")
+    if rule is asks_before_it_shows and path.parent.name == "exercises":
+        pytest.skip("exercises ask anyway")
     problems = rule(read(path))
     assert not problems, "\n".join([*problems, f"mend that, then run: python tools/refresh_notebooks.py {path}"])
 
@@ -135,7 +182,7 @@ def test_the_readme_lists(path: Path):
 
 def good_notebook() -> NotebookNode:
     data = {"image/png": PIXEL, "text/plain": "<Figure size 600x400 with 1 Axes>"}
-    figure = new_output("display_data", data)
+    figure = new_output("display_data", data, metadata={"image/png": {"alt": "One line rises from 1 to 2."}})
     cells = [
         new_markdown_cell("# A title", id="title"),
         new_code_cell("print(1)", execution_count=1, outputs=[new_output("stream", text="1\n")], id="one"),
@@ -143,6 +190,7 @@ def good_notebook() -> NotebookNode:
         new_code_cell("print(0.5)", execution_count=3, outputs=[new_output("stream", text="0.5\n")], id="three"),
         new_code_cell("x = 4", execution_count=4, id="four"),
         new_code_cell("import time", execution_count=5, metadata={"tags": [IGNORED]}, id="five"),
+        *(new_markdown_cell(PREDICTION, id=f"question-{n}") for n in range(5)),
     ]
     return new_notebook(cells=cells, metadata=METADATA)
 
@@ -210,6 +258,30 @@ def long_traceback(cells: list[NotebookNode]) -> None:
     cells[4].outputs = [new_output("error", ename="ValueError", evalue="no", traceback=["line 1", "ValueError: no"])]
 
 
+def without_words(cells: list[NotebookNode]) -> None:
+    cells[2].outputs[0].metadata = {}
+
+
+def with_the_same_words(cells: list[NotebookNode]) -> None:
+    cells[2].outputs.append(copy.deepcopy(cells[2].outputs[0]))
+
+
+def answers_with_a_truth(cells: list[NotebookNode]) -> None:
+    cells[3].outputs[0].text = "0.5\nequal: True\n"
+
+
+def returns_a_truth(cells: list[NotebookNode]) -> None:
+    cells[3].outputs.append(new_output("execute_result", {"text/plain": "False"}, execution_count=3))
+
+
+def asks_too_little(cells: list[NotebookNode]) -> None:
+    del cells[-1]
+
+
+def answers_at_once(cells: list[NotebookNode]) -> None:
+    cells.append(new_markdown_cell("**Predict.** How many? Two.", id="open"))
+
+
 @pytest.mark.parametrize("rule", RULES, ids=name_of)
 def test_a_good_notebook_passes(rule: Callable):
     assert rule(good_notebook()) == []
@@ -230,6 +302,12 @@ def test_a_good_notebook_passes(rule: Callable):
         (says_figures_in_numbers, shows_its_lines_too),
         (says_figures_in_numbers, figure_without_numbers),
         (says_figures_in_numbers, figure_with_ignored_numbers),
+        (describes_its_figures, without_words),
+        (describes_its_figures, with_the_same_words),
+        (prints_numbers_for_truths, answers_with_a_truth),
+        (prints_numbers_for_truths, returns_a_truth),
+        (asks_before_it_shows, asks_too_little),
+        (asks_before_it_shows, answers_at_once),
         (is_in_the_refresh_tools_form, collapsed_by_an_editor),
         (is_in_the_refresh_tools_form, live_widget),
         (is_in_the_refresh_tools_form, long_traceback),
