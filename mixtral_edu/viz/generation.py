@@ -1,8 +1,9 @@
-"""What happens during generation: how certain the model is, loops, and batches with padding."""
+"""What happens during generation: how certain the model is, loops, beams, guesses, and batches with padding."""
 
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
@@ -199,4 +200,174 @@ def distance_by_pads(
         axes.set(xlabel="pads in front of the text", ylabel="distance (0: equal)", ylim=(0, 1), xlim=(0, num_pads[-1]))
         axes.legend(loc="center left", bbox_to_anchor=(1.02, 0.5))
         axes.set_title(title or "What padding does to the next token's distribution")
+    return figure
+
+
+def tree_of_two_steps(
+    start: str,
+    tree: Mapping[str, tuple[float, Mapping[str, float]]],
+    title: str | None = None,
+    figure: Figure | None = None,
+) -> Figure:
+    """Draw all continuations of two tokens with their probabilities, what greedy decoding takes, and the likeliest one.
+
+    Args:
+        start: the text that is continued.
+        tree: for each first token its probability, and those of the second tokens that may follow it.
+        title: replaces the computed title, which compares greedy's text with the likeliest.
+        figure: a figure to draw into instead of a new one.
+
+    Raises:
+        ValueError: `tree` or one of its branches is empty.
+    """
+    if not tree or not all(branch for _, branch in tree.values()):
+        raise ValueError("tree is empty or has an empty branch: give a first token, and a second one for each first")
+    whole = {(a, b): p * q for a, (p, branch) in tree.items() for b, q in branch.items()}
+    first = max(tree, key=lambda a: tree[a][0])
+    greedy = (first, max(tree[first][1], key=tree[first][1].get))
+    likeliest = max(whole, key=whole.get)
+    if title is None:
+        taken, best = (f"{quoted(' '.join(path))} ({whole[path]:.2f})" for path in (greedy, likeliest))
+        title = f"Greedy takes {taken}" + (", the likeliest text" if greedy == likeliest else f"; {best} is likeliest")
+    dashed = {"color": INK, "linestyle": (0, (4, 2)), "linewidth": 2.2, "zorder": 3}
+    looks = {likeliest: {"color": ACCENT, "linewidth": 4, "alpha": 0.75, "zorder": 2, "label": "the likeliest text"}}
+    looks = {greedy: dashed | {"label": "greedy: the likeliest token in each step"}} | looks
+    if greedy == likeliest:
+        looks[greedy]["label"] = "greedy, and the likeliest text"
+    usual, rows = {"color": FAINT, "linewidth": 1.5}, len(whole)
+    xs, names = (0.1, 0.42, 0.74), {"size": 11.5, "family": MONO, "va": "center", "ha": "center"}
+    height = 1.5 + 0.42 * rows
+    with use_style():
+        figure = new_figure(10.5, height, figure)
+        axes = figure.add_axes((0.012, 0.02, 0.976, 1 - 0.55 / height))
+        axes.set(xlim=(0, 1), ylim=(rows - 0.4, -1.8))
+        axes.set_axis_off()
+        ends = dict(zip(whole, range(rows), strict=True))
+        middles = {a: np.mean([ends[a, b] for b in branch]) for a, (_, branch) in tree.items()}
+        root, box = (rows - 1) / 2, {"facecolor": "white", "edgecolor": FAINT, "boxstyle": "round,pad=0.3"}
+        for path, look in looks.items():
+            axes.plot(xs, (root, middles[path[0]], ends[path]), **look)
+        axes.text(xs[0], root, printable(start), bbox=box, zorder=4, **names)
+        for a, (p, branch) in tree.items():
+            _edge(axes, (xs[0], root), (xs[1], middles[a]), p, usual)
+            axes.text(xs[1], middles[a], printable(a), bbox=box, zorder=4, **names)
+            for b, q in branch.items():
+                _edge(axes, (xs[1], middles[a]), (xs[2], ends[a, b]), q, usual)
+                axes.text(xs[2], ends[a, b], printable(b), bbox=box, zorder=4, **names)
+                weight = "bold" if (a, b) in looks else "normal"
+                axes.text(xs[2] + 0.07, ends[a, b], f"{p:.2g} × {q:.2g} = {p * q:.2f}", va="center", weight=weight)
+        axes.text(xs[2] + 0.07, -0.9, "as a whole", va="center", color=MUTED)
+        axes.legend(loc="upper left", bbox_to_anchor=(0, 1.0), borderaxespad=0)
+        figure.text(0.012, 1 - 0.1 / height, title, size=13, weight="bold", va="top")
+    return figure
+
+
+def _edge(axes: Axes, start: tuple[float, float], end: tuple[float, float], probability: float, look: dict) -> None:
+    """A line with the probability written on it, two thirds of the way, where branches lie apart."""
+    axes.plot(*zip(start, end, strict=True), zorder=1, **look)
+    x, y = (a + 0.64 * (b - a) for a, b in zip(start, end, strict=True))
+    axes.text(x, y, f"{probability:.2g}", size=10.5, va="center", ha="center", zorder=4,
+              bbox={"facecolor": "white", "edgecolor": "none", "pad": 1})  # fmt: skip
+
+
+def by_number_of_beams(
+    num_beams: Sequence[int],
+    panels: Mapping[str, tuple[ArrayLike, Mapping[str, float]]],
+    title: str | None = None,
+    figure: Figure | None = None,
+) -> Figure:
+    """Plot measures of texts against the number of beams that found them: a thin line per prompt, their mean in blue.
+
+    Args:
+        num_beams: (N,) numbers of beams, in increasing order.
+        panels: for each measure, its values (N, P) for P prompts, and by name (two at most) the means of other texts of
+            the same prompts, drawn as lines across. All panels have the same names.
+        title: states the finding.
+        figure: a figure to draw into instead of a new one.
+
+    Raises:
+        ValueError: `panels` is empty, or one does not have a row per number of beams.
+    """
+    shapes = [np.shape(values) for values, _ in panels.values()]
+    if not panels or any(len(shape) != 2 or shape[0] != len(num_beams) for shape in shapes):
+        raise ValueError(f"panels has values of shapes {shapes}; it must hold one or more, each ({len(num_beams)}, P)")
+    with use_style():
+        figure = new_figure(10.5, 4.0, figure)
+        width = 0.985 / len(panels)
+        for column, (name, (values, levels)) in enumerate(panels.items()):
+            axes = figure.add_axes((0.06 + column * width, 0.14, width - 0.075, 0.56))
+            values, places = np.asarray(values, dtype=float), range(len(num_beams))
+            error = values.std(1, ddof=1) / values.shape[1] ** 0.5 if values.shape[1] > 1 else None
+            axes.plot(places, values, color=FAINT, linewidth=1, zorder=1)
+            axes.plot([], color=FAINT, linewidth=1, label="each prompt")
+            label = "mean of the prompts ± standard error"
+            axes.errorbar(places, values.mean(1), error, color=ACCENT, linewidth=2.5, marker="o", capsize=4,
+                          label=label, zorder=3)  # fmt: skip
+            for (other, level), (colour, line) in zip(levels.items(), ((INK, "--"), (MUTED, ":")), strict=False):
+                axes.axhline(level, color=colour, linestyle=line, linewidth=1.8, label=as_label(other), zorder=2)
+            axes.set(xticks=places, xticklabels=num_beams, xlabel="beams (1: greedy)", xlim=(-0.2, places[-1] + 0.2))
+            axes.set_title(name, size=11, weight="normal")
+            if values.min() >= 0 and values.max() <= 1:
+                axes.set_ylim(-0.03, 1.03)
+                axes.yaxis.set_major_formatter(lambda share, _: f"{100 * share:.0f}%")
+        handles, labels = figure.axes[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="upper left", bbox_to_anchor=(0.05, 0.91), ncols=4)
+        figure.text(0.012, 0.97, title or "What more beams change", size=13, weight="bold", va="top")
+    return figure
+
+
+def experts_read(
+    by_tokens: Mapping[str, ArrayLike],
+    texts: Mapping[str, Mapping[str, tuple[float, float]]],
+    num_chosen: int = 2,
+    title: str | None = None,
+    figure: Figure | None = None,
+) -> Figure:
+    """Draw how many experts a pass over several tokens reads per layer, and what is left of that per new token.
+
+    Args:
+        by_tokens: for each curve of the left panel, the mean number of different experts that the first 1, 2, … tokens
+            of a pass choose. The first curve is the measured one.
+        texts: for each kind of text (two at most) and each text, the new tokens per pass and the experts read per new
+            token and layer.
+        num_chosen: K, how many experts one token reads.
+        title: states the finding.
+        figure: a figure to draw into instead of a new one.
+
+    Raises:
+        ValueError: one of the two is empty, or curves differ in length.
+    """
+    if not texts or len({len(curve) for curve in by_tokens.values()}) != 1:
+        lengths = [len(curve) for curve in by_tokens.values()]
+        raise ValueError(f"by_tokens has curves of lengths {lengths} and texts {len(texts)} kinds; there must be one "
+                         "or more of each, and curves of one length")  # fmt: skip
+    most = 0.4 + max(rate for kind in texts.values() for rate, _ in kind.values())
+    highest = max(num_chosen, *(experts for kind in texts.values() for _, experts in kind.values()))
+    with use_style():
+        figure = new_figure(10.5, 4.2, figure)
+        left, right = figure.add_axes((0.06, 0.13, 0.4, 0.66)), figure.add_axes((0.555, 0.13, 0.43, 0.66))
+        looks = (ACCENT, "-", "o"), (INK, "--", "s"), (MUTED, ":", "^")
+        for (name, curve), (colour, line, marker) in zip(by_tokens.items(), looks, strict=False):
+            left.plot(range(1, len(curve) + 1), curve, color=colour, linestyle=line, marker=marker, linewidth=2,
+                      label=as_label(name))  # fmt: skip
+        left.set(xlabel="tokens in a pass", ylabel="different experts per layer", ylim=(0, None),
+                 xticks=range(1, len(next(iter(by_tokens.values()))) + 1))  # fmt: skip
+        left.set_title("what a pass reads", size=11, weight="normal")
+        left.legend(loc="lower right")
+        rates = np.linspace(1, most, 60)
+        right.axhline(num_chosen, color=INK, linestyle="--", linewidth=1.8, label="without guesses", zorder=1)
+        right.plot(rates, num_chosen / rates, color=MUTED, linestyle=":", linewidth=2, zorder=1,
+                   label=f"if a pass read {num_chosen} experts, whatever its length")  # fmt: skip
+        for (kind, named), (colour, fill, marker) in zip(texts.items(), ((ACCENT, ACCENT, "o"), (INK, "white", "s")),
+                                                         strict=False):  # fmt: skip
+            points = np.array(list(named.values()))
+            right.scatter(*points.T, s=55, facecolor=fill, edgecolor=colour, marker=marker, linewidth=1.6, zorder=3,
+                          label=as_label(kind))  # fmt: skip
+        for name, (rate, experts) in next(iter(texts.values())).items():
+            right.annotate(printable(name), (rate, experts), (7, 8), textcoords="offset points", va="center", size=10)
+        right.set(xlabel="new tokens per pass", ylabel="experts per new token, per layer", xlim=(0.9, most),
+                  ylim=(0, 1.75 * highest), xticks=np.arange(1, most, 0.5))  # fmt: skip
+        right.set_title("what is left of it per new token", size=11, weight="normal")
+        right.legend(loc="upper right")
+        figure.text(0.012, 0.975, title or "Experts read, with guesses and without", size=13, weight="bold", va="top")
     return figure

@@ -89,6 +89,9 @@ CALLS = {
     "generation.repeats": ({TEXT: [1, 2, 1, 2, 1, 2], OTHER: [1, 2, 3, 4, 5, 6]}, 2),
     "generation.padding_sides": ([[TEXT, OTHER], [OTHER]],),
     "generation.distance_by_pads": ([0, 1], {TEXT: [0.0, 0.5]}),
+    "generation.tree_of_two_steps": (TEXT, {OTHER: (1.0, {TEXT: 0.7, OTHER: 0.3})}),
+    "generation.by_number_of_beams": ([1, 2], {TEXT: ([[0.1], [0.2]], {OTHER: 0.3})}),
+    "generation.experts_read": ({TEXT: [2.0, 3.0], OTHER: [2.0, 3.5]}, {TEXT: {OTHER: (2.0, 1.0)}}),
     "attention_maps.head_maps": (ROWS[None], [TEXT, OTHER], 1),
     "attention_maps.head_scores": ({TEXT: ROWS},),
     "attention_maps.looking": (ROWS, [TEXT, OTHER], 1),
@@ -131,6 +134,11 @@ CALLS = {
     "trace.layer_shapes": (STEPS,),
     "trace.contributions": ([1.0, 2.0], [0.5], [0.6]),
     "training.learning_rates": ([0.1, 0.2, 0.1], 1),
+    "training.packed_rows": ([[1, 3, 2, 1, 3]], 1, 2),
+    "training.gradient_norms": ([0.5, 2.0], 1.0),
+    "training.cost_of_parts": ({TEXT: [1.0], OTHER: [2.0]},),
+    "training.loss_by_rate": ({TEXT: {0.1: [1.0], 0.2: [2.0]}},),
+    "training.noise_by_rows": ([1, 2], [0.5, 0.4]),
     "training.learning_curves": ({TEXT: ([0, 1], [3.0, 2.0])},),
     "training.bits_by_domain": ({TEXT: [0.5]}, [TEXT]),
     "window.pair_counts": (4, 20),
@@ -143,10 +151,13 @@ MORE = {  # arguments by name, where there is text too
     "bits.bits_by_depth": {"highlight": TEXT},
     "experts.load_over_steps": {"even": 0.5},
     "rope.scores_by_distance": {"ylabel": TEXT},
-    "training.learning_curves": {"marks": {1: TEXT}},
+    "training.learning_curves": {"marks": {1: TEXT}, "levels": {TEXT: 1.5}},
+    "training.cost_of_parts": {"xlabel": TEXT},
+    "training.loss_by_rate": {"ylabel": TEXT},
     "classification.accuracy_bars": {"chance": 0.5},
 }
-NO_FIGURES = {"style.new_figure", "cache.canvas", "tokens.canvas"}  # empty ones, for those above
+NO_FIGURES = {"style.new_figure", "cache.canvas", "tokens.canvas", "alt.describe"}  # empty, or words for one
+NO_FIGURES |= {"own.draw_my_mixtral", "own.draw_parts"}  # of names in the package only
 
 
 def modules():
@@ -229,7 +240,9 @@ class OnePieceTokenizer:
 
 TEXTS = {TEXT: "a story", OTHER: "another story"}
 VIEWS = {n: v for n, v in public(inspect.isclass).items() if issubclass(v, FigureView) and v is not FigureView}
+RUNS = [{"setting": name, "seed": 0, "steps": 2, "losses": [2.0, 1.0], "held_out": 1.0} for name in ("as it is", TEXT)]
 ARGUMENTS = {
+    "widgets.ablation.AblationView": lambda model, tokenizer: (RUNS, [TEXT]),
     "widgets.cache.RingView": lambda model, tokenizer: (),
     "widgets.choice.ChoiceView": lambda model, tokenizer: (model, tokenizer, TEXT, 2),
     "widgets.attention.AttentionView": lambda model, tokenizer: (model, tokenizer, TEXTS, [(0, 1, 3)]),
