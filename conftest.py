@@ -1,6 +1,8 @@
 """Settings that pytest needs before it reads any test folder: options, threads, and how workers share the suite."""
 
+import atexit
 import os
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,11 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 _ONEDNN_OF = {"default": "SSE41", "avx2": "AVX2"}
 if (_level := os.environ.get("ATEN_CPU_CAPABILITY")) in _ONEDNN_OF:
     os.environ.setdefault("ONEDNN_MAX_CPU_ISA", _ONEDNN_OF[_level])
+
+# Exercises keep a reader's own parts here, and not in notebooks/exercises, where a developer may have some.
+_OWN_PARTS = tempfile.TemporaryDirectory()
+atexit.register(_OWN_PARTS.cleanup)
+os.environ["MIXTRAL_EDU_OWN"] = _OWN_PARTS.name
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

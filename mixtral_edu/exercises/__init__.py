@@ -8,6 +8,8 @@ For students:
     check.rms_norm               # shows the task
     check                        # lists all exercises
 
+A function that has a place in the trained model can become a part of your own Mixtral: `mixtral_edu.exercises.own`.
+
 For marks: `python -m mixtral_edu grade STUDENT.py` takes a script or a notebook. It runs a notebook's cells in order,
 as "Restart and run all" does, and each exercise gets what the notebook's own check says of the function that has its
 name at the end: one that is defined again after its check is checked once more. An error costs its own cell (of a
@@ -50,7 +52,9 @@ For authors, with lesson 02 as the example:
      lessons. Its lines have at most 95 characters, because a notebook shows it. The module imports nothing heavy.
 
 2. `tests/helpers/exercises_02.py`: other right answers, and planted mistakes, at least one per check.
-3. `python tools/write_exercises.py notebooks/exercises/02_….ipynb` writes stubs, checks and folded solutions. Write the
+3. If the model computes what the exercise asks for: an entry in `own.functions.PARTS`, an adapter in `own` that calls
+   the reader's function there, and a place in the drawing, `viz/own.py`.
+4. `python tools/write_exercises.py notebooks/exercises/02_….ipynb` writes stubs, checks and folded solutions. Write the
    tasks (idea, formula, table of shapes, numbers by hand) and hints, then run `tools/refresh_notebooks.py`.
 """
 

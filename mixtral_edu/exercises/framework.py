@@ -32,13 +32,21 @@ class Exercise:
         reference: a right answer. Its docstring is the task.
         changes: parameters that the function must change in place.
         random: whether the function may draw from the shared random generators.
+        faulty: a function with a planted mistake, whose code the student gets to mend; None for an empty stub.
         checks: the checks in order, from fundamental to subtle.
         grader: what a call runs. While a submission runs, the `grade` command sets one that also keeps the results.
     """
 
     grader = staticmethod(grade)
 
-    def __init__(self, reference: Callable, title: str, changes: tuple[str, ...] = (), random: bool = False):
+    def __init__(
+        self,
+        reference: Callable,
+        title: str,
+        changes: tuple[str, ...] = (),
+        random: bool = False,
+        faulty: Callable | None = None,
+    ):
         self.reference = reference
         self.name = reference.__name__
         self.title = title
@@ -50,6 +58,7 @@ class Exercise:
                 f"changes={changes}: it must name parameters of {self.name}, {list(self.signature.parameters)}"
             )
         self.random = random
+        self.faulty = faulty
         self.checks: list[Check] = []
         self.__doc__ = f"{title}.\n\n{inspect.getdoc(reference)}"  # what `check.NAME?` shows in a notebook
 
@@ -81,7 +90,12 @@ class Exercise:
     def stub(self) -> str:
         """The text of the cell in which the student writes: signature and task."""
         signature, task, _ = self._source()
-        return f"{signature}{task}    raise NotImplementedError"
+        stub = f"{signature}{task}    raise NotImplementedError"
+        if self.faulty is None:
+            return stub
+        source = inspect.getsource(self.faulty)
+        body = source.splitlines()[ast.parse(source).body[0].body[0].lineno - 1 :]
+        return "\n".join([f"{stub}  # delete this line, then mend the code below", *body])
 
     @property
     def solution(self) -> str:
@@ -99,6 +113,8 @@ class Exercise:
         return tuple("".join(lines[start:end]) for start, end in itertools.pairwise(cuts))
 
 
-def exercise(title: str, *, changes: tuple[str, ...] = (), random: bool = False) -> Callable[[Callable], Exercise]:
+def exercise(
+    title: str, *, changes: tuple[str, ...] = (), random: bool = False, faulty: Callable | None = None
+) -> Callable[[Callable], Exercise]:
     """Decorator that turns a reference solution into an exercise; see the guide in `mixtral_edu.exercises`."""
-    return lambda reference: Exercise(reference, title, changes, random)
+    return lambda reference: Exercise(reference, title, changes, random, faulty)

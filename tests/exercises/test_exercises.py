@@ -15,8 +15,9 @@ import write_exercises
 from exercise_answers import RIGHT, WRONG
 from mixtral_edu.exercises import Exercise, exercise, exercises
 from mixtral_edu.exercises.framework import SECONDS
+from mixtral_edu.exercises.own import PARTS
 from refresh_notebooks import NOTEBOOKS, as_text, read
-from write_exercises import FOLDED, cells_of
+from write_exercises import FOLDED, cells_of, closing_cells
 
 ANSWER_FILES = list(Path(exercise_answers.__file__).parent.glob("exercises_*.py"))
 for path in ANSWER_FILES:
@@ -158,18 +159,25 @@ def test_the_notebook_has_the_cells_of_each_exercise(lesson: str):
     stored = {cell.id: cell for cell in read(path).cells}
     ids = []
     for number, each in enumerate((each for each in EXERCISES if each.lesson == lesson), start=1):
-        task, stub, attempt, hints, solution = cells = cells_of(each, number)
+        task, stub, attempt, *keep, hints, solution = cells = cells_of(each, number)
         ids += [cell.id for cell in cells]
         assert set(ids) <= set(stored), f"run: python tools/write_exercises.py {path}"
-        for cell in (stub, attempt, solution):
+        for cell in (stub, attempt, *keep, solution):
             assert stored[cell.id].source == cell.source, f"run: python tools/write_exercises.py {path}"
         assert stored[solution.id].metadata == FOLDED
         assert shown(stored[attempt.id]) == f"{each.name}: not attempted yet"
+        assert [shown(stored[cell.id]) for cell in keep] == [NOTHING_KEPT.format(each.name)] * (each.name in PARTS)
         assert shown(stored[solution.id]) == f"{each.name}: passed, all {len(each.checks) + 1} checks"
         assert stored[task.id].source.startswith(f"## {number} · ") and "| result |" in stored[task.id].source
         assert "<details>" in stored[hints.id].source
         assert "…\n" not in stored[task.id].source + stored[hints.id].source, "texts are still to be written"
+    if any(each.name in PARTS for each in EXERCISES if each.lesson == lesson):
+        ids += [cell.id for cell in closing_cells()]
+        assert [stored[cell.id].source for cell in closing_cells()] == [cell.source for cell in closing_cells()]
     assert [id for id in stored if id in ids] == ids, "the cells are not in the order of the exercises"
+
+
+NOTHING_KEPT = "{}: not attempted yet, so there is nothing to keep"
 
 
 def shown(cell: NotebookNode) -> str:
@@ -182,9 +190,9 @@ def test_a_new_notebook_is_filled_and_texts_that_were_written_stay(tmp_path: Pat
     notebook = read(path)
     nbformat.validate(notebook)
     names = [exercise.name for exercise in EXERCISES if exercise.lesson == "02"]
-    parts = ("task", "stub", "check", "hints", "solution")
-    ids = ["title", "set-up", *(f"{name}-{part}" for name in names for part in parts)]
-    assert [cell.id for cell in notebook.cells] == ids
+    parts = ("task", "stub", "check", "keep", "hints", "solution")
+    ids = [f"{name}-{part}" for name in names for part in parts if part != "keep" or name in PARTS]
+    assert [cell.id for cell in notebook.cells] == ["title", "set-up", *ids, *(cell.id for cell in closing_cells())]
     before = path.read_bytes()
     write_exercises.main([str(path)])
     assert path.read_bytes() == before
@@ -194,10 +202,11 @@ def test_a_new_notebook_is_filled_and_texts_that_were_written_stay(tmp_path: Pat
     cells["rms_norm-stub"].source = "def rms_norm(x): ..."
     cells["title"].source = "# A title"
     notebook.cells.remove(cells["rms_norm-hints"])
+    notebook.cells.remove(cells["rms_norm-keep"])
     path.write_text(as_text(notebook), encoding="utf-8")
     write_exercises.main([str(path)])
     after = {cell.id: cell for cell in read(path).cells}
     assert (after["title"].source, after["rms_norm-task"].source) == ("# A title", "A task.")
     assert after["rms_norm-stub"].source == exercises()["rms_norm"].stub
-    assert "rms_norm-hints" in after
+    assert list(after) == list(cells), "each missing cell is back in its place"
     assert capsys.readouterr().out.count(f"{path}: rms_norm, ") == 3
