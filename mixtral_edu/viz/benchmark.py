@@ -33,6 +33,8 @@ def ratios_and_floors(results: Sequence[Result], title: str | None = None, figur
     """
     if not results:
         raise ValueError("results is empty: give at least one row")
+    tasks = list(dict.fromkeys(result.task for result in results))
+    results = sorted(results, key=lambda result: tasks.index(result.task))  # rows measured again come last in a file
     heights, labels = _places(results)
     height = _ABOVE + _BELOW + _ROW * (len(results) + len(labels))
     with use_style():

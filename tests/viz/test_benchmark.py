@@ -33,6 +33,16 @@ def test_the_picture_holds_every_row():
     assert_no_texts_overlap(figure)
 
 
+def test_rows_of_a_task_stand_together_in_whatever_order_they_were_measured():
+    late = replace(RESULTS[0], variant="compiled float32")
+    first = [result for result in RESULTS if result.task == RESULTS[0].task]
+    others = [result for result in RESULTS if result.task != RESULTS[0].task]
+    in_order, mixed = (ratios_and_floors(rows) for rows in ([*first, late, *others], [*first, *others, late]))
+    places = [[(text.get_text(), text.get_position()) for text in texts_of(figure)] for figure in (in_order, mixed)]
+    assert places[0] == places[1]
+    assert_nothing_cut_off(mixed)
+
+
 def test_the_picture_without_a_peer_or_a_floor_says_so():
     alone = [replace(result, theirs=(), against="") for result in RESULTS]
     assert "At best 48% of the floor" in [text.get_text() for text in texts_of(ratios_and_floors(alone))]
