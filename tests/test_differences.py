@@ -177,6 +177,15 @@ def test_lengths(ours, theirs):
         ours.generate(ids)
 
 
+@difference("`do_sample=True` draws from the 50 likeliest ids", "from all: give `top_k=50` for the same")
+def test_what_is_drawn_from(transformers_twin):
+    options = dict(max_new_tokens=1, do_sample=True, output_scores=True, return_dict_in_generate=True)
+    ours = random_model(MixtralConfig(**SIZES | {"vocab_size": 60}))
+    assert transformers_twin(ours).generate(IDS, **options).scores[0].isfinite().sum() == 50
+    assert ours.generate(IDS, **options).scores[0].isfinite().sum() == 60
+    assert ours.generate(IDS, top_k=50, **options).scores[0].isfinite().sum() == 50
+
+
 @difference(
     "right-padded prompts are continued after their padding, with a warning at most",
     'an error: `generate` needs padding on the left, `padding_side="left"`',
@@ -204,6 +213,22 @@ def test_objects_that_steer_generation(ours):
     for name in ("generation_config", "logits_processor", "stopping_criteria", "assistant_model"):
         with pytest.raises(TypeError, match=f"unexpected keyword argument '{name}'"):
             ours.generate(torch.tensor([[3]]), max_new_tokens=1, **{name: None})
+
+
+@difference("beam search returns a cache", "none: its rows are other beams than the texts that are returned")
+def test_caches_of_beams(ours, theirs):
+    options = dict(num_beams=2, max_new_tokens=2, return_dict_in_generate=True)
+    assert theirs.generate(IDS, do_sample=False, **options).cache is not None
+    assert ours.generate(IDS, **options).cache is None
+
+
+@difference("a tokenizer's `save_pretrained` keeps its settings", "it writes the vocabulary; set `pad_token` … again")
+def test_saved_tokenizers(tokenizer, llama, tmp_path):
+    llama.pad_token = "</s>"
+    llama.save_pretrained(tmp_path / "llama")
+    assert "pad_token" in (tmp_path / "llama" / "tokenizer_config.json").read_text()
+    tokenizer.save_pretrained(tmp_path / "ours")
+    assert [path.name for path in (tmp_path / "ours").iterdir()] == ["tokenizer.model"]
 
 
 @difference(

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch.utils import _pytree as pytree
 
 from generation_checks import padded_prompts, random_model
 from mixtral_edu import MixtralForCausalLM, MixtralTokenizer, RollingKVCache
@@ -112,6 +113,27 @@ def test_a_chat_of_the_bundled_model_keeps_its_cache():
     assert shown == messages[-1]["content"]
 
 
+def test_rows_that_stopped_before_others_cannot_be_continued_together(make_config):
+    model = random_model(make_config())
+    ids, options = torch.randint(3, 101, (2, 5)), dict(max_new_tokens=8, return_dict_in_generate=True)
+    stop = int(model.generate(ids, eos_token_id=None, **options).sequences[0, 6])
+    out = model.generate(ids, eos_token_id=stop, pad_token_id=0, **options)
+    with pytest.raises(
+        ValueError, match="cache holds . tokens of row 0, .* 12: it is another text's, or the row had stopped"
+    ):
+        model.generate(torch.cat((out.sequences, ids), 1), cache=out.cache, **options)
+
+
+def test_outputs_are_rebuilt_from_their_parts(make_config):
+    out = random_model(make_config()).generate(
+        torch.randint(3, 101, (1, 5)), max_new_tokens=2, return_dict_in_generate=True, output_logits=True
+    )
+    assert type(out)(dict(out)).sequences is out.sequences
+    leaves, form = pytree.tree_flatten(out)
+    assert any(leaf is out.logits[1] for leaf in leaves) and pytree.tree_unflatten(leaves, form).logits == out.logits
+    assert out.logits[0].untyped_storage().nbytes() == out.logits[0].nbytes  # no view that holds more
+
+
 @pytest.mark.parametrize("window", [None, 7])
 def test_without_a_cache_the_ids_are_the_same_and_every_step_reads_all(make_config, window):
     model = random_model(make_config(sliding_window=window))
@@ -123,7 +145,8 @@ def test_without_a_cache_the_ids_are_the_same_and_every_step_reads_all(make_conf
     options = dict(max_new_tokens=12, eos_token_id=[5, 17], return_dict_in_generate=True)
     out = model.generate(ids, mask, use_cache=False, **options)
     assert lengths == [(11 + step, False) for step in range(12)] and out.past_key_values is None
-    assert torch.equal(out.sequences, model.generate(ids, mask, **options).sequences)
+    usual = model.generate(ids, mask, use_cache=None, **options)
+    assert torch.equal(out.sequences, usual.sequences) and usual.cache is not None
 
 
 def test_several_texts_per_prompt_are_neighbours(make_config, transformers_twin):
@@ -274,7 +297,8 @@ def test_beams_equal_transformers(make_config, transformers_twin, options, windo
     ours = model.generate(ids, mask, **options)
     assert torch.equal(ours.sequences, theirs.sequences)
     assert_forward(ours.sequences_scores, theirs.sequences_scores)
-    assert len(ours.scores) == len(theirs.scores)
+    assert len(ours.scores) == len(theirs.scores) and ours.cache is None
+    assert [len(step) for step in ours.scores] == [3] + [3 * options["num_beams"]] * (len(ours.scores) - 1)
     greedy = model.generate(ids, mask, max_new_tokens=14, eos_token_id=eos, pad_token_id=9)
     assert eos is not None or not torch.equal(ours.sequences[:: options.get("num_return_sequences", 1)], greedy)
 
@@ -308,30 +332,38 @@ def test_beams_find_the_likeliest_text_that_greedy_misses(make_config):
         ({"num_beams": 0}, "num_beams=0"),
         ({"num_return_sequences": 2}, "num_return_sequences=2: .*1 text per prompt"),
         ({"num_beams": 2, "num_return_sequences": 3}, "num_return_sequences=3: .*2 texts per prompt"),
-        ({"early_stopping": True}, "early_stopping have an effect with num_beams"),
-        ({"length_penalty": 2.0}, "length_penalty and early_stopping"),
+        ({"early_stopping": True}, "early_stopping=True have no effect with num_beams=1"),
+        ({"length_penalty": 2.0}, "length_penalty=2.0 and .* have no effect"),
+        ({"num_beams": 2, "early_stopping": 1}, "early_stopping=1"),
+        ({"num_beams": 2, "length_penalty": 1e4}, "length_penalty=10000.0"),
+        ({"max_matching_ngram_size": 3}, "max_matching_ngram_size=3 has no effect"),
+        ({"use_cache": "no"}, "use_cache='no'"),
+        ({"do_sample": "False"}, "do_sample='False'"),
+        ({"stop_strings": 5}, "stop_strings=5"),
+        ({"eos_token_id": "</s>"}, "eos_token_id='</s>'"),
+        ({"cache": "short"}, "max_length=5, and 5 ids with 2 new ones need 6 columns"),
         ({"num_beams": 2, "early_stopping": "soon"}, "early_stopping='soon'"),
         ({"prompt_lookup_num_tokens": 3, "use_cache": False}, "drafts need the cache"),
         ({"prompt_lookup_num_tokens": 3, "do_sample": True, "num_return_sequences": 2}, "takes a batch of one"),
         ({"prompt_lookup_num_tokens": 3, "attention_mask": torch.tensor([[0, 1, 1, 1, 1]])}, "mask holds padding"),
         ({"stop_strings": "a"}, "tokenizer=None: stop_strings need"),
         ({"stop_strings": ["a", ""]}, "at least one character"),
-        ({"cache": 3}, "cache .* is a int"),
+        ({"cache": 3}, "must be a RollingKVCache, not int"),
         ({"cache": "seen"}, "has seen 5: input_ids must be the whole text"),
         ({"cache": "empty", "past_key_values": "empty"}, "both given"),
         ({"cache": "empty", "num_beams": 2}, "cache is given with num_beams"),
     ],
 )
 def test_what_does_not_go_together_is_named(make_config, changes, named):
-    model = random_model(make_config())
+    model = random_model(make_config(sliding_window=None))
     ids = torch.randint(3, 101, (1, 5))
-    cache = RollingKVCache(model.config, 1)
+    cache = RollingKVCache(model.config, 1, max_length=5 if changes.get("cache") == "short" else None)
     if changes.get("cache") == "seen":
         with torch.no_grad():
             model(ids, cache=cache)
-    changes = {name: cache if value in ("seen", "empty") else value for name, value in changes.items()}
+    changes = {name: cache if value in ("seen", "empty", "short") else value for name, value in changes.items()}
     with pytest.raises((TypeError, ValueError), match=named):
-        model.generate(ids, max_new_tokens=2, eos_token_id=None, **changes)
+        model.generate(ids, **dict(max_new_tokens=2, eos_token_id=None) | changes)
 
 
 def test_streams_refuse_beams(bundled):
@@ -339,3 +371,5 @@ def test_streams_refuse_beams(bundled):
     ids = torch.tensor([[1, 5]])
     with pytest.raises(ValueError, match="num_beams=2: stream"):
         model.stream(ids, tokenizer=tokenizer, max_new_tokens=2, num_beams=2)
+    with pytest.raises(TypeError, match="tokenizer must be a MixtralTokenizer, not NoneType"):
+        model.stream(ids, tokenizer=None, max_new_tokens=2)

@@ -98,7 +98,7 @@ def generate(
         prompt_lookup_num_tokens: guess up to that many ids at once from the text so far, and keep those that the model
             would have chosen (prompt lookup, a batch of one). The ids stay the same, to rounding.
         max_matching_ngram_size: the most ids that are looked up together.
-        use_cache: False computes all ids anew in each step, as if there were no KV cache.
+        use_cache: False computes all ids again in each step, without a KV cache.
         cache: a cache to continue, such as that of an earlier call. `input_ids` is the whole text so far, of which the
             cache has seen the beginning; only the rest is computed.
         past_key_values: another name of `cache`.
@@ -130,7 +130,6 @@ def generate(
         if chosen.num_beams > 1:
             raise ValueError(f"streamer with num_beams={chosen.num_beams}: a beam may be given up, so no id is certain "
                              "before the end; leave one of the two out")  # fmt: skip
-        streamer.put(task.ids.cpu())
     with _progress_bar(task.num_steps) if progress else nullcontext() as bar:
         if chosen.num_beams > 1:
             sequences, scores = beams(task, bar)
@@ -157,6 +156,8 @@ def stream(
     it and the prompt. `skip_prompt=False` gives the whole text, prompt included. The options are those of
     `generate` that choose ids and stop; arguments are checked here, at once.
     """
+    if not isinstance(tokenizer, MixtralTokenizer):
+        raise TypeError(f"tokenizer must be a MixtralTokenizer, not {type(tokenizer).__name__}")
     chosen = GenerationOptions(tokenizer=tokenizer, **options)
     if chosen.num_beams > 1:
         raise ValueError(f"num_beams={chosen.num_beams}: stream yields text as it grows, and a beam may be given up")
@@ -180,6 +181,8 @@ def _collected(task: Task, streamer: Streamer | None, bar: Any) -> Tensor:
     ids = [task.ids]
     try:
         # Closed also when a streamer or Ctrl-C interrupts: a traceback that is kept would keep it open.
+        if streamer is not None:
+            streamer.put(task.ids.cpu())
         with closing(tokens(task)) as new_ids:
             for token in new_ids:
                 ids.append(token[:, None])

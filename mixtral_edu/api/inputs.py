@@ -37,7 +37,7 @@ def check_inputs(
     B, T = given.shape[:2]
     past = 0
     if cache is not None:
-        _check_cache(cache, config, B, dtype, given.device)
+        check_cache(cache, config, B, dtype, given.device)
         past = cache.seen
     if attention_mask is not None:
         _check_mask(attention_mask, B, config.num_attention_heads, T, past)
@@ -197,9 +197,10 @@ def _check_mask(mask: Tensor, B: int, Hq: int, T: int, past: int) -> None:
         )
 
 
-def _check_cache(cache: RollingCache, config: MixtralConfig, B: int, dtype: torch.dtype, device: torch.device) -> None:
+def check_cache(cache: RollingCache, config: MixtralConfig, B: int, dtype: torch.dtype, device: torch.device) -> None:
+    """Raise a TypeError or ValueError unless a cache fits a model, B rows, and their dtype and device."""
     if not isinstance(cache, RollingCache):
-        raise TypeError(f"past_key_values (cache) is a {type(cache).__name__}: it must be a RollingKVCache")
+        raise TypeError(f"past_key_values (cache) must be a RollingKVCache, not {type(cache).__name__}")
     rows, heads, _, head_dim = cache.keys[0].shape
     for what, found, wanted in (
         ("rows", rows, B),

@@ -48,7 +48,7 @@ class GenerationOptions:
         early_stopping: bool | str = False,
         prompt_lookup_num_tokens: int | None = None,
         max_matching_ngram_size: int = 2,
-        use_cache: bool = True,
+        use_cache: bool | None = None,
         **rules: Any,
     ):
         for name in rules.keys() - RULES:
@@ -77,9 +77,12 @@ class GenerationOptions:
         _check("repetition_penalty", repetition_penalty, Real, lambda r: 0 < r < float("inf"),
                "a finite number above 0, or None")  # fmt: skip
         _check("seed", seed, Integral, lambda s: -(2**63) <= s < 2**64, "an int from -2**63 to 2**64 - 1, or None")
-        _require("length_penalty", length_penalty, Real, lambda p: abs(p) < float("inf"), "a finite number")
-        if early_stopping not in (True, False, "never"):
+        _require("length_penalty", length_penalty, Real, lambda p: abs(p) <= 100, "a number from -100 to 100")
+        if not (isinstance(early_stopping, bool) or isinstance(early_stopping, str) and early_stopping == "never"):
             raise ValueError(f"early_stopping={early_stopping!r}: it must be True, False or 'never'")
+        for name, value in (("do_sample", do_sample), ("use_cache", True if use_cache is None else use_cache)):
+            if not isinstance(value, bool):
+                raise TypeError(f"{name}={value!r}: it must be True or False")
         unused = [name for name, value in rules.items() if value not in (None, RULES[name].default)]
         if unused and not do_sample:
             warnings.warn(f"{', '.join(unused)} only matter with do_sample=True, and are ignored", stacklevel=3)
@@ -92,14 +95,21 @@ class GenerationOptions:
         self.length_penalty, self.early_stopping = length_penalty, early_stopping
         self.prompt_lookup_num_tokens = prompt_lookup_num_tokens
         self.max_matching_ngram_size = max_matching_ngram_size
-        self.use_cache = bool(use_cache)
+        self.use_cache = use_cache is not False
         self._check_search()
 
     def _check_search(self) -> None:
         """Refuse what does not go together, by name."""
         beams, drafts, several = self.num_beams, self.prompt_lookup_num_tokens, self.num_return_sequences
         if beams == 1 and (self.length_penalty, self.early_stopping) != (1.0, False):
-            raise ValueError("length_penalty and early_stopping have an effect with num_beams of 2 or more only")
+            raise ValueError(
+                f"length_penalty={self.length_penalty} and early_stopping={self.early_stopping} have no effect with "
+                "num_beams=1: give num_beams of at least 2, or leave them out"
+            )
+        if drafts is None and self.max_matching_ngram_size != 2:
+            raise ValueError(
+                f"max_matching_ngram_size={self.max_matching_ngram_size} has no effect without prompt_lookup_num_tokens"
+            )
         if beams > 1:
             for name, given in (
                 ("do_sample=True", self.sampler.do_sample),
@@ -141,7 +151,8 @@ class GenerationOptions:
         """
         eos = config.eos_token_id if self.eos_token_id is FROM_CONFIG else self.eos_token_id
         pad = config.pad_token_id if self.pad_token_id is FROM_CONFIG else self.pad_token_id
-        stop_ids = [] if eos is None else list(eos) if isinstance(eos, Sequence) else [eos]
+        several = isinstance(eos, Sequence) and not isinstance(eos, str)
+        stop_ids = [] if eos is None else list(eos) if several else [eos]
         for name, ids in (("eos_token_id", stop_ids), ("pad_token_id", [] if pad is None else [pad])):
             for i in ids:
                 must_be = f"an id from 0 to vocab_size - 1 = {config.vocab_size - 1}"
@@ -152,6 +163,8 @@ class GenerationOptions:
 def _checked_strings(stop_strings: Any, tokenizer: Any) -> tuple[str, ...]:
     if stop_strings is None:
         return ()
+    if not isinstance(stop_strings, str | Sequence):
+        raise TypeError(f"stop_strings={stop_strings!r}: it must be a text, or a list of texts")
     strings = (stop_strings,) if isinstance(stop_strings, str) else tuple(stop_strings)
     if not all(isinstance(text, str) and text for text in strings):
         raise ValueError(f"stop_strings={stop_strings!r}: each must be a text of at least one character")

@@ -23,6 +23,13 @@ class Keyed(Mapping[str, Any]):
     order: ClassVar[tuple[str, ...]]
     past_key_values: RollingKVCache | None
 
+    def __post_init__(self) -> None:
+        first = next(iter(self.__dataclass_fields__))
+        if isinstance(given := getattr(self, first), dict):  # all of it, as tools that rebuild mappings give it
+            setattr(self, first, None)
+            for key, value in given.items():
+                self[key] = value
+
     @property
     def cache(self) -> RollingKVCache | None:
         """Another name of `past_key_values`, the only one in newer releases of transformers."""
@@ -83,12 +90,6 @@ class MixtralOutput(Output, Keyed):
 
     order = ("last_hidden_state", "cache", "router_logits", "hidden_states", "attentions")
 
-    def __post_init__(self) -> None:
-        if isinstance(self.loss, dict):  # all of it, as tools that rebuild mappings give it
-            given, self.loss = self.loss, None
-            for key, value in given.items():
-                self[key] = value
-
     def as_asked(self, return_dict: bool | None) -> Self | tuple[Any, ...]:
         """Return the output itself, or where `return_dict` is False its tuple."""
         return self.to_tuple() if return_dict is False else self
@@ -122,19 +123,24 @@ def _listed(key: object) -> object:
     return "cache" if key == "past_key_values" else key
 
 
-def _fields(out: MixtralOutput) -> dict[str, Any]:
+def _fields(out: Keyed) -> dict[str, Any]:
     """All that an output holds, attributes that are no keys included, for PyTorch's tools to find its tensors."""
     return {name: value for name, value in vars(out).items() if value is not None}
 
 
-for _cls in (MixtralOutput, CausalOutput, SequenceOutput, TokenOutput, AnswerOutput):
+def register(cls: type[Keyed]) -> None:
+    """Let PyTorch's tools find the tensors of such an output."""
     pytree.register_pytree_node(
-        _cls,
+        cls,
         lambda out: (list(_fields(out).values()), list(_fields(out))),
-        lambda values, names, cls=_cls: cls(**dict(zip(names, values, strict=True))),
-        serialized_type_name=f"{_cls.__module__}.{_cls.__name__}",
+        lambda values, names: cls(**dict(zip(names, values, strict=True))),
+        serialized_type_name=f"{cls.__module__}.{cls.__name__}",
         flatten_with_keys_fn=lambda out: (
             [(pytree.MappingKey(name), value) for name, value in _fields(out).items()],
             list(_fields(out)),
         ),
     )
+
+
+for _cls in (MixtralOutput, CausalOutput, SequenceOutput, TokenOutput, AnswerOutput):
+    register(_cls)

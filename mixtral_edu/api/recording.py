@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from mixtral_edu.api.cache import RollingKVCache
-from mixtral_edu.api.output import Keyed
+from mixtral_edu.api.output import Keyed, register
 from mixtral_edu.sampling import Sampler
 
 _FROM_MODEL = ("attentions", "hidden_states", "router_logits")
@@ -18,16 +18,16 @@ _FROM_MODEL = ("attentions", "hidden_states", "router_logits")
 class GenerationOutput(Keyed):
     """What `generate` returns with `return_dict_in_generate=True`, see `Keyed`; what was not asked for is None.
 
-    `sequences` (B, T + new): prompt and new ids. `past_key_values`, or `cache`: the KV cache, which has seen all ids
-    but the last of each row; give it to the next call to continue. All others are tuples with an entry per new id:
+    `sequences` (B, T + new): prompt and new ids. `past_key_values`, or `cache`: the KV cache, which has seen all but
+    the last column; give it to the next call to continue. All others are tuples with an entry per new id:
 
     `logits`, `scores`: (B, V), before and after the rules that shape the distribution. `hidden_states`: L + 1 tensors
     (B, T or 1, D). `attentions`: L tensors (B, Hq, T or 1, S), a column for each of the S latest columns of the text.
-    `router_logits`: L tensors (B * T or B, E).
+    `router_logits`: L tensors (B * T or B, E). Without a cache, each step has all columns so far.
 
     With drafts (`prompt_lookup_num_tokens`) the last three have an entry per forward pass, for as many ids as it read.
-    With beams, rows are B * num_beams, `scores` are log probabilities, and `sequences_scores` (B * sequences) those of
-    the texts as a whole.
+    With beams there is no cache; rows are B at first and then B * num_beams, `scores` are log probabilities, and
+    `sequences_scores` (B * sequences) those of the texts as a whole, divided by a power of their length.
     """
 
     order = (
@@ -42,6 +42,9 @@ class GenerationOutput(Keyed):
     hidden_states: tuple[tuple[Tensor, ...], ...] | None = None
     router_logits: tuple[tuple[Tensor, ...], ...] | None = None
     past_key_values: RollingKVCache | None = None
+
+
+register(GenerationOutput)
 
 
 class Recorder:
@@ -88,7 +91,7 @@ class _RecordingSampler(Sampler):
 
     def shape(self, logits: Tensor, seen: Tensor, seen_mask: Tensor) -> Tensor:
         shaped = super().shape(logits, seen, seen_mask)
-        self.recorder.keep("logits", logits)
+        self.recorder.keep("logits", logits.clone())  # not a view that holds a whole pass, nor the scores themselves
         self.recorder.keep("scores", shaped)
         return shaped
 

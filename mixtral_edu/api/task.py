@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from mixtral_edu.api.beams import Search, beam_search
 from mixtral_edu.api.cache import RollingKVCache
-from mixtral_edu.api.inputs import check_ids
+from mixtral_edu.api.inputs import check_cache, check_ids
 from mixtral_edu.api.lookup import looked_up_tokens
 from mixtral_edu.api.options import GenerationOptions
 from mixtral_edu.api.recording import Recorder
@@ -59,11 +59,11 @@ def checked_task(
     num_steps = options.steps(ids.shape[1])
     stop_ids, pad_id = options.stop_and_pad_ids(model.config)
     beams, drafts = options.num_beams, options.prompt_lookup_num_tokens
-    if cache is not None:
-        _check_given_cache(cache, ids, options)
     for name, asked in (("num_beams", beams > 1), ("prompt_lookup_num_tokens", drafts), ("cache", cache is not None)):
         if asked and not isinstance(model, CausalLM):
-            raise TypeError(f"{name} is given for a {type(model).__name__}: it needs a MixtralForCausalLM")
+            raise TypeError(f"{name} is given for a {type(model).__name__}: it needs mixtral_edu's MixtralForCausalLM")
+    if cache is not None:
+        _check_given_cache(cache, model, ids, mask, num_steps, options)
     if drafts is not None and len(ids) * options.num_return_sequences > 1:
         raise ValueError(f"prompt_lookup_num_tokens={drafts} takes a batch of one, and one text of it")
     if drafts is not None and mask is not None:
@@ -77,10 +77,16 @@ def checked_task(
     return Task(model, ids, mask, options, cache, recorder, num_steps, stop_ids, pad_id)
 
 
-def _check_given_cache(cache: RollingKVCache, ids: Tensor, options: GenerationOptions) -> None:
+def _check_given_cache(
+    cache: RollingKVCache,
+    model: nn.Module,
+    ids: Tensor,
+    mask: Tensor | None,
+    num_steps: int,
+    options: GenerationOptions,
+) -> None:
     """Raise unless generation can continue what the cache has seen of `ids`."""
-    if not isinstance(cache, RollingKVCache):
-        raise TypeError(f"cache (past_key_values) is a {type(cache).__name__}: it must be a RollingKVCache")
+    check_cache(cache, model.config, len(ids), next(model.parameters()).dtype, ids.device)
     for name, given in (("num_beams", options.num_beams > 1), ("use_cache=False", not options.use_cache),
                         ("num_return_sequences", options.num_return_sequences > 1)):  # fmt: skip
         if given:
@@ -89,6 +95,20 @@ def _check_given_cache(cache: RollingKVCache, ids: Tensor, options: GenerationOp
         raise ValueError(
             f"input_ids has {ids.shape[1]} columns, and the cache has seen {cache.seen}: input_ids must be the whole "
             "text so far, with at least one id that the cache has not seen"
+        )
+    real = torch.ones_like(ids) if mask is None else mask
+    expected, held = real[:, : cache.seen].sum(1), cache.positions.amax(1) + 1  # (B,)
+    if bool((expected != held).any()):
+        row = int((expected != held).int().argmax())
+        raise ValueError(
+            f"cache holds {int(held[row])} tokens of row {row}, and by input_ids and attention_mask it should hold "
+            f"{int(expected[row])}: it is another text's, or the row had stopped before others; continue it alone"
+        )
+    columns = ids.shape[1] + num_steps - 1
+    if cache.max_length is not None and columns > cache.max_length:
+        raise ValueError(
+            f"cache has max_length={cache.max_length}, and {ids.shape[1]} ids with {num_steps} new ones need {columns} "
+            "columns: ask for fewer, or give a cache without max_length"
         )
 
 
@@ -121,11 +141,13 @@ def beams(task: Task, bar: Any) -> tuple[Tensor, Tensor]:
     recorder = Recorder(()) if task.recorder is None else task.recorder
     cache = _cache_for(task)
     with _forward_for(task, cache) as forward:
-        return beam_search(
+        found = beam_search(
             task.model, task.ids, task.mask, cache, task.num_steps, options.sampler, search, stop_ids=task.stop_ids,
             pad_id=task.pad_id, forward=recorder.forward(forward), keep=recorder.keep,
             after_step=bar.update if bar is not None else lambda: None,
         )  # fmt: skip
+    recorder.cache = None  # its rows are the beams that still ran, not the texts that are returned
+    return found
 
 
 @contextmanager
