@@ -123,7 +123,11 @@ RULES = [
 
 
 # Notebooks that follow these rules; the others are to come.
-FOLLOWING: tuple[str, ...] = ("09_generation",)  # "05_rolling_cache", "exercises/05_rolling_cache", …
+FOLLOWING: tuple[str, ...] = (
+    "09_generation",
+    "14_flash_attention_2",
+    "exercises/14_flash_attention_2",
+)  # "05_rolling_cache", "exercises/05_rolling_cache", …
 NOT_YET = {
     path for path in NOTEBOOKS if path.relative_to(REPOSITORY / "notebooks").with_suffix("").as_posix() not in FOLLOWING
 }

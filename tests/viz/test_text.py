@@ -125,7 +125,9 @@ CALLS = {
     "sampling.before_and_after": ([TEXT, OTHER], {TEXT: ([0.7, 0.3], [1.0, 0.0])}),
     "sampling.tokens_left": ([0.5, 1.0], {TEXT: {TEXT: [1, 2]}}),
     "tiles.bytes_by_length": ([8, 16], {TEXT: [8.0, 16.0]}),
-    "tiles.seconds_by_length": ([8, 16], {TEXT: [0.1, 0.2]}, {}),
+    "tiles.seconds_by_length": ([8, 16], {TEXT: [0.1, 0.2]}),
+    "tiles.bytes_by_tile": ([8, 16], [2.0, 1.0], {TEXT: 3.0, OTHER: 1.0}, [TEXT, OTHER]),
+    "tiles.errors_by_way": ({TEXT: [0.1, 0.2]}, 0.05),
     "tiles.running_softmax": ([[0.0, 0.0], [0.0]], [2.0, 3.0]),
     "tiles.tile_map": ([[1, 0], [0, 1]], [TEXT, OTHER]),
     "tokens.token_boxes": ([PIECE, Piece(8, OTHER, False)],),
@@ -134,11 +136,6 @@ CALLS = {
     "trace.layer_shapes": (STEPS,),
     "trace.contributions": ([1.0, 2.0], [0.5], [0.6]),
     "training.learning_rates": ([0.1, 0.2, 0.1], 1),
-    "training.packed_rows": ([[1, 3, 2, 1, 3]], 1, 2),
-    "training.gradient_norms": ([0.5, 2.0], 1.0),
-    "training.cost_of_parts": ({TEXT: [1.0], OTHER: [2.0]},),
-    "training.loss_by_rate": ({TEXT: {0.1: [1.0], 0.2: [2.0]}},),
-    "training.noise_by_rows": ([1, 2], [0.5, 0.4]),
     "training.learning_curves": ({TEXT: ([0, 1], [3.0, 2.0])},),
     "training.bits_by_domain": ({TEXT: [0.5]}, [TEXT]),
     "window.pair_counts": (4, 20),
@@ -151,13 +148,11 @@ MORE = {  # arguments by name, where there is text too
     "bits.bits_by_depth": {"highlight": TEXT},
     "experts.load_over_steps": {"even": 0.5},
     "rope.scores_by_distance": {"ylabel": TEXT},
-    "training.learning_curves": {"marks": {1: TEXT}, "levels": {TEXT: 1.5}},
-    "training.cost_of_parts": {"xlabel": TEXT},
-    "training.loss_by_rate": {"ylabel": TEXT},
+    "training.learning_curves": {"marks": {1: TEXT}},
     "classification.accuracy_bars": {"chance": 0.5},
 }
 NO_FIGURES = {"style.new_figure", "cache.canvas", "tokens.canvas", "alt.describe"}  # empty, or words for one
-NO_FIGURES |= {"own.draw_my_mixtral", "own.draw_parts"}  # of names in the package only
+NO_FIGURES |= {"own.draw_my_mixtral", "own.draw_parts", "tiles.loop_orders"}  # of names in the package only
 
 
 def modules():
@@ -240,9 +235,7 @@ class OnePieceTokenizer:
 
 TEXTS = {TEXT: "a story", OTHER: "another story"}
 VIEWS = {n: v for n, v in public(inspect.isclass).items() if issubclass(v, FigureView) and v is not FigureView}
-RUNS = [{"setting": name, "seed": 0, "steps": 2, "losses": [2.0, 1.0], "held_out": 1.0} for name in ("as it is", TEXT)]
 ARGUMENTS = {
-    "widgets.ablation.AblationView": lambda model, tokenizer: (RUNS, [TEXT]),
     "widgets.cache.RingView": lambda model, tokenizer: (),
     "widgets.choice.ChoiceView": lambda model, tokenizer: (model, tokenizer, TEXT, 2),
     "widgets.attention.AttentionView": lambda model, tokenizer: (model, tokenizer, TEXTS, [(0, 1, 3)]),
