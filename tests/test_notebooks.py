@@ -14,7 +14,7 @@ import pytest
 from nbformat import NotebookNode
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
-from refresh_notebooks import IGNORED, METADATA, as_text, code_cells, find_notebooks, normalised, read, tags
+from refresh_notebooks import IGNORED, METADATA, as_text, code_cells, find_notebooks, normalised, read, reading_minutes, tags
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 NOTEBOOKS = find_notebooks([REPOSITORY / "notebooks"])
@@ -182,6 +182,13 @@ def test_a_broken_link_is_found(tmp_path: Path):
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=name_of)
 def test_the_readme_lists(path: Path):
     assert path.relative_to(REPOSITORY).as_posix() in (REPOSITORY / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("path", [path for path in NOTEBOOKS if path.parent.name == "notebooks"], ids=name_of)
+def test_the_readme_tells_how_long_a_lesson_takes(path: Path):
+    text = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+    row = re.search(rf"\(notebooks/{path.name}\) \| .*? \| (\d+) \|", text)
+    assert row is not None and int(row.group(1)) == reading_minutes(read(path))
 
 
 def good_notebook() -> NotebookNode:
