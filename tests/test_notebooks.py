@@ -14,7 +14,17 @@ import pytest
 from nbformat import NotebookNode
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
-from refresh_notebooks import IGNORED, METADATA, as_text, code_cells, find_notebooks, normalised, read, reading_minutes, tags
+from refresh_notebooks import (
+    IGNORED,
+    METADATA,
+    as_text,
+    code_cells,
+    find_notebooks,
+    normalised,
+    read,
+    reading_minutes,
+    tags,
+)
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 NOTEBOOKS = find_notebooks([REPOSITORY / "notebooks"])
