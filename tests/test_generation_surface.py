@@ -11,7 +11,6 @@ from mixtral_edu.api.recording import GenerationOutput
 from tokenizer_samples import llama_tokenizer
 from tolerances import assert_forward
 
-
 OUTPUTS = ("scores", "logits", "attentions", "hidden_states", "router_logits")
 ALL_OUTPUTS = {f"output_{name}": True for name in OUTPUTS}
 

@@ -28,7 +28,6 @@ from mixtral_edu.fast.linear import Linear
 from mixtral_edu.quantization.model import checkpoint_bytes, quantization_of, quantize_model
 from tolerances import FORWARD, chain_error, frequency_error, unit
 
-
 CLASSES = (MixtralModel, MixtralForCausalLM, MixtralForSequenceClassification, MixtralForTokenClassification,
            MixtralForQuestionAnswering)  # fmt: skip
 V = 101

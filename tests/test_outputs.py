@@ -17,7 +17,6 @@ from mixtral_edu.api import models, output
 from mixtral_edu.api.output import MixtralOutput
 from tolerances import FORWARD
 
-
 B, T, PAD = 2, 9, 3
 IDS = torch.arange(B * T).view(B, T) + PAD + 1
 LABELS = {
