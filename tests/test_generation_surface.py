@@ -20,6 +20,7 @@ def kept(text: str, ids: torch.Tensor) -> torch.Tensor:
     return torch.stack([ids[ord(letter) - ord("a")] for letter in text])[None]
 
 
+@pytest.mark.numerics
 @pytest.mark.parametrize("window", [None, 7])
 def test_outputs_of_each_step_equal_transformers(make_config, transformers_twin, window):
     model = random_model(make_config(sliding_window=window, attn_implementation="eager"))
@@ -47,6 +48,7 @@ def test_outputs_of_each_step_equal_transformers(make_config, transformers_twin,
     assert ours.past_key_values.get_seq_length() == theirs.cache.get_seq_length() == 11 + 8
 
 
+@pytest.mark.numerics
 def test_scores_are_what_ids_are_drawn_from_and_logits_what_the_model_says(make_config):
     model = random_model(make_config())
     ids = torch.randint(3, 101, (2, 5))
@@ -209,6 +211,7 @@ def test_stop_strings_equal_transformers(bundled, transformers_twin):
 # Prompt lookup
 
 
+@pytest.mark.numerics
 @pytest.mark.parametrize("window", [None, 7])
 @pytest.mark.parametrize("options", [{}, {"do_sample": True, "seed": 2, "top_k": 2}, {"repetition_penalty": 1.01}])
 def test_guesses_do_not_change_a_text(make_config, window, options):
@@ -242,6 +245,7 @@ def test_guesses_of_transformers_give_the_same_ids(make_config, transformers_twi
     )
 
 
+@pytest.mark.numerics
 def test_an_abandoned_stream_with_guesses_leaves_a_cache_to_continue(bundled):
     model, tokenizer = bundled
     ids = tokenizer("one two one two one two one two one", return_tensors="pt").input_ids
@@ -269,6 +273,7 @@ def test_guesses_follow_the_longest_run_that_occurred_before():
 # Beam search
 
 
+@pytest.mark.numerics
 @pytest.mark.parametrize(
     "options",
     [
@@ -301,6 +306,7 @@ def test_beams_equal_transformers(make_config, transformers_twin, options, windo
     assert eos is not None or not torch.equal(ours.sequences[:: options.get("num_return_sequences", 1)], greedy)
 
 
+@pytest.mark.numerics
 def test_beams_find_the_likeliest_text_that_greedy_misses(make_config):
     """With as many beams as needed the search is exhaustive: all 5**3 texts are compared by calculation."""
     model = random_model(make_config(vocab_size=30))

@@ -57,6 +57,7 @@ def test_embeddings_are_found_where_they_are_in_transformers(make_config, transf
         assert found is None or names[id(found)] == their_names[id(expected)]
 
 
+@pytest.mark.numerics
 def test_other_embeddings_take_their_place(make_config, transformers_twin):
     model = make(make_config, pad_token_id=4)
     twin, before = transformers_twin(model), logits(model)
@@ -93,6 +94,7 @@ def test_embeddings_that_do_not_fit_are_refused(make_config, value, error, messa
 # Another number of tokens
 
 
+@pytest.mark.numerics
 @pytest.mark.parametrize("cls", CLASSES)
 @pytest.mark.parametrize("rows", [V + 1, V + 27, V, V - 1, 50])
 def test_a_resized_model_is_that_of_transformers(make_config, transformers_twin, to_transformers, cls, rows):
@@ -263,6 +265,7 @@ def test_layers_whose_weight_is_not_their_own_are_refused(make_config):
     assert model.config.vocab_size == V
 
 
+@pytest.mark.numerics
 @pytest.mark.engine
 def test_layers_stay_the_modules_that_they_are(make_config):
     model = make(make_config)
@@ -301,6 +304,7 @@ def test_a_config_that_models_share_changes_for_the_resized_one_only(make_config
         assert copied.config.vocab_size == 120 and torch.equal(logits(copied), logits(model))
 
 
+@pytest.mark.numerics
 @pytest.mark.parametrize("quantization", [None, "int8", "int4"])
 @pytest.mark.parametrize("rows", [V + 27, 50])
 def test_a_resized_model_generates_and_is_saved_and_loaded(make_config, tmp_path, quantization, rows):
@@ -378,6 +382,7 @@ def test_quantized_weights_are_counted_as_numbers_and_as_the_bytes_that_they_tak
 # Backends
 
 
+@pytest.mark.numerics
 @pytest.mark.parametrize(
     ("method", "field", "values"),
     [("set_attn_implementation", "attn_implementation", ("eager", "sdpa")),
@@ -399,6 +404,7 @@ def test_backends_are_settings_that_layers_follow(make_config, method, field, va
         assert model(IDS, output_attentions=True).attentions[0].shape == (2, 4, 9, 9)
 
 
+@pytest.mark.numerics
 def test_backends_are_those_of_transformers_where_both_have_them(make_config, transformers_twin):
     model = make(make_config)
     twin = transformers_twin(model)

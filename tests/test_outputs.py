@@ -43,6 +43,7 @@ def by_its_newer_name(key: str) -> str:
     return "cache" if key == "past_key_values" else key
 
 
+@pytest.mark.numerics
 @pytest.mark.parametrize("name", LABELS)
 @pytest.mark.parametrize("use_cache", [False, True])
 @pytest.mark.parametrize("returned", RETURNED, ids=lambda options: " ".join(options) or "plain")
@@ -64,6 +65,7 @@ def test_keys_indices_and_tuple_are_those_of_transformers(make_config, transform
                 assert_close(as_tuple[i], out[i])
 
 
+@pytest.mark.numerics
 def test_an_output_is_read_as_in_transformers(make_config, transformers_twin):
     ours = random_model(make_config)
     for model in ours, transformers_twin(ours):
@@ -109,6 +111,7 @@ def test_the_cache_is_one_thing_with_two_names(make_config, name):
         assert out.cache == out["cache"] == 7
 
 
+@pytest.mark.numerics
 @pytest.mark.parametrize("name", LABELS)
 def test_what_transformers_does_not_return_is_an_attribute_only(make_config, name):
     """The decoder's vectors of every head, and the router's decisions of those whose loss does not count balance."""
@@ -175,6 +178,7 @@ def test_a_class_of_ones_own_returns_tuples_too(make_config):
     assert models.MixtralOutput is output.MixtralOutput
 
 
+@pytest.mark.numerics
 @pytest.mark.parametrize(("name", "task"), [
     ("MixtralForSequenceClassification", "SEQ_CLS"),
     ("MixtralForTokenClassification", "TOKEN_CLS"),
