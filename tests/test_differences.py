@@ -215,11 +215,45 @@ def test_objects_that_steer_generation(ours):
             ours.generate(torch.tensor([[3]]), max_new_tokens=1, **{name: None})
 
 
+@difference(
+    "`generate` takes `inputs_embeds`, `position_ids`, `min_new_tokens`, `no_repeat_ngram_size` …",
+    "an error that names the argument; its help lists the options there are",
+)
+def test_options_that_are_not_there(ours, theirs):
+    options = {"min_new_tokens": 1, "no_repeat_ngram_size": 2}
+    theirs.generate(IDS, max_new_tokens=1, **options)
+    theirs.generate(inputs_embeds=torch.zeros(1, 2, 32), max_new_tokens=1)
+    options["inputs_embeds"] = torch.zeros(1, 2, 32)
+    for name, value in (options | {"position_ids": torch.tensor([[0]])}).items():
+        with pytest.raises(TypeError, match=f"unexpected keyword argument '{name}'"):
+            ours.generate(torch.tensor([[3]]), max_new_tokens=1, **{name: value})
+
+
 @difference("beam search returns a cache", "none: its rows are other beams than the texts that are returned")
 def test_caches_of_beams(ours, theirs):
     options = dict(num_beams=2, max_new_tokens=2, return_dict_in_generate=True)
     assert theirs.generate(IDS, do_sample=False, **options).cache is not None
     assert ours.generate(IDS, **options).cache is None
+
+
+@difference(
+    "`beam_indices` tell which beam each id came from", "not returned; `sequences_scores` are those of the texts"
+)
+def test_indices_of_beams(ours, theirs):
+    options = dict(num_beams=2, max_new_tokens=2, return_dict_in_generate=True, output_scores=True)
+    their, out = theirs.generate(IDS, do_sample=False, **options), ours.generate(IDS, **options)
+    assert their.beam_indices is not None and not hasattr(out, "beam_indices")
+    assert_forward(out.sequences_scores, their.sequences_scores)
+
+
+@difference(
+    "`num_beams` beyond half of the vocabulary", "an error: each beam needs a continuation that does not end it"
+)
+def test_more_beams_than_continuations(ours, theirs):
+    options = dict(num_beams=30, max_new_tokens=2, eos_token_id=None)
+    assert theirs.generate(IDS, do_sample=False, **options).shape == (1, 11)
+    with pytest.raises(ValueError, match="num_beams=30: it must be at most 24, for a vocabulary of 48"):
+        ours.generate(IDS, **options)
 
 
 @difference("a tokenizer's `save_pretrained` keeps its settings", "it writes the vocabulary; set `pad_token` … again")
@@ -232,15 +266,27 @@ def test_saved_tokenizers(tokenizer, llama, tmp_path):
 
 
 @difference(
-    "beam search draws with `do_sample=True`, and stops at `stop_strings`",
-    "an error: beams are the likeliest texts, and end at `eos_token_id`",
+    "beam search draws with `do_sample=True`, stops at `stop_strings`, does without a cache (`use_cache=False`)",
+    "an error: beams are the likeliest texts, end at `eos_token_id` and use the cache",
 )
 def test_beams_that_draw(ours, theirs):
     ids = torch.tensor([[3, 4, 5]])
-    assert theirs.generate(ids, num_beams=2, do_sample=True, max_new_tokens=1).shape == (1, 4)
-    for option in ({"do_sample": True}, {"stop_strings": "a", "tokenizer": MixtralTokenizer.from_pretrained("tiny")}):
+    assert theirs.generate(ids, num_beams=2, do_sample=True, use_cache=False, max_new_tokens=1).shape == (1, 4)
+    strings = {"stop_strings": "a", "tokenizer": MixtralTokenizer.from_pretrained("tiny")}
+    for option in ({"do_sample": True}, {"use_cache": False}, strings):
         with pytest.raises(ValueError, match="num_beams=2 with"):
             ours.generate(ids, num_beams=2, max_new_tokens=1, **option)
+
+
+@difference(
+    "prompt lookup after a prompt with padding is allowed", "an error: a text with drafts stands alone, without padding"
+)
+def test_drafts_after_padding(ours, theirs):
+    ids, mask = torch.tensor([[7, 3, 4, 5, 3, 4]]), torch.tensor([[0, 1, 1, 1, 1, 1]])
+    options = dict(prompt_lookup_num_tokens=2, max_new_tokens=2)
+    theirs.generate(ids, attention_mask=mask, do_sample=False, **options)
+    with pytest.raises(ValueError, match="takes a prompt without it"):
+        ours.generate(ids, mask, **options)
 
 
 @difference(

@@ -172,6 +172,11 @@ def test_a_streamer_gets_the_prompt_then_each_id(tokenizer):
     assert recorder.values == [[ids[:4]], [ids[4]], [ids[5]], [ids[6]]] and recorder.ended == 1
     with pytest.raises(ValueError, match="3 rows: a streamer takes a batch of one"):
         generate(HistoryModel(), PROMPTS, MASK, max_new_tokens=3, streamer=recorder)
+    several = dict(do_sample=True, num_return_sequences=3)
+    with pytest.raises(ValueError, match="num_return_sequences=3 asks for 3 rows: a streamer takes a batch of one"):
+        generate(HistoryModel(), PROMPTS[1:2], max_new_tokens=3, streamer=recorder, **several)
+    with pytest.raises(TypeError, match="streamer is a bool: it must have the methods put and end"):
+        generate(HistoryModel(), PROMPTS[1:2], max_new_tokens=3, streamer=True)
     with pytest.raises(ValueError, match="batch of one"):
         TextStreamer(tokenizer).put(PROMPTS)
 

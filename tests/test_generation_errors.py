@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from history_model import MASK, PROMPTS, HistoryModel, V
+from mixtral_edu import MixtralForTokenClassification, MixtralModel
 from mixtral_edu.api.generation import generate
 from mixtral_edu.api.options import GenerationOptions
 from mixtral_edu.sampling import RULES
@@ -77,6 +78,13 @@ def test_wrong_arguments_are_named(changes, error, named):
     assert not model.calls
 
 
+@pytest.mark.parametrize("model", [None, "tiny", torch.nn.Linear(2, 2), MixtralModel, MixtralForTokenClassification])
+def test_a_model_that_says_no_next_id_is_refused(model, make_config):
+    model = model(make_config()) if isinstance(model, type) else model
+    with pytest.raises(TypeError, match=f"model is a {type(model).__name__}: it must be a causal language model"):
+        generate(model, PROMPTS, max_new_tokens=1)
+
+
 class Untouched:
     """A streamer that must not be told anything."""
 
@@ -98,8 +106,8 @@ def test_masks_of_any_type_and_int32_ids_are_taken():
 
 def test_sampling_options_without_sampling_warn():
     model = HistoryModel()
-    with pytest.warns(UserWarning, match=r"temperature, top_p only matter with do_sample=True") as caught:
-        ids = generate(model, PROMPTS, MASK, max_new_tokens=3, temperature=0.5, top_p=0.5)
+    with pytest.warns(UserWarning, match="with do_sample=True only: temperature, top_p, seed") as caught:
+        ids = generate(model, PROMPTS, MASK, max_new_tokens=3, temperature=0.5, top_p=0.5, seed=0)
     assert caught[0].filename == __file__
     assert torch.equal(ids, generate(model, PROMPTS, MASK, max_new_tokens=3))
 

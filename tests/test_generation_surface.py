@@ -1,5 +1,7 @@
 """What `generate` offers besides ids, and its other ways to search: as in transformers, or as without them."""
 
+import copy
+
 import pytest
 import torch
 from torch.utils import _pytree as pytree
@@ -122,6 +124,33 @@ def test_rows_that_stopped_before_others_cannot_be_continued_together(make_confi
         ValueError, match="cache holds . tokens of row 0, .* 12: it is another text's, or the row had stopped"
     ):
         model.generate(torch.cat((out.sequences, ids), 1), cache=out.cache, **options)
+
+
+def test_a_cache_of_inference_mode_is_continued_there_only(make_config):
+    model, options = random_model(make_config()), dict(max_new_tokens=3, return_dict_in_generate=True)
+    with torch.inference_mode():
+        out = model.generate(torch.randint(3, 101, (1, 5)), **options)
+        more = model.generate(out.sequences, cache=copy.deepcopy(out.cache), **options).sequences
+    for use in (
+        lambda: model.generate(out.sequences, cache=out.cache, **options),
+        lambda: model(out.sequences[:, -1:], past_key_values=out.cache),
+    ):
+        with pytest.raises(ValueError, match=r"made in torch\.inference_mode\(\), and can be continued there only"):
+            use()
+    assert torch.equal(model.generate(out.sequences, **options).sequences, more)
+
+
+def test_ids_beyond_the_tokenizers_vocabulary_add_no_text_to_stop_at(bundled):
+    model, tokenizer = copy.deepcopy(bundled)
+    model.resize_token_embeddings(len(tokenizer) + 16)
+    beyond = torch.tensor([[len(tokenizer) + 3]])
+    ids = torch.cat((tokenizer("Once upon a time", return_tensors="pt").input_ids, beyond), 1)
+    options = dict(max_new_tokens=40, eos_token_id=None)
+    free = tokenizer.decode(model.generate(ids, **options)[0, ids.shape[1] :])
+    stopped = tokenizer.decode(
+        model.generate(ids, stop_strings=free.split()[3], tokenizer=tokenizer, **options)[0, ids.shape[1] :]
+    )
+    assert free.startswith(stopped) and free.split()[3] in stopped and len(stopped) < len(free)
 
 
 def test_outputs_are_rebuilt_from_their_parts(make_config):

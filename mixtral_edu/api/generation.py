@@ -126,7 +126,9 @@ def generate(
     recorder = Recorder(names) if return_dict_in_generate else None
     task = checked_task(model, input_ids, attention_mask, chosen, given_cache(past_key_values, cache), recorder)
     if streamer is not None:
-        _check_single(task.ids, "a streamer")
+        _check_single(task, "a streamer")
+        if not all(callable(getattr(streamer, method, None)) for method in ("put", "end")):
+            raise TypeError(f"streamer is a {type(streamer).__name__}: it must have the methods put and end")
         if chosen.num_beams > 1:
             raise ValueError(f"streamer with num_beams={chosen.num_beams}: a beam may be given up, so no id is certain "
                              "before the end; leave one of the two out")  # fmt: skip
@@ -162,7 +164,7 @@ def stream(
     if chosen.num_beams > 1:
         raise ValueError(f"num_beams={chosen.num_beams}: stream yields text as it grows, and a beam may be given up")
     task = checked_task(model, input_ids, attention_mask, chosen, given_cache(past_key_values, cache), None)
-    _check_single(task.ids, "stream")
+    _check_single(task, "stream")
 
     def texts() -> Iterator[str]:
         decoder = IncrementalDecoder(tokenizer, skip_special_tokens)
@@ -196,9 +198,11 @@ def _collected(task: Task, streamer: Streamer | None, bar: Any) -> Tensor:
     return torch.cat(ids, dim=1)
 
 
-def _check_single(input_ids: Tensor, user: str) -> None:
-    if len(input_ids) != 1:
-        raise ValueError(f"input_ids has {len(input_ids)} rows: {user} takes a batch of one")
+def _check_single(task: Task, user: str) -> None:
+    if len(task.ids) != 1:
+        several = task.options.num_return_sequences
+        cause = "input_ids" if several == 1 else f"num_return_sequences={several}"
+        raise ValueError(f"{cause} asks for {len(task.ids)} rows: {user} takes a batch of one, and one text of it")
 
 
 def _progress_bar(total: int):

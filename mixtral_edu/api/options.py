@@ -52,7 +52,7 @@ class GenerationOptions:
         **rules: Any,
     ):
         for name in rules.keys() - RULES:
-            raise TypeError(f"generate() got an unexpected keyword argument {name!r}")
+            raise TypeError(f"unexpected keyword argument {name!r}: generation has no such option")
         if max_new_tokens is None and max_length is None:
             raise TypeError(f"max_new_tokens=None: it must be {_AT_LEAST_1}")
         if max_new_tokens is not None and max_length is not None:
@@ -83,9 +83,10 @@ class GenerationOptions:
         for name, value in (("do_sample", do_sample), ("use_cache", True if use_cache is None else use_cache)):
             if not isinstance(value, bool):
                 raise TypeError(f"{name}={value!r}: it must be True or False")
-        unused = [name for name, value in rules.items() if value not in (None, RULES[name].default)]
-        if unused and not do_sample:
-            warnings.warn(f"{', '.join(unused)} only matter with do_sample=True, and are ignored", stacklevel=3)
+        given = [name for name, value in rules.items() if value not in (None, RULES[name].default)]
+        given += ["seed"] * (seed is not None)
+        if given and not do_sample:
+            warnings.warn(f"ignored, as it matters with do_sample=True only: {', '.join(given)}", stacklevel=3)
         self.max_new_tokens, self.max_length = max_new_tokens, max_length
         self.eos_token_id, self.pad_token_id = eos_token_id, pad_token_id
         self.stop_strings, self.tokenizer = _checked_strings(stop_strings, tokenizer), tokenizer

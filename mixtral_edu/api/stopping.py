@@ -15,7 +15,8 @@ class Stops:
     Args:
         stop_ids: end a row.
         strings: end a row once they stand in its text, and end in a new id: they may begin in the prompt.
-        tokenizer: decodes the ids; needed for strings only.
+        tokenizer: decodes the ids; needed for strings only. Ids beyond its vocabulary, which a larger model may have,
+            add no text.
         ids, mask: (B, T) prompts, and 0 for padding; None without padding.
     """
 
@@ -29,10 +30,11 @@ class Stops:
     ):
         self.stop_ids = torch.tensor(stop_ids, dtype=torch.long, device=ids.device)
         self.strings, self._longest = strings, max(map(len, strings), default=0)
+        self._known = 0 if tokenizer is None else tokenizer.vocab_size
         self._rows = [IncrementalDecoder(tokenizer, skip_special_tokens=False) for _ in ids] if strings else []
-        real = torch.ones_like(ids) if mask is None else mask
+        read = ids < self._known if mask is None else (ids < self._known) & (mask != 0)  # (B, T)
         self._tails = [
-            self._tail(decoder.push(row[kept != 0])) for decoder, row, kept in zip(self._rows, ids, real, strict=False)
+            self._tail(decoder.push(row[kept])) for decoder, row, kept in zip(self._rows, ids, read, strict=False)
         ]
 
     def __call__(self, token: Tensor) -> Tensor:
@@ -45,7 +47,7 @@ class Stops:
     def _completes(self, row: int, token: int) -> bool:
         """Whether a stop string ends in the text of this id."""
         before = self._tails[row]
-        text = before + self._rows[row].push([token])
+        text = before + self._rows[row].push([token] * (token < self._known))
         self._tails[row] = self._tail(text)
         return any(text.find(string, max(0, len(before) - len(string) + 1)) >= 0 for string in self.strings)
 

@@ -19,7 +19,8 @@ from mixtral_edu.api.stopping import Stops
 from mixtral_edu.checkpoints.memory import free_memory
 from mixtral_edu.fast.decoding import decoding
 from mixtral_edu.generation import new_tokens
-from mixtral_edu.heads import CausalLM
+from mixtral_edu.heads import CausalLM, WithHead
+from mixtral_edu.model import Decoder
 
 _MOST_SLOTS_AHEAD = 1024  # made before the tokens come; a text may stop long before its limit
 
@@ -55,6 +56,8 @@ def checked_task(
     recorder: Recorder | None,
 ) -> Task:
     """Check the arguments against each other."""
+    if not hasattr(model, "config") or isinstance(model, Decoder | WithHead) and not isinstance(model, CausalLM):
+        raise TypeError(f"model is a {type(model).__name__}: it must be a causal language model that has a config")
     mask = _checked_prompt(model, ids, mask)
     num_steps = options.steps(ids.shape[1])
     stop_ids, pad_id = options.stop_and_pad_ids(model.config)

@@ -1,5 +1,6 @@
 """Rows of ids as one batch: cut to a length, padded to a length, as lists or tensors."""
 
+import warnings
 from collections.abc import Sequence
 from typing import Any, Self
 
@@ -27,7 +28,7 @@ def row_lengths(
 ) -> tuple[int | None, int | None]:
     """Return the length that rows are cut to and the one that they are padded to.
 
-    None stands for neither. A padded length of 0 stands for that of the longest row.
+    None stands for neither. A padded length of 0 stands for that of the longest row. Warns of a cut without a length.
 
     >>> row_lengths("longest", True, 8, UNLIMITED), row_lengths("max_length", False, 8, UNLIMITED)
     ((8, 0), (None, 8))
@@ -57,8 +58,10 @@ def row_lengths(
     max_length = whole_number("max_length", max_length, "a number of tokens", 1)
     if fills and max_length >= UNLIMITED:
         raise ValueError("padding='max_length' has no length: pass max_length, or set model_max_length")
+    if cuts and max_length >= UNLIMITED:
+        warnings.warn(f"truncation={truncation!r} cuts nothing: pass max_length, or set model_max_length", stacklevel=3)
     padded_length = max_length if fills else 0 if padding in (True, "longest") else None
-    return max_length if cuts else None, padded_length
+    return max_length if cuts and max_length < UNLIMITED else None, padded_length
 
 
 def cut_row(row: list[int], length: int | None, side: str, kept: int) -> list[int]:

@@ -135,6 +135,9 @@ def chat_turns(messages: Sequence[Mapping[str, str]]) -> list[tuple[str, bool]]:
 
 def _checked(messages: Sequence[Mapping[str, str]]) -> tuple[str | None, list[str]]:
     """Return the system message, or None, and the texts of user and assistant in turn."""
+    if not isinstance(messages, (Sequence, Mapping)) or isinstance(messages, (str, bytes)):
+        kind = type(messages).__name__
+        raise TypeError(f'messages is a {kind}: it must be a list of dicts with "role" and "content"')
     for i, message in enumerate(messages):
         if not isinstance(message, Mapping) or not {"role", "content"} <= message.keys():
             raise ValueError(f'messages[{i}] is {message!r}: it must be a dict with "role" and "content"')

@@ -1,6 +1,6 @@
 """The pieces of a SentencePiece vocabulary: their ids, their names, and the text that they stand for."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby, takewhile
 from numbers import Integral
 from pathlib import Path
@@ -208,11 +208,17 @@ class PieceTable:
 
 
 def as_lists(ids: Any) -> Any:
-    """Return ids in the form that Python has for them: an int, or a list. Items of a list are converted too."""
+    """Return ids in the form that Python has for them: an int, or a list. Items of a list are converted too.
+
+    Raises:
+        TypeError: `ids` is neither one id nor several.
+    """
     if isinstance(ids, int):
         return ids
     if hasattr(ids, "tolist"):  # tensors and numpy arrays
         return ids.tolist()
+    if not isinstance(ids, Iterable) or isinstance(ids, (str, Mapping)):
+        raise TypeError(f"ids is a {type(ids).__name__}: it must be an int, or ints in a list, an array or a tensor")
     return [i.tolist() if hasattr(i, "tolist") else i for i in ids]
 
 

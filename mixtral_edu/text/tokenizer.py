@@ -93,6 +93,10 @@ class MixtralTokenizer(PieceTable):
             ValueError: `text` holds a lone surrogate, which UTF-8 cannot encode, or an option is not valid.
         """
         cut_length, _ = row_lengths(False, truncation, max_length, self.model_max_length)
+        if not isinstance(add_special_tokens, bool):
+            raise TypeError(
+                f"add_special_tokens={add_special_tokens!r}: it must be True or False; pairs of texts are not supported"
+            )
         if not isinstance(text, str):
             raise TypeError(f"text must be a str, not {type(text).__name__}; for several texts call tokenizer(texts)")
         try:
@@ -187,9 +191,12 @@ class MixtralTokenizer(PieceTable):
             return_attention_mask: False leaves `attention_mask` out.
 
         Raises:
+            TypeError: `texts` is neither a str nor several of them.
             ValueError: there are no texts, an option is not valid or would have no effect, or rows of different lengths
                 cannot form one tensor.
         """
+        if not isinstance(texts, Iterable) or isinstance(texts, (bytes, Mapping)):
+            raise TypeError(f"texts is a {type(texts).__name__}: it must be a str or a sequence of str")
         cut_length, padded_length = row_lengths(padding, truncation, max_length, self.model_max_length)
         limit = {"truncation": cut_length is not None, "max_length": cut_length}
         is_one = isinstance(texts, str)
@@ -210,7 +217,18 @@ class MixtralTokenizer(PieceTable):
         return output
 
     def pad(self, rows: Sequence[Sequence[int]]) -> TokenizerOutput:
-        """Pad rows of ids on `padding_side` to one length. Return `(B, T)` int64 tensors of ids and attention mask."""
+        """Pad rows of ids on `padding_side` to one length. Return `(B, T)` int64 tensors of ids and attention mask.
+
+        Raises:
+            TypeError: the rows are not lists of ids.
+            ValueError: there are no rows.
+        """
+        is_many = isinstance(rows, Iterable) and not isinstance(rows, (str, bytes, Mapping))
+        rows = as_lists(rows) if is_many else None
+        if not isinstance(rows, list) or not all(isinstance(row, (list, tuple)) for row in rows):
+            raise TypeError("rows must be a list of lists of ids; of what a tokenizer returns, pass the input_ids")
+        if not rows:
+            raise ValueError("rows is empty: it must hold at least one list of ids")
         return self._batch(rows, 0, "pt")
 
     def apply_chat_template(

@@ -265,3 +265,6 @@ def test_options_of_other_formats_are_refused_by_name(official):
             official.apply_chat_template([USER], **{name: None})
     with pytest.raises(TypeError, match=r"chat 1: messages\[0\] has a content of type list"):
         official.apply_chat_template([[USER], [USER | {"content": ["Hi"]}]])
+    for messages in (None, 5, "Hi", iter([USER])):
+        with pytest.raises(TypeError, match=f"messages is a {type(messages).__name__}: it must be a list of dicts"):
+            official.apply_chat_template(messages)

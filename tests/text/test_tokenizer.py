@@ -168,6 +168,23 @@ def test_wrong_arguments_are_named(official):
         official.decode([True])
     with pytest.raises(TypeError, match="flat sequence of ints"):
         official.decode([1.0])
+    for encode in (official.encode, official.tokenize, official.pieces):  # pairs of texts
+        with pytest.raises(TypeError, match="add_special_tokens='b': it must be True or False; pairs"):
+            encode("a", "b")
+
+
+@pytest.mark.parametrize("value", [None, 5, 1.5, b"ab", {"input_ids": [1]}])
+def test_what_is_neither_text_nor_ids_is_named(official, value):
+    kind = type(value).__name__
+    with pytest.raises(TypeError, match=f"texts is a {kind}: it must be a str or a sequence of str"):
+        official(value)
+    with pytest.raises(TypeError, match="rows must be a list of lists of ids; .* the input_ids"):
+        official.pad(value)
+    if isinstance(value, (int, bytes)):  # bytes are ints
+        return
+    for decode in (official.decode, official.batch_decode, official.convert_ids_to_tokens, official.pieces):
+        with pytest.raises(TypeError, match=f"ids is a {kind}: it must be an int, or ints in a list"):
+            decode(value)
 
 
 def test_decode_takes_ids_of_every_kind(official):
@@ -259,6 +276,11 @@ def test_batches_that_cannot_be_are_refused(official):
         official(["Yes", "Once upon a time"], return_tensors="pt")
     with pytest.raises(ValueError, match="texts is empty"):
         official([])
+    with pytest.raises(ValueError, match="rows is empty"):
+        official.pad([])
+    for rows in ([1, 2], ["ab"], [{"input_ids": [1]}]):
+        with pytest.raises(TypeError, match="rows must be a list of lists of ids"):
+            official.pad(rows)
     with pytest.raises(ValueError, match="return_tensors='np'"):
         official("a", return_tensors="np")
     with pytest.raises(ValueError, match="padding='max_length' has no length: pass max_length"):
