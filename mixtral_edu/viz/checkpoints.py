@@ -1,4 +1,4 @@
-"""Figures of checkpoints on disk: the parts of a file, which shard holds what, and rows in two orders."""
+"""Figures of checkpoints: the parts of a file, which shard holds what, and what rows in the wrong order cost."""
 
 from collections.abc import Mapping, Sequence
 
@@ -8,9 +8,11 @@ from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
 from mixtral_edu.viz.diagram import PART_COLOURS
-from mixtral_edu.viz.style import FAINT, INK, MUTED, new_figure, text_colour, use_style
+from mixtral_edu.viz.style import ACCENT, INK, MUTED, as_label, new_figure, text_colour, use_style
 
 OTHER = "#CBD2D9"  # for parts that are not parameters
+_CURVES = ((ACCENT, "o", "-"), (INK, "s", "--"), (MUTED, "^", ":"))  # colour, marker, line
+_BARS = (("#9FB3C8", ""), (ACCENT, ""), ("#52606D", "//"), (INK, ""))  # colour, hatch; neighbours differ in lightness
 
 
 def file_map(parts: Mapping[str, int], title: str, figure: Figure | None = None) -> Figure:
@@ -87,37 +89,69 @@ def shard_map(sizes: Sequence[Mapping[str, int]], title: str, figure: Figure | N
     return figure
 
 
-def row_orders(
-    lengths: Mapping[str, ArrayLike], pairs: Mapping[str, ArrayLike], title: str, figure: Figure | None = None
+def errors_by_distance(
+    distances: ArrayLike, errors: Mapping[str, ArrayLike], title: str, figure: Figure | None = None
 ) -> Figure:
-    """Draw the rows of one head as bars, in several orders; the two rows of a rotary pair share a colour.
+    """Plot how far attention scores are off, against the distance between query and key.
 
     Args:
-        lengths: for each order, the length (norm) of each row, (Dh,).
-        pairs: for each order, the number of each row's pair, (Dh,).
+        distances: (n,) distances in tokens, 0 among them, rising.
+        errors: for each of one to three names, (n,) errors in units of the right scores' spread.
         title: states the finding.
         figure: a figure to draw into instead of a new one.
 
     Raises:
-        ValueError: `lengths` and `pairs` do not name the same orders, or rows do not form pairs.
+        ValueError: there are not one to three curves, or one does not have one error per distance.
     """
-    if lengths.keys() != pairs.keys() or not lengths:
-        raise ValueError(f"lengths names {list(lengths)} and pairs {list(pairs)}; both must name the same orders")
+    curves = {name: np.asarray(values, dtype=float) for name, values in errors.items()}
+    if not 1 <= len(curves) <= len(_CURVES) or any(len(values) != len(distances) for values in curves.values()):
+        sizes = {name: len(values) for name, values in curves.items()}
+        raise ValueError(f"errors has lengths {sizes}; it must hold one to three curves of length {len(distances)}")
     with use_style():
-        figure = new_figure(9.5, 0.9 + 1.35 * len(lengths), figure)
-        height = figure.get_figheight()
-        figure.text(0.015, 1 - 0.26 / height, title, size=13, weight="bold", va="center")
-        for place, (name, rows) in enumerate(lengths.items()):
-            rows, number = np.asarray(rows, dtype=float), np.asarray(pairs[name])
-            if rows.shape != number.shape or (np.bincount(number) != 2).any():
-                raise ValueError(f"pairs[{name!r}] must give each number to exactly two of the {len(rows)} rows")
-            axes = figure.add_axes((0.075, 1 - (0.6 + 1.35 * (place + 1) - 0.32) / height, 0.745, 1.0 / height))
-            colours = colormaps["viridis"](number / number.max())
-            axes.bar(range(len(rows)), rows, color=colours, width=0.85)
-            for row, pair in enumerate(number):
-                axes.text(row, 0, f"{pair}", ha="center", va="top", size=7.5, color=MUTED)
-            axes.set(xlim=(-0.6, len(rows) - 0.4), xticks=[], ylabel="norm")
-            axes.text(1.015, 0.5, name, transform=axes.transAxes, va="center", size=11, color=INK)
-            axes.spines["bottom"].set_color(FAINT)
-        axes.set_xlabel("row of the head; the number is its pair", labelpad=10)
+        figure = new_figure(9.5, 3.8, figure)
+        axes = figure.add_axes((0.085, 0.165, 0.89, 0.68))
+        for (name, values), (colour, marker, line) in zip(curves.items(), _CURVES, strict=False):
+            axes.plot(distances, values, color=colour, marker=marker, linestyle=line, label=as_label(name))
+        axes.axhline(2**0.5, color=MUTED, linewidth=1, zorder=0)
+        axes.text(0, 2**0.5, "unrelated scores", size=10, color=MUTED, va="bottom")
+        axes.set(xlim=(-0.02 * max(distances), 1.02 * max(distances)))
+        axes.set(ylim=(-0.05 * max(map(np.max, curves.values())), 1.25 * max(map(np.max, curves.values()))))
+        axes.set(xlabel="distance i - j of query and key, tokens", ylabel="error / spread of right scores")
+        axes.legend(loc="upper left", ncols=len(curves))
+        axes.set_title(title)
+    return figure
+
+
+def losses_by_text(
+    losses: Mapping[str, Mapping[str, tuple[float, float]]], title: str, figure: Figure | None = None
+) -> Figure:
+    """Draw the loss of each variant of a model on each kind of text as bars, with standard errors.
+
+    Args:
+        losses: by variant, at most four, and kind of text: mean and standard error in nats per token.
+        title: states the finding.
+        figure: a figure to draw into instead of a new one.
+
+    Raises:
+        ValueError: there are not one to four variants, or they do not name the same texts.
+    """
+    texts = list(next(iter(losses.values()), {}))
+    if not texts or len(losses) > len(_BARS) or any(list(values) != texts for values in losses.values()):
+        raise ValueError("losses must hold one to four variants, each with the same texts in the same order")
+    width = 0.84 / len(losses)
+    with use_style():
+        figure = new_figure(9.5, 3.9, figure)
+        axes = figure.add_axes((0.07, 0.1, 0.91, 0.75))
+        for place, ((variant, values), (colour, hatch)) in enumerate(zip(losses.items(), _BARS, strict=False)):
+            x = np.arange(len(texts)) + (place - (len(losses) - 1) / 2) * width
+            mean, error = np.array(list(values.values())).T
+            axes.bar(x, mean, width * 0.94, color=colour, hatch=hatch, edgecolor="white", label=as_label(variant))
+            axes.errorbar(x, mean, error, color=INK, linestyle="none", capsize=2.5, linewidth=1)
+            for at, height, spread in zip(x, mean, error, strict=True):
+                axes.text(at, height + spread + 0.08, f"{height:.2f}", ha="center", va="bottom", size=9, color=INK)
+        highest = max(mean + error for values in losses.values() for mean, error in values.values())
+        axes.set(ylabel="loss, nats per token", ylim=(0, 1.28 * highest), xticks=range(len(texts)), xticklabels=texts)
+        axes.tick_params(axis="x", length=0)
+        axes.legend(loc="upper left", ncols=len(losses))
+        axes.set_title(title)
     return figure

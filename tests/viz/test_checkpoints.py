@@ -1,10 +1,9 @@
-"""Pictures of files, shards and rows."""
+"""Pictures of files, shards, and of what rows in the wrong order cost."""
 
 import pytest
-import torch
 from matplotlib import pyplot as plt
 
-from mixtral_edu.viz.checkpoints import file_map, row_orders, shard_map
+from mixtral_edu.viz.checkpoints import errors_by_distance, file_map, losses_by_text, shard_map
 from mixtral_edu.viz.diagram import PART_COLOURS
 
 
@@ -35,14 +34,25 @@ def test_each_shard_shows_what_it_holds():
         shard_map([], title="")
 
 
-def test_rows_of_a_pair_share_a_colour_in_every_order():
-    pair = torch.arange(3)
-    lengths = {"apart": [1, 2, 3, 4, 5, 6], "neighbours": [1, 4, 2, 5, 3, 6]}
-    figure = row_orders(lengths, {"apart": pair.repeat(2), "neighbours": pair.repeat_interleave(2)}, title="Rows")
-    apart, neighbours = ([bar.get_facecolor() for bar in axes.patches] for axes in figure.axes)
-    assert apart[0] == apart[3] == neighbours[0] == neighbours[1] != neighbours[2]
-    assert [bar.get_height() for bar in figure.axes[1].patches] == [1, 4, 2, 5, 3, 6]
-    with pytest.raises(ValueError, match="lengths names .* and pairs"):
-        row_orders(lengths, {"apart": pair.repeat(2)}, title="")
-    with pytest.raises(ValueError, match="two of the 6 rows"):
-        row_orders({"apart": [1] * 6}, {"apart": [0, 0, 0, 1, 1, 2]}, title="")
+def test_errors_stand_at_their_distances():
+    figure = errors_by_distance([0, 2, 5], {"one": [0, 1, 2], "other": [3, 1, 1]}, title="Errors")
+    (axes,) = figure.axes
+    assert [line.get_xydata().tolist() for line in axes.lines[:2]] == [
+        [[0, 0], [2, 1], [5, 2]], [[0, 3], [2, 1], [5, 1]]
+    ]  # fmt: skip
+    assert len({(line.get_color(), line.get_marker(), line.get_linestyle()) for line in axes.lines[:2]}) == 2
+    for errors in ({}, {"one": [1, 2]}, dict.fromkeys("abcd", [1, 2, 3])):
+        with pytest.raises(ValueError, match="one to three curves of length 3"):
+            errors_by_distance([0, 2, 5], errors, title="")
+
+
+def test_each_variant_has_a_bar_for_each_text():
+    losses = {"right": {"verse": (2.0, 0.1), "prose": (3.0, 0.2)}, "wrong": {"verse": (4.0, 0.1), "prose": (5.0, 0.2)}}
+    figure = losses_by_text(losses, title="Losses")
+    (axes,) = figure.axes
+    assert [bar.get_height() for bar in axes.patches] == [2, 3, 4, 5]
+    assert {text.get_text() for text in axes.texts} == {"2.00", "3.00", "4.00", "5.00"}
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["verse", "prose"]
+    for wrong in ({}, losses | {"less": {"verse": (1.0, 0.1)}}, dict.fromkeys("abcde", losses["right"])):
+        with pytest.raises(ValueError, match="one to four variants"):
+            losses_by_text(wrong, title="")
