@@ -71,17 +71,17 @@ class QuantizationView(FigureView):
             axes = figure.add_axes((0.09, 0.19, 0.88, 0.66))
             columns = np.arange(self.shown)
             axes.vlines(columns, self.weights[: self.shown], rounded[: self.shown], color=ACCENT, linewidth=1.2)
-            axes.plot(columns, self.weights[: self.shown], ".", color=INK, markersize=5, label="as it was")
-            axes.plot(columns, rounded[: self.shown], "_", color=ACCENT, markersize=8, mew=2, label="rounded")
+            axes.plot(columns, self.weights[: self.shown], ".", color=INK, markersize=5, label="before")
+            axes.plot(columns, rounded[: self.shown], "_", color=ACCENT, markersize=8, mew=2, label="after")
             for border in range(group_size, self.shown, group_size):
                 axes.axvline(border - 0.5, color=FAINT, linewidth=1)
             margin = 0.3 * np.ptp(self.weights[: self.shown])
             axes.set(ylim=(self.weights[: self.shown].min() - 0.1 * margin, self.weights[: self.shown].max() + margin))
-            axes.set(xlim=(-1, self.shown), xlabel="place in the row", ylabel="weight")
+            axes.set(xlim=(-1, self.shown), xlabel="column of the weight", ylabel="weight")
             axes.legend(loc="upper right", ncols=2)
             size = gigabytes_of_mixtral(bits, group_size)
             axes.set_title(
-                f"{bits} {'bit' if bits == 1 else 'bits'}, groups of {group_size}: error {error:.1%}, "
+                f"{bits} {'bit' if bits == 1 else 'bits'}, groups of {group_size}: error of the row {error:.1%}, "
                 f"Mixtral-8x7B takes {size:.1f} GB"
             )
 
