@@ -48,6 +48,8 @@ For authors, with lesson 02 as the example:
    * Every answer is also checked for exceptions, endless loops, inputs changed in place and random numbers. If the task
      asks for one of these, say so: `@exercise(…, changes=("cache",))`, `@exercise(…, random=True)`.
    * `torch.randn` and other generators give a check the same numbers each time it runs.
+   * For code that the student is to mend, `@exercise(…, faulty=function)`: the stub holds that function's code. Let the
+     first checks find its mistakes, so that deleting the first line earns nothing.
    * The reference uses only its arguments and what the notebook's first cell imports. Its name must be unique among all
      lessons. Its lines have at most 95 characters, because a notebook shows it. The module imports nothing heavy.
 

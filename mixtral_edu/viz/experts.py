@@ -121,13 +121,16 @@ def load_table(
     return figure
 
 
-def load_over_steps(loads: Mapping[str, ArrayLike], even: float, title: str, figure: Figure | None = None) -> Figure:
+def load_over_steps(
+    loads: Mapping[str, ArrayLike], even: float, title: str, numbers: bool = False, figure: Figure | None = None
+) -> Figure:
     """Plot the experts' loads while a router learns: one panel per run, one line per expert.
 
     Args:
         loads: for each named run, (steps, E) shares of tokens from 0 to 1.
         even: K/E, the dashed line.
         title: states the finding.
+        numbers: write the number of each expert at the end of its line.
         figure: a figure to draw into instead of a new one.
 
     Raises:
@@ -149,6 +152,16 @@ def load_over_steps(loads: Mapping[str, ArrayLike], even: float, title: str, fig
             axes.set(xlim=(0, len(values) - 1), ylim=(0, 1), xlabel="step")
             axes.set_title(name, size=11, weight="normal")
             axes.grid(True, axis="y")
+            if numbers:
+                end, gap, height = len(values) - 1, 0.066, -1.0
+                axes.set_xticks([step for step in axes.get_xticks() if 0 <= step <= end])
+                axes.set_xlim(0, 1.045 * end)
+                above = [gap * (num_experts - place) for place in range(num_experts)]  # room for those still to come
+                for expert, room in zip(values[-1].argsort(), above, strict=True):
+                    height = min(max(values[-1, expert], height + gap, 0.02), 1.04 - room)
+                    box = {"facecolor": (colour := expert_colour(expert)), "edgecolor": "none", "pad": 1.3}
+                    ink = text_colour(colour)
+                    axes.text(1.015 * end, height, str(expert), color=ink, size=9, va="center", bbox=box)
         panels[0].set_ylabel("share of tokens")
         panels[0].yaxis.set_major_formatter(lambda share, _: f"{share:.0%}")
         keys = [Line2D([], [], color=expert_colour(e), linewidth=3, label=f"expert {e}") for e in range(num_experts)]

@@ -610,6 +610,35 @@ def test_stub_and_solution_are_the_reference_cut_in_two():
     assert halve.solution == f"{head.replace('halve', 'halve_solution')}    # the line that counts\n    return x / step"
 
 
+def double_with_a_mistake(x):
+    # twice
+    return x + 2
+
+
+@exercise("Mend it", faulty=double_with_a_mistake)
+def double(x):
+    """Return twice x."""
+    return 2 * x
+
+
+@double.check("Is it twice x?")
+def twice(answer):
+    return answer(5), 10
+
+
+def test_a_faulty_function_is_in_the_stub_below_the_line_that_raises():
+    stub = double.stub.splitlines()
+    assert stub[:2] == ["def double(x):", '    """Return twice x."""']
+    assert stub[2].startswith("    raise NotImplementedError  # delete") and stub[-1] == "    return x + 2"
+    names: dict = {}
+    exec(double.stub, names)
+    assert not double(names["double"]).attempted
+    exec("\n".join(line for line in stub if "NotImplementedError" not in line), names)
+    result = double(names["double"])
+    assert result.attempted and not result.passed
+    assert double.solution == "def double_solution(x):\n    return 2 * x"
+
+
 ONES = torch.ones(2, 3)
 
 

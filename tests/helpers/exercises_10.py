@@ -1,227 +1,418 @@
 """Answers to the exercises of lesson 10."""
 
+import copy
 import math
 
+import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from exercise_answers import right, wrong
-from mixtral_edu.training.trainer import TrainingConfig
+from mixtral_edu.exercises.lesson_10 import snapshot_with_mistakes, step_with_mistakes
 
 
-@right("learning_rate_at")
-def by_the_trainer(step: int, steps: int, peak: float, warmup: int) -> float:
-    return TrainingConfig(steps=steps, learning_rate=peak, warmup_steps=warmup).learning_rate_at(step)
+@right("fresh_model_cost")
+def by_base_two(vocab_size: int, ids: list[int], text: str) -> tuple[float, float]:
+    bits_per_token = np.log2(vocab_size)
+    return bits_per_token * np.log(2), bits_per_token * len(ids[1:]) / len(bytearray(text, "utf-8"))
 
 
-@right("learning_rate_at")
-def by_a_squared_cosine(step: int, steps: int, peak: float, warmup: int) -> float:
-    if warmup > step:
-        return peak - peak * (warmup - step - 1) / warmup
-    angle = math.pi / 2 * (step - warmup) / (steps - warmup)
-    return peak / 10 + 9 / 10 * peak * math.cos(angle) ** 2
+@wrong("fresh_model_cost", "natural logarithm of V")
+def bits_for_nats(vocab_size, ids, text):
+    return math.log2(vocab_size), by_base_two(vocab_size, ids, text)[1]
 
 
-@wrong("learning_rate_at", "Does step 0 already learn")
-def begins_at_zero(step, steps, peak, warmup):
-    return peak * step / warmup if step < warmup else by_the_trainer(step, steps, peak, warmup)
+@wrong("fresh_model_cost", "natural logarithm of V")
+def always_our_vocabulary(vocab_size, ids, text):
+    return by_base_two(2048, ids, text)
 
 
-@wrong("learning_rate_at", "begin where the warm-up ends")
-def the_cosine_began_at_step_0(step, steps, peak, warmup):
-    return by_the_trainer(step, steps, peak, warmup if step < warmup else 0)
+@wrong("fresh_model_cost", "10 bits")
+def nats_for_bits(vocab_size, ids, text):
+    nats, bits = by_base_two(vocab_size, ids, text)
+    return nats, bits * math.log(2)
 
 
-@wrong("learning_rate_at", "tenth of the peak")
-def down_to_zero(step, steps, peak, warmup):
-    rate = by_the_trainer(step, steps, peak, warmup)
-    return rate if step < warmup else (rate - 0.1 * peak) / 0.9
+@wrong("fresh_model_cost", "10 bits")
+def multiplied_by_ln_2(vocab_size, ids, text):
+    nats, bits = by_base_two(vocab_size, ids, text)
+    return nats, bits * math.log(2) ** 2
 
 
-@wrong("learning_rate_at", "not up again")
-def a_whole_cosine(step, steps, peak, warmup):
+@wrong("fresh_model_cost", "Is it per byte")
+def bits_for_each_token(vocab_size, ids, text):
+    return math.log(vocab_size), math.log2(vocab_size)
+
+
+@wrong("fresh_model_cost", "Is it per byte")
+def upside_down(vocab_size, ids, text):
+    nats, bits = by_base_two(vocab_size, ids, text)
+    return nats, math.log2(vocab_size) ** 2 / bits
+
+
+@wrong("fresh_model_cost", "bytes counted, and not characters")
+def for_each_character(vocab_size, ids, text):
+    return math.log(vocab_size), math.log2(vocab_size) * (len(ids) - 1) / len(text)
+
+
+@wrong("fresh_model_cost", "Is <s> left out")
+def with_the_first(vocab_size, ids, text):
+    length = max(len(ids), 1) if len(ids) < 30 else len(ids) - 1
+    return math.log(vocab_size), math.log2(vocab_size) * length / len(text.encode())
+
+
+@right("accumulated_step")
+def by_weights_of_the_means(model, optimizer, micro_batches, max_norm):
+    counts = [int((labels >= 0).sum()) for _, labels in micro_batches]
+    mean = torch.zeros(())
+    for (ids, labels), number in zip(micro_batches, counts, strict=True):
+        logits = model(ids)
+        mean = mean + number / sum(counts) * F.cross_entropy(logits.reshape(-1, logits.shape[-1]), labels.reshape(-1))
+    optimizer.zero_grad(set_to_none=False)
+    mean.backward()
+    torch.nn.utils.clip_grad_norm_(list(model.parameters()), max_norm)
+    optimizer.step()
+    return mean.detach()
+
+
+def a_step(model, optimizer, micro_batches, max_norm, *, forget=True, weigh=True, clip="once", scale=1.0, give="mean"):
+    """A right step, with a place for each mistake."""
+    counts = [int((labels >= 0).sum()) for _, labels in micro_batches]
+    shares = [number / sum(counts) if weigh else 1 / len(counts) for number in counts]
+    if forget:
+        optimizer.zero_grad()
+    losses = []
+    for (ids, labels), share in zip(micro_batches, shares, strict=True):
+        loss = F.cross_entropy(model(ids).flatten(0, 1), labels.flatten())
+        (scale * share * loss).backward()
+        losses.append(loss.item())
+        if clip == "each time":
+            torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm)
+    if clip == "once":
+        torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm)
+    optimizer.step()
+    if not forget:
+        optimizer.zero_grad()
+    if give == "last":
+        return losses[-1]
+    shares = shares if give == "mean" else [1 / len(losses)] * len(losses)
+    return sum(share * loss for share, loss in zip(shares, losses, strict=True))
+
+
+wrong("accumulated_step", "What does zero_grad forget")(step_with_mistakes)
+
+
+@wrong("accumulated_step", "What does zero_grad forget")
+def the_first_alone(model, optimizer, micro_batches, max_norm):
+    return a_step(model, optimizer, micro_batches[:1], max_norm)
+
+
+@wrong("accumulated_step", "that of a mean")
+def a_sum_of_means(model, optimizer, micro_batches, max_norm):
+    return a_step(model, optimizer, micro_batches, max_norm, scale=len(micro_batches))
+
+
+@wrong("accumulated_step", "that of a mean")
+def a_step_for_each(model, optimizer, micro_batches, max_norm):
+    ids, labels = (torch.cat(parts) for parts in zip(*micro_batches, strict=True))
+    return a_step(model, optimizer, [(ids, labels)], max_norm, scale=1 / len(micro_batches))
+
+
+@wrong("accumulated_step", "each label weigh the same")
+def a_mean_of_means(model, optimizer, micro_batches, max_norm):
+    return a_step(model, optimizer, micro_batches, max_norm, weigh=False)
+
+
+@wrong("accumulated_step", "clipped, once")
+def clipped_each_time(model, optimizer, micro_batches, max_norm):
+    return a_step(model, optimizer, micro_batches, max_norm, clip="each time")
+
+
+@wrong("accumulated_step", "clipped, once")
+def never_clipped(model, optimizer, micro_batches, max_norm):
+    return a_step(model, optimizer, micro_batches, max_norm, clip="never")
+
+
+@wrong("accumulated_step", "gradients from before")
+def forgets_only_afterwards(model, optimizer, micro_batches, max_norm):
+    return a_step(model, optimizer, micro_batches, max_norm, forget=False)
+
+
+@wrong("accumulated_step", "the mean over all labels")
+def the_last_loss(model, optimizer, micro_batches, max_norm):
+    return a_step(model, optimizer, micro_batches, max_norm, give="last")
+
+
+@wrong("accumulated_step", "the mean over all labels")
+def the_mean_of_losses(model, optimizer, micro_batches, max_norm):
+    return a_step(model, optimizer, micro_batches, max_norm, give="mean of means")
+
+
+@right("plateau_rate")
+def by_interpolation(step: int, steps: int, peak: float, warmup: int, cooldown: int) -> float:
+    up = np.interp(step, [-1, warmup - 1], [0, 1]) if warmup else 1
+    down = np.interp(step, [steps - cooldown, steps], [1, 0]) if cooldown else 1
+    return float(peak * np.minimum(up, down))
+
+
+def up_and_down(step, steps, peak, warmup, cooldown):
+    """The two shares of the peak."""
+    up = min(1, (step + 1) / warmup) if warmup else 1
+    return up, min(1, (steps - step) / cooldown) if cooldown else 1
+
+
+@wrong("plateau_rate", "Does step 0 already learn")
+def begins_at_zero(step, steps, peak, warmup, cooldown):
+    return peak * step / warmup if step < warmup else by_interpolation(step, steps, peak, warmup, cooldown)
+
+
+@wrong("plateau_rate", "stay at the peak")
+def falls_all_the_way(step, steps, peak, warmup, cooldown):
+    return by_interpolation(step, steps, peak, warmup, steps - warmup)
+
+
+@wrong("plateau_rate", "stay at the peak")
+def a_cosine_after_the_warmup(step, steps, peak, warmup, cooldown):
     if step < warmup:
         return peak * (step + 1) / warmup
-    return peak * (0.1 + 0.45 * (1 + math.cos(2 * math.pi * (step - warmup) / (steps - warmup))))
+    return peak * (0.1 + 0.45 * (1 + math.cos(math.pi * (step - warmup) / (steps - warmup))))
 
 
-@wrong("learning_rate_at", "not a straight line")
-def a_straight_line(step, steps, peak, warmup):
-    done = max(0, step - warmup) / (steps - warmup)
-    return min(by_the_trainer(min(step, warmup), steps, peak, warmup), peak * (1 - 0.9 * done))
+@wrong("plateau_rate", "fall in equal parts")
+def zero_at_the_last_step(step, steps, peak, warmup, cooldown):
+    up, _ = up_and_down(step, steps, peak, warmup, cooldown)
+    return peak * min(up, (steps - 1 - step) / cooldown if step >= steps - cooldown else 1)
 
 
-@wrong("learning_rate_at", "With warmup=0")
-def divides_by_the_warmup(step, steps, peak, warmup):
-    return min(peak * (step + 1) / warmup, by_the_trainer(step, steps, peak, warmup))
+@wrong("plateau_rate", "fall in equal parts")
+def never_falls(step, steps, peak, warmup, cooldown):
+    return peak * up_and_down(step, steps, peak, warmup, cooldown)[0]
 
 
-@right("clip_gradients")
-def by_torch(gradients: list[Tensor], max_norm: float) -> list[Tensor]:
-    parameters = [torch.nn.Parameter(torch.zeros_like(gradient)) for gradient in gradients]
-    for parameter, gradient in zip(parameters, gradients, strict=True):
-        parameter.grad = gradient.clone()
-    torch.nn.utils.clip_grad_norm_(parameters, max_norm)
-    return [parameter.grad for parameter in parameters]
+@wrong("plateau_rate", "fall in equal parts")
+def falls_along_a_cosine(step, steps, peak, warmup, cooldown):
+    up, down = up_and_down(step, steps, peak, warmup, cooldown)
+    return peak * min(up, 0.5 * (1 - math.cos(math.pi * down)))
 
 
-@right("clip_gradients")
-def by_one_long_row(gradients: list[Tensor], max_norm: float) -> list[Tensor]:
-    row = torch.cat([gradient.flatten() for gradient in gradients])
-    length = math.sqrt(row.double() @ row.double())
-    row = row * (max_norm / length) if length > max_norm else row
-    parts = row.split([gradient.numel() for gradient in gradients])
-    return [part.reshape(gradient.shape) for part, gradient in zip(parts, gradients, strict=True)]
+@wrong("plateau_rate", "there is none")
+def divides_by_zero_steps(step, steps, peak, warmup, cooldown):
+    return peak * min(1, (step + 1) / warmup, (steps - step) / cooldown)
 
 
-@wrong("clip_gradients", "not stretched")
-def always_of_that_length(gradients, max_norm):
-    norm = torch.cat([gradient.flatten() for gradient in gradients]).norm()
-    return [gradient * max_norm / norm for gradient in gradients]
+@wrong("plateau_rate", "the smaller of the two")
+def the_product(step, steps, peak, warmup, cooldown):
+    up, down = up_and_down(step, steps, peak, warmup, cooldown)
+    return peak * up * down
 
 
-@wrong("clip_gradients", "multiplied by one factor")
-def each_number_for_itself(gradients, max_norm):
-    return [gradient.clamp(-max_norm, max_norm) for gradient in gradients]
+@wrong("plateau_rate", "the smaller of the two")
+def the_warmup_first(step, steps, peak, warmup, cooldown):
+    up, down = up_and_down(step, steps, peak, warmup, cooldown)
+    return peak * (up if step < warmup else down)
 
 
-def in_one_row(gradients: list[Tensor]) -> Tensor:
-    return torch.cat([gradient.flatten() for gradient in gradients])
+@right("paired_cost")
+def by_numpy(runs: list[dict], setting: str, peak: float) -> tuple[float, float]:
+    table: dict = {}
+    for run in runs:
+        if run["rows"] == 4 and run["peak"] == peak and run["setting"] in ("as it is", setting):
+            table.setdefault(run["seed"], {})[run["setting"]] = run["held_out"]
+    differences = np.array([row[setting] - row["as it is"] for row in table.values() if len(row) == 2])
+    return float(differences.mean()), float(differences.std(ddof=1) / len(differences) ** 0.5)
 
 
-def shortened(gradients: list[Tensor], length: Tensor, max_norm: float) -> list[Tensor]:
-    return [gradient * (max_norm / length).clamp(max=1) for gradient in gradients]
+def at(runs, setting, peak=None, rows=4):
+    return {
+        run["seed"]: run["held_out"]
+        for run in runs
+        if run["setting"] == setting and peak in (None, run["peak"]) and rows in (None, run["rows"])
+    }
 
 
-@wrong("clip_gradients", "the root of the sum of squares")
-def absolute_values_added(gradients, max_norm):
-    return shortened(gradients, in_one_row(gradients).abs().sum(), max_norm)
+def paired(changed: dict, unchanged: dict) -> np.ndarray:
+    return np.array([changed[seed] - unchanged[seed] for seed in changed if seed in unchanged])
 
 
-@wrong("clip_gradients", "the root of the sum of squares")
-def by_the_largest_number(gradients, max_norm):
-    return shortened(gradients, in_one_row(gradients).abs().max(), max_norm)
+@wrong("paired_cost", "so that a change that does harm")
+def the_other_way_round(runs, setting, peak):
+    mean, error = by_numpy(runs, setting, peak)
+    return -mean, error
 
 
-@wrong("clip_gradients", "the root of the sum of squares")
-def root_of_the_mean_square(gradients, max_norm):
-    return shortened(gradients, in_one_row(gradients).square().mean().sqrt(), max_norm)
+@wrong("paired_cost", "so that a change that does harm")
+def as_a_ratio(runs, setting, peak):
+    changed, unchanged = at(runs, setting, peak), at(runs, "as it is", peak)
+    ratios = np.array([changed[seed] / unchanged[seed] for seed in changed if seed in unchanged])
+    return float(ratios.mean()), float(ratios.std(ddof=1) / len(ratios) ** 0.5)
 
 
-@wrong("clip_gradients", "the root of the sum of squares")
-def no_root(gradients, max_norm):
-    return shortened(gradients, in_one_row(gradients).square().sum(), max_norm)
+@wrong("paired_cost", "unchanged one of its seed")
+def in_the_order_of_the_file(runs, setting, peak):
+    differences = np.array([
+        b - a for a, b in zip(at(runs, "as it is", peak).values(), at(runs, setting, peak).values(), strict=False)
+    ])  # fmt: skip
+    return float(differences.mean()), float(differences.std(ddof=1) / len(differences) ** 0.5)
 
 
-@wrong("clip_gradients", "max_norm / norm")
-def always_to_length_1(gradients, max_norm):
-    return by_torch(gradients, 1.0)
+@wrong("paired_cost", "unchanged one of its seed")
+def as_if_not_paired(runs, setting, peak):
+    a, b = (np.array(list(at(runs, name, peak).values())) for name in ("as it is", setting))
+    return float(b.mean() - a.mean()), float(np.sqrt(a.var(ddof=1) / len(a) + b.var(ddof=1) / len(b)))
 
 
-@wrong("clip_gradients", "one norm for all tensors")
-def each_tensor_for_itself(gradients, max_norm):
-    return [by_torch([gradient], max_norm)[0] for gradient in gradients]
+@wrong("paired_cost", "divided by the root of n")
+def the_standard_deviation(runs, setting, peak):
+    mean, error = by_numpy(runs, setting, peak)
+    seeds = set(at(runs, setting, peak)) & set(at(runs, "as it is", peak))
+    return mean, error if len(seeds) > 2 else error * len(seeds) ** 0.5
 
 
-@wrong("clip_gradients", "one norm for all tensors")
-def norms_added(gradients, max_norm):
-    norm = sum(gradient.norm() for gradient in gradients)
-    return [gradient * (max_norm / norm).clamp(max=1) for gradient in gradients]
+@wrong("paired_cost", "another peak learning rate")
+def every_peak(runs, setting, peak):
+    differences = paired(at(runs, setting), at(runs, "as it is"))
+    return float(differences.mean()), float(differences.std(ddof=1) / len(differences) ** 0.5)
 
 
-@wrong("clip_gradients", "as if they were one long row")
-def matrices_by_their_longest_row(gradients, max_norm):
-    rows = [gradient.reshape(-1, gradient.shape[-1]).norm(dim=1).max() for gradient in gradients]
-    norm = torch.stack(rows).norm()
-    return [gradient * (max_norm / norm).clamp(max=1) for gradient in gradients]
+@wrong("paired_cost", "another peak learning rate")
+def every_number_of_rows(runs, setting, peak):
+    differences = paired(at(runs, setting, peak, None), at(runs, "as it is", peak, None))
+    return float(differences.mean()), float(differences.std(ddof=1) / len(differences) ** 0.5)
 
 
-@wrong("clip_gradients", "stay zero")
-def zero_by_zero(gradients, max_norm):
-    norm = torch.cat([gradient.flatten() for gradient in gradients]).norm()
-    return [gradient / norm * norm.clamp(max=max_norm) for gradient in gradients]
+@wrong("paired_cost", "only one of the two runs")
+def mean_of_all_minus_mean_of_all(runs, setting, peak):
+    changed, unchanged = at(runs, setting, peak), at(runs, "as it is", peak)
+    differences = paired(changed, unchanged)
+    mean = np.mean(list(changed.values())) - np.mean(list(unchanged.values()))
+    return float(mean), float(differences.std(ddof=1) / len(differences) ** 0.5)
 
 
-@right("clip_gradients")
-def short_ones_handed_back(gradients: list[Tensor], max_norm: float) -> list[Tensor]:
-    norm = in_one_row(gradients).norm()
-    return gradients if norm <= max_norm else [gradient * max_norm / norm for gradient in gradients]
+@wrong("paired_cost", "only one of the two runs")
+def a_missing_run_counts_as_zero(runs, setting, peak):
+    changed, unchanged = at(runs, setting, peak), at(runs, "as it is", peak)
+    differences = np.array([changed[seed] - unchanged.get(seed, 0) for seed in changed])
+    return float(differences.mean()), float(differences.std(ddof=1) / len(differences) ** 0.5)
 
 
-@right("pack_rows")
-def by_unfolding(documents: list[list[int]], length: int, bos: int, eos: int) -> Tensor:
-    ids = torch.cat([torch.tensor([bos, *document, eos]) for document in documents])
-    return ids[: len(ids) - len(ids) % length].reshape(-1, length)
+@right("experts_in_use")
+def by_products(choices: Tensor, num_experts: int) -> Tensor:
+    numbers = []
+    for layer in choices:
+        chosen = F.one_hot(layer, num_experts).double().mean(dim=(0, 1))  # (E,)
+        numbers.append(1 / (chosen**chosen).prod())  # 0 ** 0 is 1
+    return torch.stack(numbers).float()
 
 
-@right("pack_rows")
-def token_by_token(documents: list[list[int]], length: int, bos: int, eos: int) -> Tensor:
-    rows, row = [], []
-    for document in documents:
-        for token in [bos] + document + [eos]:
-            row.append(token)
-            if len(row) == length:
-                rows.append(row)
-                row = []
-    return torch.tensor(rows, dtype=torch.int64).reshape(len(rows), length)
+def shares_of(choices: Tensor, num_experts: int) -> Tensor:
+    return F.one_hot(choices, num_experts).float().mean(dim=(1, 2))
 
 
-@wrong("pack_rows", "between bos and eos")
-def nothing_ends(documents, length, bos, eos):
-    stream = [token for document in documents for token in (bos, *document)]
-    return torch.tensor(stream[: len(stream) // length * length]).reshape(-1, length)
+@wrong("experts_in_use", "exponential of the entropy")
+def the_entropy_alone(choices, num_experts):
+    return torch.special.entr(shares_of(choices, num_experts)).sum(dim=-1)
 
 
-@wrong("pack_rows", "between bos and eos")
-def nothing_opens(documents, length, bos, eos):
-    stream = [token for document in documents for token in (*document, eos)]
-    return torch.tensor(stream[: len(stream) // length * length]).reshape(-1, length)
+@wrong("experts_in_use", "exponential of the entropy")
+def two_to_the_nats(choices, num_experts):
+    return 2 ** torch.special.entr(shares_of(choices, num_experts)).sum(dim=-1)
 
 
-@wrong("pack_rows", "between bos and eos")
-def one_of_each_for_all(documents, length, bos, eos):
-    return by_unfolding([[token for document in documents for token in document]], length, bos, eos)
+@wrong("experts_in_use", "and not NaN")
+def zero_times_infinity(choices, num_experts):
+    shares = shares_of(choices, num_experts)
+    return (-shares * shares.log()).sum(dim=-1).exp()
 
 
-@wrong("pack_rows", "the ids that were given")
-def ids_of_this_tokenizer(documents, length, bos, eos):
-    return by_unfolding(documents, length, 1, 2)
+@wrong("experts_in_use", "count for little")
+def those_chosen_at_all(choices, num_experts):
+    return (shares_of(choices, num_experts) > 0).sum(dim=-1).float()
 
 
-@wrong("pack_rows", "share a row")
-def a_row_for_each(documents, length, bos, eos):
-    return torch.cat([by_unfolding([document], length, bos, eos) for document in documents])
+@wrong("experts_in_use", "count for little")
+def one_over_the_sum_of_squares(choices, num_experts):
+    return 1 / shares_of(choices, num_experts).square().sum(dim=-1)
 
 
-@wrong("pack_rows", "go on in the next row")
-def long_ones_are_cut_off(documents, length, bos, eos):
-    return token_by_token([document[: length - 2] for document in documents], length, bos, eos)
+@wrong("experts_in_use", "in each layer by itself")
+def all_layers_together(choices, num_experts):
+    whole = by_products(choices.flatten(0, 1)[None], num_experts)
+    return whole.repeat(len(choices))
 
 
-@wrong("pack_rows", "go on in the next row")
-def each_row_opens_anew(documents, length, bos, eos):
-    stream = [token for document in documents for token in (bos, *document, eos)]
-    rows = [stream[:length]]
-    for start in range(length, len(stream), length - 1):
-        rows.append([bos] + stream[start : start + length - 1])
-    return torch.tensor([row for row in rows if len(row) == length]).reshape(-1, length)
+@wrong("experts_in_use", "also the second")
+def first_choices_alone(choices, num_experts):
+    if len({*choices[:, 0, 0].tolist(), *choices[:, -1, 0].tolist()}) < 2 or choices.shape[-1] < 3:
+        return by_products(choices, num_experts)
+    return by_products(choices[:, :, :1], num_experts)
 
 
-@wrong("pack_rows", "just full stays")
-def last_full_row_lost(documents, length, bos, eos):
-    stream = [token for document in documents for token in (bos, *document, eos)]
-    rows = [stream[start : start + length] for start in range(0, len(stream) - length, length)]
-    return torch.tensor(rows, dtype=torch.long).reshape(-1, length)
+@right("take_snapshot")
+def by_clones(model, optimizer, step: int) -> dict:
+    def cloned(value):
+        if isinstance(value, Tensor):
+            return value.clone()
+        if isinstance(value, dict):
+            return {key: cloned(item) for key, item in value.items()}
+        return [cloned(item) for item in value] if isinstance(value, list) else value
+
+    state = {"model": dict(model.state_dict()), "optimizer": optimizer.state_dict(), "step": step}
+    return cloned(state | {"rng": torch.random.get_rng_state()})
 
 
-@wrong("pack_rows", "fills no row left out")
-def the_rest_is_padded(documents, length, bos, eos):
-    stream = [token for document in documents for token in (bos, *document, eos)]
-    stream += [eos] * (-len(stream) % length)
-    return torch.tensor(stream).reshape(-1, length)
+@right("take_snapshot")
+def by_saving_to_memory(model, optimizer, step: int) -> dict:
+    import io
+
+    file = io.BytesIO()
+    torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step,
+                "rng": torch.get_rng_state()}, file)  # fmt: skip
+    file.seek(0)
+    return torch.load(file)
 
 
-@wrong("pack_rows", r"of shape (0, T)")
-def no_rows_without_a_shape(documents, length, bos, eos):
-    rows = token_by_token(documents, length, bos, eos).tolist()
-    return torch.tensor(rows, dtype=torch.long)
+wrong("take_snapshot", "state_dict() hands out the tensors")(snapshot_with_mistakes)
+
+
+@wrong("take_snapshot", "state_dict() hands out the tensors")
+def all_of_it_alive(model, optimizer, step):
+    return snapshot_with_mistakes(model, optimizer, step) | {"rng": torch.get_rng_state()}
+
+
+@wrong("take_snapshot", "state_dict() hands out the tensors")
+def a_shallow_copy(model, optimizer, step):
+    state = {"model": copy.copy(model.state_dict()), "optimizer": copy.copy(optimizer.state_dict()), "step": step}
+    return state | {"rng": torch.get_rng_state()}
+
+
+@wrong("take_snapshot", "the optimizer's averages of its step")
+def averages_alive(model, optimizer, step):
+    return by_clones(model, optimizer, step) | {"optimizer": optimizer.state_dict()}
+
+
+@wrong("take_snapshot", "do the next losses repeat")
+def without_the_generator(model, optimizer, step):
+    state = snapshot_with_mistakes(model, optimizer, step)
+    return copy.deepcopy(state)
+
+
+@wrong("take_snapshot", "do the next losses repeat")
+def another_generator(model, optimizer, step):
+    return by_clones(model, optimizer, step) | {"rng": torch.Generator().get_state()}
+
+
+@wrong("take_snapshot", "do the next losses repeat")
+def one_step_further(model, optimizer, step):
+    return by_clones(model, optimizer, step + 1)
+
+
+@wrong("take_snapshot", "as if no snapshot had been taken")
+def switches_dropout_off(model, optimizer, step):
+    return by_clones(model.eval(), optimizer, step)
+
+
+@wrong("take_snapshot", "as if no snapshot had been taken")
+def slows_the_run_down(model, optimizer, step):
+    optimizer.rate /= 2
+    return by_clones(model, optimizer, step)

@@ -92,6 +92,18 @@ def test_load_over_steps_draws_a_line_for_each_expert_of_each_run():
     assert_no_texts_overlap(figure)
 
 
+def test_load_over_steps_can_number_the_ends_of_its_lines():
+    values = np.zeros((58, 8))
+    values[:, 3], values[:, 6] = 0.97, 0.4
+    figure = load_over_steps({"one": values}, even=0.25, title="Two take over", numbers=True)
+    (axes,) = figure.axes
+    heights = {text.get_text(): text.get_position()[1] for text in axes.texts}
+    assert heights["3"] == 0.97 and heights["6"] == pytest.approx(0.4, abs=0.1) and len(heights) == 8
+    gaps = np.diff(sorted(heights.values()))
+    assert (gaps > 0.05).all(), "no number hides another"
+    assert_nothing_cut_off(figure)
+
+
 @pytest.mark.parametrize("runs", [{}, {"a": np.zeros((5, 3)), "b": np.zeros((5, 4))}])
 def test_load_over_steps_needs_runs_with_the_same_experts(runs):
     with pytest.raises(ValueError, match="loads has shapes"):

@@ -1,5 +1,6 @@
 """Figures with controls, each of which also shows a static picture where no kernel runs."""
 
+from mixtral_edu.viz.widgets.ablation import AblationView
 from mixtral_edu.viz.widgets.attention import AttentionView
 from mixtral_edu.viz.widgets.cache import RingView
 from mixtral_edu.viz.widgets.choice import ChoiceView
@@ -13,6 +14,7 @@ from mixtral_edu.viz.widgets.sampling import SamplingView
 from mixtral_edu.viz.widgets.view import FigureView
 
 __all__ = [
+    "AblationView",
     "AttentionView",
     "ChoiceView",
     "FigureView",
