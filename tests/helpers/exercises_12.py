@@ -1,156 +1,317 @@
 """Answers to the exercises of lesson 12."""
 
+import math
+
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from exercise_answers import right, wrong
-from mixtral_edu.heads import last_real_column
+from mixtral_edu.exercises.lesson_12 import mixed_up_batches, torn_documents
 
 
-@right("last_token")
-def by_the_packages_column(hidden: Tensor, mask: Tensor) -> Tensor:
-    return hidden[range(len(hidden)), last_real_column(mask != 0)]
-
-
-@right("last_token")
+@right("mean_of_real")
 def row_by_row(hidden: Tensor, mask: Tensor) -> Tensor:
-    return torch.stack([row[real.nonzero().max()] for row, real in zip(hidden, mask, strict=True)])
+    rows = [row[real.bool()] for row, real in zip(hidden, mask, strict=True)]
+    return torch.stack([row.mean(0) if len(row) else row.new_zeros(hidden.shape[2]) for row in rows])
 
 
-@wrong("last_token", "a tensor (B, D)")
-def rows_of_one_vector(hidden, mask):
-    return row_by_row(hidden, mask)[:, None]
+@right("mean_of_real")
+def by_a_product(hidden: Tensor, mask: Tensor) -> Tensor:
+    weights = mask / mask.sum(1, keepdim=True).clamp(min=1)
+    return torch.einsum("bt,btd->bd", weights, hidden.masked_fill(mask[:, :, None] == 0, 0.0))
 
 
-@wrong("last_token", "a tensor (B, D)")
-def a_list_of_vectors(hidden, mask):
-    return list(row_by_row(hidden, mask))
+@wrong("mean_of_real", "left out of the sum")
+def mean_of_all_columns(hidden, mask):
+    return hidden.mean(1)
 
 
-@wrong("last_token", "first row alone")
-def the_first_row_for_all(hidden, mask):
-    return row_by_row(hidden, mask)[:1].expand(len(hidden), -1)
-
-
-@wrong("last_token", "not the last column")
+@wrong("mean_of_real", "left out of the sum")
 def the_last_column(hidden, mask):
     return hidden[:, -1]
 
 
-@wrong("last_token", "number of real tokens does not tell")
-def as_many_as_are_real(hidden, mask):
-    return hidden[torch.arange(len(hidden)), mask.sum(1) - 1]
+@wrong("mean_of_real", "not by T")
+def divided_by_all(hidden, mask):
+    return (hidden * mask[:, :, None]).mean(1)
 
 
-@wrong("last_token", "not the one before the first 0")
-def before_the_first_pad_after_a_token(hidden, mask):
-    ends = (mask[:, :-1] == 1) & (mask[:, 1:] == 0)
-    last = torch.where(ends.any(1), ends.int().argmax(1), mask.shape[1] - 1)
-    return hidden[torch.arange(len(hidden)), last]
+@wrong("mean_of_real", "own number of real tokens")
+def divided_by_the_first_rows(hidden, mask):
+    return (hidden * mask[:, :, None]).sum(1) / mask[0].sum()
 
 
-@right("label_loss")
-def pytorchs_own(logits: Tensor, labels: Tensor) -> Tensor:
-    return F.cross_entropy(logits, labels, ignore_index=-100)
+@wrong("mean_of_real", "wherever the padding stands")
+def the_first_so_many(hidden, mask):
+    return torch.stack([row[:n].mean(0) for row, n in zip(hidden, mask.sum(1).tolist(), strict=True)])
 
 
-@right("label_loss")
-def by_logsumexp(logits: Tensor, labels: Tensor) -> Tensor:
-    losses = [row.logsumexp(0) - row[label] for row, label in zip(logits, labels.tolist(), strict=True) if label >= 0]
-    return torch.stack(losses).mean()
+@wrong("mean_of_real", "0 divided by 0")
+def without_a_floor(hidden, mask):
+    return (hidden * mask[:, :, None]).sum(1) / mask.sum(1, keepdim=True)
 
 
-@wrong("label_loss", "one for each row or class")
-def a_loss_for_each_row(logits, labels):
-    return F.cross_entropy(logits, labels, ignore_index=-100, reduction="none")
+@wrong("mean_of_real", "0 times infinity")
+def multiplied_by_the_mask(hidden, mask):
+    return (hidden * mask[:, :, None]).sum(1) / mask.sum(1, keepdim=True).clamp(min=1)
 
 
-@wrong("label_loss", "one for each row or class")
-def nothing_returned(logits, labels):
-    pytorchs_own(logits, labels)
+@right("split_documents")
+def by_a_running_sum(documents: list[str], share: float) -> tuple[Tensor, Tensor]:
+    names, first, inverse, sizes = np.unique(documents, return_index=True, return_inverse=True, return_counts=True)
+    order = np.argsort(first)
+    before = np.cumsum(sizes[order]) - sizes[order]
+    in_test = np.zeros(len(names), dtype=bool)
+    in_test[order] = before < share * len(documents)
+    test = torch.from_numpy(in_test[inverse])
+    return test.logical_not(), test
 
 
-@wrong("label_loss", "ln 4")
-def in_bits(logits, labels):
-    return pytorchs_own(logits, labels) / torch.log(torch.tensor(2.0))
+@wrong("split_documents", "on one side only")
+def as_it_was_given(documents, share):
+    return torn_documents(documents, share)
 
 
-@wrong("label_loss", "not their sum")
-def sum_of_the_rows(logits, labels):
-    return F.cross_entropy(logits, labels, ignore_index=-100, reduction="sum")
+@wrong("split_documents", "on one side only")
+def every_other_snippet(documents, share):
+    test = torch.arange(len(documents)) % round(1 / share) == 0
+    return ~test, test
 
 
-@wrong("label_loss", "a largest of its own")
-def one_largest_for_all(logits, labels):
-    counted = labels != -100
-    shifted = (logits - logits[counted].max())[counted]
-    return (shifted.exp().sum(-1).log() - shifted.gather(1, labels[counted][:, None])[:, 0]).mean()
+@wrong("split_documents", "do not stand together")
+def on_to_the_documents_end(documents, share):
+    cut = math.ceil(share * len(documents))
+    while cut < len(documents) and documents[cut] == documents[cut - 1]:
+        cut += 1
+    test = torch.arange(len(documents)) < cut
+    return ~test, test
 
 
-@wrong("label_loss", "its own label")
-def the_first_rows_label(logits, labels):
-    return pytorchs_own(logits, torch.where(labels == -100, labels, labels[0]))
+def whole_documents(documents, share, names=None, enough=None):
+    """A right split, with a place for each mistake."""
+    chosen = []
+    for name in names or dict.fromkeys(documents):
+        size = sum(document in chosen for document in documents)
+        if not (enough or (lambda size, chosen: size >= share * len(documents)))(size, chosen):
+            chosen.append(name)
+    test = torch.tensor([document in chosen for document in documents])
+    return ~test, test
 
 
-@wrong("label_loss", "labelled -100 change")
-def last_class_for_left_out(logits, labels):
-    losses = -logits.log_softmax(-1)[torch.arange(len(labels)), labels.clamp(min=-1)]
-    return losses.sum() / (labels != -100).sum()
+@wrong("split_documents", "not in that of the alphabet")
+def in_the_alphabets_order(documents, share):
+    return whole_documents(documents, share, names=sorted(set(documents)))
 
 
-@wrong("label_loss", "not over all of them")
-def mean_over_all(logits, labels):
-    return F.cross_entropy(logits, labels, ignore_index=-100, reduction="sum") / len(labels)
+@wrong("split_documents", "counted in snippets")
+def share_of_the_documents(documents, share):
+    wanted = share * len(set(documents))
+    return whole_documents(documents, share, enough=lambda size, chosen: len(chosen) >= wanted)
 
 
-@wrong("label_loss", "finite for large logits")
-def exponentials_as_they_are(logits, labels):
-    counted = labels != -100
-    probabilities = logits.exp() / logits.exp().sum(-1, keepdim=True)
-    return -probabilities[counted].gather(1, labels[counted][:, None]).log().mean()
+@wrong("split_documents", "not one document later")
+def more_than_the_share(documents, share):
+    return whole_documents(documents, share, enough=lambda size, chosen: size > share * len(documents) + 1e-9)
 
 
-@right("confusion_matrix")
-def pair_by_pair(labels: Tensor, predictions: Tensor, num_labels: int) -> Tensor:
-    counts = torch.zeros(num_labels, num_labels, dtype=torch.long)
-    for label, prediction in zip(labels.tolist(), predictions.tolist(), strict=True):
-        counts[label, prediction] += 1
-    return counts
+@right("guessing")
+def with_numpy(train_labels: list[int], test_labels: list[int], num_labels: int) -> tuple[float, float]:
+    p = np.bincount(train_labels, minlength=num_labels) + 1
+    p = p / p.sum()
+    return np.mean(np.array(test_labels) == p.argmax()), -np.log(p)[test_labels].mean()
 
 
-@right("confusion_matrix")
-def by_one_hot_rows(labels: Tensor, predictions: Tensor, num_labels: int) -> Tensor:
-    return F.one_hot(labels, num_labels).T @ F.one_hot(predictions, num_labels)
+def guess(train_labels, test_labels, num_labels, *, smooth=1, log=math.log, judged=None):
+    """A right prediction, with a place for each mistake."""
+    p = torch.tensor(train_labels).bincount(minlength=num_labels).double() + smooth
+    p = (p / p.sum()).tolist()
+    judged = test_labels if judged is None else judged
+    accuracy = sum(label == p.index(max(p)) for label in judged) / len(judged)
+    return accuracy, -sum(log(p[label]) if p[label] else -math.inf for label in judged) / len(judged)
 
 
-@wrong("confusion_matrix", "(C, C) of torch.int64")
-def counts_in_float32(labels, predictions, num_labels):
-    return pair_by_pair(labels, predictions, num_labels).float()
+@wrong("guessing", "mean of -ln p")
+def in_bits(train_labels, test_labels, num_labels):
+    return guess(train_labels, test_labels, num_labels, log=math.log2)
 
 
-@wrong("confusion_matrix", "(C, C) of torch.int64")
-def counts_in_one_row(labels, predictions, num_labels):
-    return pair_by_pair(labels, predictions, num_labels).flatten()
+@wrong("guessing", "mean of -ln p")
+def summed_up(train_labels, test_labels, num_labels):
+    accuracy, loss = guess(train_labels, test_labels, num_labels)
+    return accuracy, loss * len(test_labels)
 
 
-@wrong("confusion_matrix", "on the diagonal")
-def mistakes_only(labels, predictions, num_labels):
-    return pair_by_pair(labels[labels != predictions], predictions[labels != predictions], num_labels)
+@wrong("guessing", "most frequent label")
+def drawn_by_its_share(train_labels, test_labels, num_labels):
+    p = (torch.tensor(train_labels).bincount(minlength=num_labels).double() + 1) / (len(train_labels) + num_labels)
+    return p[test_labels].mean().item(), guess(train_labels, test_labels, num_labels)[1]
 
 
-@wrong("confusion_matrix", "the column what it was taken for")
-def turned_round(labels, predictions, num_labels):
-    return pair_by_pair(predictions, labels, num_labels)
+@wrong("guessing", "most frequent label")
+def always_equal(train_labels, test_labels, num_labels):
+    return 1 / num_labels, math.log(num_labels)
 
 
-@wrong("confusion_matrix", "counted twice")
-def each_mistake_once(labels, predictions, num_labels):
-    counts = pair_by_pair(labels, predictions, num_labels)
-    once = counts.clamp(max=1)
-    return torch.where(torch.eye(num_labels, dtype=torch.bool), counts, once)
+@wrong("guessing", "of the training labels")
+def from_the_test_labels(train_labels, test_labels, num_labels):
+    return guess(test_labels, test_labels, num_labels)
 
 
-@wrong("confusion_matrix", "never occur")
-def only_labels_that_occur(labels, predictions, num_labels):
-    return pair_by_pair(labels, predictions, int(max(labels.max(), predictions.max())) + 1)
+@wrong("guessing", "of the training labels")
+def judged_on_training(train_labels, test_labels, num_labels):
+    return guess(train_labels, test_labels, num_labels, judged=train_labels)
+
+
+@wrong("guessing", "Without the + 1")
+def never_seen_is_left_out(train_labels, test_labels, num_labels):
+    seen = [label for label in test_labels if label in train_labels]
+    accuracy, _ = guess(train_labels, test_labels, num_labels)
+    return accuracy, guess(train_labels, test_labels, num_labels, judged=seen)[1]
+
+
+@right("likeliest_ending")
+def by_cross_entropy(language_model, prompt: list[int], endings: list[list[int]]) -> int:
+    def cost(ending):
+        ids = torch.tensor(prompt + ending)
+        return F.cross_entropy(language_model(ids[None])[0].double()[-len(ending) - 1 : -1], ids[-len(ending) :])
+
+    return min(range(len(endings)), key=lambda number: float(cost(endings[number])))
+
+
+def ending_by(language_model, prompt, endings, *, log=True, shift=1, alone=False, total=False, whole=False, sign=-1):
+    """A right choice, with a place for each mistake."""
+    costs = []
+    for ending in endings:
+        ids = torch.tensor(ending if alone else prompt + ending)
+        scores = language_model(ids[None])[0]
+        scores = scores.log_softmax(-1) if log else scores
+        first = 1 if whole or alone else len(prompt)
+        picked = scores[first - shift : len(ids) - shift].gather(1, ids[first:, None])
+        costs.append(sign * float(picked.sum() if total else picked.mean()) if len(picked) else 0.0)
+    return costs.index(min(costs))
+
+
+@wrong("likeliest_ending", "small is likely")
+def the_dearest(language_model, prompt, endings):
+    return ending_by(language_model, prompt, endings, sign=1)
+
+
+@wrong("likeliest_ending", "small is likely")
+def always_the_first(language_model, prompt, endings):
+    return 0
+
+
+@wrong("likeliest_ending", "The prompt's last place scores the first")
+def one_place_too_far(language_model, prompt, endings):
+    return ending_by(language_model, prompt, endings, shift=0)
+
+
+@wrong("likeliest_ending", "read the prompt in front")
+def after_the_last_token_forgotten(language_model, prompt, endings):
+    longest = max(len(ending) for ending in endings)
+    return ending_by(language_model, prompt, endings, alone=longest > 1)
+
+
+@wrong("likeliest_ending", "logits turned into probabilities")
+def by_logits(language_model, prompt, endings):
+    return ending_by(language_model, prompt, endings, log=False)
+
+
+@wrong("likeliest_ending", "long endings lose")
+def by_the_sum(language_model, prompt, endings):
+    return ending_by(language_model, prompt, endings, total=True)
+
+
+@wrong("likeliest_ending", "Do only the ending's tokens count")
+def with_the_prompt(language_model, prompt, endings):
+    return ending_by(language_model, prompt, endings, whole=True)
+
+
+@right("recall_and_precision")
+def class_by_class(counts: Tensor) -> tuple[Tensor, Tensor]:
+    table = counts.tolist()
+    C = len(table)
+    given = [sum(table[row][column] for row in range(C)) for column in range(C)]
+    recall = [table[c][c] / sum(table[c]) if sum(table[c]) else 0.0 for c in range(C)]
+    return torch.tensor(recall), torch.tensor([table[c][c] / given[c] if given[c] else 0.0 for c in range(C)])
+
+
+@wrong("recall_and_precision", "all texts of the class")
+def turned_round(counts):
+    return class_by_class(counts)[::-1]
+
+
+@wrong("recall_and_precision", "all texts of the class")
+def shares_of_all_texts(counts):
+    return counts.diagonal() / counts.sum(), counts.diagonal() / counts.sum()
+
+
+@wrong("recall_and_precision", "got the name")
+def recall_twice(counts):
+    return class_by_class(counts)[0], class_by_class(counts)[0]
+
+
+@wrong("recall_and_precision", "not one for all of them")
+def only_two_classes(counts):
+    recall, precision = class_by_class(counts)
+    return recall[:2], precision[:2]
+
+
+@wrong("recall_and_precision", "0 divided by 0")
+def divided_by_nothing(counts):
+    return counts.diagonal() / counts.sum(1), counts.diagonal() / counts.sum(0)
+
+
+@right("classify_in_batches")
+def sorted_back(classify, texts: list[list[int]], batch_size: int, pad_id: int) -> Tensor:
+    return batches(classify, texts, batch_size, pad_id)
+
+
+def batches(classify, texts, batch_size, pad_id, *, restore=True, by_id=False, full=False, by_length=True, wide=False):
+    """A right answer with padding on the left, with a place for each mistake."""
+    lengths = torch.tensor([len(text) for text in texts])
+    order = lengths.argsort(stable=True) if by_length else torch.arange(len(texts))
+    labels = []
+    for chosen in order.split(batch_size):
+        if full and len(chosen) < batch_size:
+            labels.append(torch.zeros_like(chosen))
+            continue
+        width = int((lengths if wide else lengths[chosen]).max())
+        rows = [[pad_id] * (width - len(texts[i])) + texts[i] for i in chosen.tolist()]
+        mask = [[0] * (width - len(texts[i])) + [1] * len(texts[i]) for i in chosen.tolist()]
+        ids = torch.tensor(rows)
+        labels.append(classify(ids, (ids != pad_id).long() if by_id else torch.tensor(mask)).argmax(-1))
+    labels = torch.cat(labels)
+    return labels[order.argsort()] if restore else labels
+
+
+@wrong("classify_in_batches", "not in that of their lengths")
+def as_they_were_given(classify, texts, batch_size, pad_id):
+    return mixed_up_batches(classify, texts, batch_size, pad_id)
+
+
+@wrong("classify_in_batches", "not in that of their lengths")
+def left_in_the_order_of_lengths(classify, texts, batch_size, pad_id):
+    return batches(classify, texts, batch_size, pad_id, restore=False)
+
+
+@wrong("classify_in_batches", "which tokens are real")
+def real_by_its_id(classify, texts, batch_size, pad_id):
+    return batches(classify, texts, batch_size, pad_id, by_id=True)
+
+
+@wrong("classify_in_batches", "last batch that is not full")
+def full_batches_only(classify, texts, batch_size, pad_id):
+    return batches(classify, texts, min(batch_size, len(texts)), pad_id, full=True)
+
+
+@wrong("classify_in_batches", "padded no further than its longest")
+def in_the_order_that_came(classify, texts, batch_size, pad_id):
+    return batches(classify, texts, batch_size, pad_id, by_length=False)
+
+
+@wrong("classify_in_batches", "padded no further than its longest")
+def as_wide_as_the_longest_of_all(classify, texts, batch_size, pad_id):
+    return batches(classify, texts, batch_size, pad_id, wide=True)
