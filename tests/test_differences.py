@@ -65,6 +65,57 @@ def test_names():
     assert {"MixtralForCausalLM", "MixtralTokenizer"} <= set(mixtral_edu.__all__)
 
 
+@difference(
+    "`generate(inputs=)`, `tokenizer(text=)`, `decode(token_ids=)`, `apply_chat_template(conversation=)`",
+    "`input_ids=`, `texts=`, `ids=`, `messages=`",
+)
+def test_names_of_arguments(ours, tokenizer, llama):
+    assert llama(text="a").input_ids == tokenizer(texts="a").input_ids
+    assert llama.decode(token_ids=[1, 300]) == tokenizer.decode(ids=[1, 300])
+    for call, name in ((ours.generate, "input_ids"), (tokenizer.apply_chat_template, "messages")):
+        assert name in inspect.signature(call).parameters
+    with pytest.raises(TypeError, match="'text'"):
+        tokenizer(text="a")
+    with pytest.raises(TypeError, match="'input_ids'"):
+        ours.generate(inputs=IDS, max_new_tokens=1)
+
+
+@difference(
+    "many other methods, such as `compute_transition_scores`, `set_output_embeddings`, `tokenizer.add_tokens`",
+    "an AttributeError",
+)
+def test_methods_that_are_not_there(ours, theirs, tokenizer, llama):
+    names = ("compute_transition_scores", "set_output_embeddings", "add_tokens", "convert_tokens_to_string")
+    for name in names:
+        assert hasattr(theirs, name) or hasattr(llama, name)
+        assert not hasattr(ours, name) and not hasattr(tokenizer, name)
+
+
+@difference(
+    "`model(…)` ignores arguments that it does not know, such as `token_type_ids`", "an error that names the argument"
+)
+def test_unknown_arguments_of_a_pass(ours, theirs):
+    assert theirs(IDS, token_type_ids=IDS).logits.shape == (1, 9, 48)
+    with pytest.raises(TypeError, match="token_type_ids"):
+        ours(IDS, token_type_ids=IDS)
+
+
+@difference(
+    "any field of the config is an argument of `from_pretrained`, such as `id2label=`",
+    "only those that its help lists; assign others afterwards, as in `model.config.id2label = …`",
+)
+def test_fields_of_the_config(tmp_path):
+    config = MixtralConfig(**SIZES, num_labels=2)
+    MixtralForSequenceClassification(config).save_pretrained(tmp_path)
+    names = {0: "bad", 1: "good"}
+    theirs = transformers.MixtralForSequenceClassification.from_pretrained(tmp_path, id2label=names)
+    ours = MixtralForSequenceClassification.from_pretrained(tmp_path)
+    ours.config.id2label = names
+    assert ours.config.id2label == theirs.config.id2label == names
+    with pytest.raises(TypeError, match="id2label"):
+        MixtralForSequenceClassification.from_pretrained(tmp_path, id2label=names)
+
+
 @difference("`quantization_config=BitsAndBytesConfig(load_in_4bit=True)`", '`quantization="int4"`')
 def test_quantization():
     theirs = transformers.BitsAndBytesConfig(load_in_4bit=True)
@@ -149,6 +200,16 @@ def test_checkpointing_and_caches(transformers_twin):
         model(IDS, use_cache=True)
 
 
+@difference('`gradient_checkpointing_kwargs={"use_reentrant": True}`', "an error: only the other form, the default")
+def test_reentrant_checkpointing(transformers_twin):
+    model = random_model(MixtralConfig(**SIZES))
+    options = {"gradient_checkpointing_kwargs": {"use_reentrant": True}}
+    with pytest.warns(FutureWarning):
+        transformers_twin(model).gradient_checkpointing_enable(**options)
+    with pytest.raises(ValueError, match="use_reentrant"):
+        model.gradient_checkpointing_enable(**options)
+
+
 @difference(
     "`model.generation_config` holds the options of generation", "it is the config: the ids that begin, end, pad"
 )
@@ -175,6 +236,76 @@ def test_lengths(ours, theirs):
         assert theirs.generate(ids, do_sample=False, eos_token_id=None).shape == (1, 23)
     with pytest.raises(TypeError, match="max_new_tokens=None"):
         ours.generate(ids)
+
+
+@difference("`max_new_tokens` counts where `max_length` is given as well", "an error: give one of them")
+def test_both_lengths(ours, theirs):
+    options = dict(max_new_tokens=2, max_length=30)
+    assert theirs.generate(IDS, do_sample=False, eos_token_id=None, **options).shape == (1, 11)
+    with pytest.raises(ValueError, match="max_new_tokens=2 and max_length=30"):
+        ours.generate(IDS, **options)
+
+
+@difference("without an `attention_mask`, `generate` takes pad ids for padding", "for text: give the tokenizer's mask")
+def test_pad_ids_without_a_mask(transformers_twin):
+    ours = random_model(MixtralConfig(**SIZES, pad_token_id=7))
+    theirs, options = transformers_twin(ours), dict(max_new_tokens=5, eos_token_id=None)
+    ids = torch.tensor([[7, 7, 9, 10, 11]])
+    alone = theirs.generate(ids, do_sample=False, **options)
+    assert torch.equal(alone, theirs.generate(ids, attention_mask=(ids != 7).long(), do_sample=False, **options))
+    assert torch.equal(alone, ours.generate(ids, (ids != 7).long(), **options))
+    assert torch.equal(ours.generate(ids, **options), ours.generate(ids, torch.ones_like(ids), **options))
+    assert not torch.equal(alone, ours.generate(ids, **options))
+
+
+@difference("`top_k=0` keeps all ids", "an error: leave it out, or give `None`")
+def test_no_top_k(ours, theirs):
+    options = dict(max_new_tokens=1, do_sample=True, output_scores=True, return_dict_in_generate=True)
+    assert theirs.generate(IDS, top_k=0, **options).scores[0].isfinite().all()
+    assert ours.generate(IDS, top_k=None, **options).scores[0].isfinite().all()
+    with pytest.raises(ValueError, match="top_k=0"):
+        ours.generate(IDS, top_k=0, **options)
+
+
+@difference(
+    "`early_stopping`, `length_penalty` are ignored without beams, `max_matching_ngram_size` without prompt lookup",
+    "an error",
+)
+def test_options_of_other_searches(ours, theirs):
+    options = {"early_stopping": True, "length_penalty": 2.0, "max_matching_ngram_size": 3}
+    theirs.generate(IDS, max_new_tokens=1, do_sample=False, **options)
+    for name, value in options.items():
+        with pytest.raises(ValueError, match=f"{name}={value} has no effect"):
+            ours.generate(IDS, max_new_tokens=1, **{name: value})
+
+
+@difference(
+    "a row that has ended goes on with pads, which scores and cache show",
+    "its scores mean nothing, and the cache holds no pads: an error where `generate` should continue it",
+)
+def test_rows_that_have_ended(ours, theirs):
+    ids, options = torch.tensor([[3, 4, 5], [6, 7, 8]]), dict(max_new_tokens=4, return_dict_in_generate=True)
+    stop = int(ours.generate(ids, eos_token_id=None, **options).sequences[0, 3])
+    options |= dict(eos_token_id=stop, pad_token_id=9)
+    their, out = theirs.generate(ids, do_sample=False, **options), ours.generate(ids, **options)
+    assert torch.equal(their.sequences, out.sequences) and out.sequences[0, 4:].tolist() == [9] * 3
+    assert (out.cache.positions >= 0).sum(1).tolist() == [3, 6] and their.cache.get_seq_length() == 6
+    with pytest.raises(ValueError, match="the row had stopped before others"):
+        ours.generate(out.sequences, cache=out.cache, max_new_tokens=1)
+
+
+@difference(
+    "a cache is a `DynamicCache` or a `StaticCache`; with beams or `use_cache=False` one is taken too",
+    "a `RollingKVCache(model.config, batch_size)`; with these two, none",
+)
+def test_kinds_of_caches(ours, theirs):
+    theirs.generate(IDS, do_sample=False, num_beams=2, max_new_tokens=1, cache=transformers.DynamicCache())
+    with pytest.raises(TypeError, match="must be a RollingKVCache, not DynamicCache"):
+        ours.generate(IDS, max_new_tokens=1, cache=transformers.DynamicCache())
+    cache = mixtral_edu.RollingKVCache(ours.config, 1)
+    for option in ({"num_beams": 2}, {"use_cache": False}):
+        with pytest.raises(ValueError, match="cache is given with"):
+            ours.generate(IDS, max_new_tokens=1, cache=cache, **option)
 
 
 @difference("`do_sample=True` draws from the 50 likeliest ids", "from all: give `top_k=50` for the same")
@@ -244,6 +375,15 @@ def test_indices_of_beams(ours, theirs):
     their, out = theirs.generate(IDS, do_sample=False, **options), ours.generate(IDS, **options)
     assert their.beam_indices is not None and not hasattr(out, "beam_indices")
     assert_forward(out.sequences_scores, their.sequences_scores)
+
+
+@difference("a `pad_token_id` of 0 fills beams up with the stop id", "with the pad id, as any other")
+def test_pads_of_beams(ours, theirs):
+    options = dict(num_beams=3, num_return_sequences=3, max_new_tokens=6, pad_token_id=0, eos_token_id=list(range(9)))
+    their, out = theirs.generate(IDS, do_sample=False, **options), ours.generate(IDS, **options)
+    ended = (torch.isin(out[:, 9:], torch.arange(9)).cumsum(1) > 0)[:, :-1]  # before each column
+    assert ended.any() and not out[:, 10:][ended].any()
+    assert torch.equal(torch.isin(their, torch.arange(9)), torch.isin(out, torch.arange(9)))
 
 
 @difference(
@@ -344,6 +484,15 @@ def test_vectors_of_a_model_with_a_head(ours, theirs):
     assert "last_hidden_state" not in out and out.last_hidden_state.shape == (1, 9, 32)
 
 
+@difference('`output_attentions=True` with `"sdpa"` returns no weights', 'an error: choose `"eager"`')
+def test_weights_of_a_fused_kernel(ours, theirs):
+    theirs.set_attn_implementation("sdpa")
+    assert not theirs(IDS, output_attentions=True).attentions
+    theirs.set_attn_implementation("eager")
+    with pytest.raises(ValueError, match="'eager'"):
+        ours(IDS, output_attentions=True)
+
+
 @difference(
     "a boolean mask (B, 1, T, S) is added to scores as 0 and 1 by eager attention",
     "True is where a query may attend, with every backend",
@@ -389,6 +538,14 @@ def test_own_masks_and_caches(ours, theirs):
     )
     with pytest.raises(ValueError, match="left out padding"):
         ours(IDS[:, :1], mask, cache=ours(IDS, padding).cache)
+
+
+@difference("a mask may hide columns that a cache holds", "an error: give padding's mask from the first call on")
+def test_masks_of_the_past(ours, theirs):
+    mask = torch.tensor([[0] + [1] * 9])
+    assert theirs(IDS[:, :1], attention_mask=mask, cache=theirs(IDS).cache).logits.isfinite().all()
+    with pytest.raises(ValueError, match="shows 8 of the first 9 columns in row 0, and .* holds 9"):
+        ours(IDS[:, :1], mask, cache=ours(IDS).cache)
 
 
 @difference(
@@ -452,6 +609,24 @@ def test_attributes_of_no_effect(tokenizer, llama):
 def test_specials_in_a_text(tokenizer, llama):
     assert llama.bos_token_id in llama("<s>", add_special_tokens=False).input_ids
     assert tokenizer.bos_token_id not in tokenizer.encode("<s>", add_special_tokens=False)
+
+
+@difference("a chat's text (`tokenize=False`) is encoded to the chat's ids", "its `<s>` becomes text: take the ids")
+def test_the_text_of_a_chat(tokenizer, llama):
+    llama.chat_template = "<s> [INST] {{ messages[0]['content'] }} [/INST]"
+    chat, options = [{"role": "user", "content": "Hello"}], dict(add_special_tokens=False)
+    text = tokenizer.apply_chat_template(chat, tokenize=False)
+    assert text == llama.apply_chat_template(chat, tokenize=False)
+    assert llama(text, **options).input_ids == llama.apply_chat_template(chat).input_ids
+    ids = tokenizer.apply_chat_template(chat)
+    assert ids[0] == tokenizer.bos_token_id not in tokenizer(text, **options).input_ids
+
+
+@difference("`tokenizer(question, context)` encodes a pair", "an error: join texts or ids yourself")
+def test_pairs(tokenizer, llama):
+    assert llama("a", "b").input_ids == llama("a").input_ids + llama("b").input_ids
+    with pytest.raises(TypeError, match="pairs of texts are not supported"):
+        tokenizer("a", "b")
 
 
 @difference("bytes that are no UTF-8 make one � each, whole ones beside them too", "only what is broken becomes �")

@@ -24,7 +24,7 @@ def test_defaults_are_stated_once():
 @pytest.mark.parametrize(
     ("changes", "error", "named"),
     [
-        ({"input_ids": [[1, 2]]}, TypeError, "input_ids is a list"),
+        ({"input_ids": [[1, 2]]}, TypeError, r"input_ids is a list; .*generate\(\*\*tokenizer"),
         ({"input_ids": torch.tensor([1, 2])}, ValueError, r"input_ids has shape \(2,\)"),
         ({"input_ids": torch.zeros(2, 0, dtype=torch.long)}, ValueError, r"input_ids has shape \(2, 0\)"),
         ({"input_ids": torch.zeros(0, 2, dtype=torch.long)}, ValueError, r"input_ids has shape \(0, 2\)"),

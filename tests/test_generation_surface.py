@@ -28,7 +28,6 @@ def test_outputs_of_each_step_equal_transformers(make_config, transformers_twin,
     model = random_model(make_config(sliding_window=window, attn_implementation="eager"))
     ids, mask, _ = padded_prompts([11, 6, 1])
     options = dict(max_new_tokens=9, return_dict_in_generate=True, eos_token_id=None, repetition_penalty=1.3)
-    ids[mask == 0] = ids[:, -1:].expand_as(ids)[mask == 0]  # transformers penalises the pads' ids
     named = {f"output_{name}": True for name in OUTPUTS if name != "router_logits"}
     theirs = transformers_twin(model).generate(ids, attention_mask=mask, do_sample=False, **named, **options)
     ours = model.generate(ids, mask, **ALL_OUTPUTS, **options)
@@ -365,8 +364,8 @@ def test_beams_find_the_likeliest_text_that_greedy_misses(make_config):
         ({"num_beams": 0}, "num_beams=0"),
         ({"num_return_sequences": 2}, "num_return_sequences=2: .*1 text per prompt"),
         ({"num_beams": 2, "num_return_sequences": 3}, "num_return_sequences=3: .*2 texts per prompt"),
-        ({"early_stopping": True}, "early_stopping=True have no effect with num_beams=1"),
-        ({"length_penalty": 2.0}, "length_penalty=2.0 and .* have no effect"),
+        ({"early_stopping": True}, "^early_stopping=True has no effect with num_beams=1"),
+        ({"length_penalty": 2.0}, "^length_penalty=2.0 has no effect"),
         ({"num_beams": 2, "early_stopping": 1}, "early_stopping=1"),
         ({"num_beams": 2, "length_penalty": 1e4}, "length_penalty=10000.0"),
         ({"max_matching_ngram_size": 3}, "max_matching_ngram_size=3 has no effect"),

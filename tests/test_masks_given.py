@@ -181,6 +181,24 @@ def test_after_a_mask_of_ones_own_a_text_goes_on_as_any(make_config):
     assert_close(torch.cat(rest, 1), ours(ids, mask[None, None]).logits[:, 4:], **FORWARD)
 
 
+@pytest.mark.parametrize("window", [None, 5])
+def test_padding_that_a_cache_holds_cannot_be_hidden_later(make_config, window):
+    model = random_model(make_config, sliding_window=window)
+    ids, mask = random_ids(), torch.ones(B, T, dtype=torch.long)
+    mask[0, :2] = 0
+    cache = model(ids[:, :-1], use_cache=True).cache
+    before = cache.view()
+    with pytest.raises(ValueError, match="^attention_mask shows 8 of the first 10 columns in row 0, .* holds 10"):
+        model(ids[:, -1:], mask, cache=cache)
+    assert cache.seen == T - 1 and torch.equal(cache.view().keys, before.keys)
+    padded = model(ids[:, :-1], mask[:, :-1], use_cache=True).cache
+    assert_close(model(ids[:, -1:], mask, cache=padded).logits, model(ids, mask).logits[:, -1:], **FORWARD)
+    mask[0, 2:5] = 0  # more than the padding, also of what the window still holds
+    padded = model(ids[:, :4], torch.tensor([[0, 0, 1, 1], [1] * 4]), use_cache=True).cache
+    with pytest.raises(ValueError, match="shows 0 of the first 4 columns in row 0, .* holds 2"):
+        model(ids[:, 4:5], mask[:, :5], cache=padded)
+
+
 def test_a_cache_whose_keys_are_not_the_masks_columns_is_refused(make_config):
     ours = random_model(make_config)
     ids = random_ids()

@@ -5,6 +5,7 @@ import dataclasses
 import math
 import pickle
 
+import numpy as np
 import peft
 import pytest
 import torch
@@ -251,6 +252,8 @@ def test_what_is_no_size_is_refused(make_config):
         with pytest.raises(ValueError, match=f"^{name}: it must be None or a whole number of at least 1"):
             model.resize_token_embeddings(*arguments)
     assert model.config.vocab_size == len(model.lm_head.weight) == V
+    model.resize_token_embeddings(np.int64(V + 1), np.int32(8))  # numbers of numpy are
+    assert type(model.config.vocab_size) is int and model.config.vocab_size == -(-(V + 1) // 8) * 8
 
 
 def test_layers_whose_weight_is_not_their_own_are_refused(make_config):

@@ -10,8 +10,8 @@ Source: Hewitt 2021, "Initializing new word embeddings for pretrained language m
 import torch
 from torch import Tensor, nn
 
-from mixtral_edu.checkpoints.config_checks import is_count
 from mixtral_edu.fast import decoding
+from mixtral_edu.text.pieces import whole_number
 
 SPREAD = 1e-9  # of the old rows' covariance, what new ones have: as in transformers
 _PIECE = 1024  # rows that are drawn at once, as each takes V random numbers
@@ -80,8 +80,8 @@ def resize_token_embeddings(
             names, such as `pad_token_id`. The model is then as it was.
     """
     for name, value in (("new_num_tokens", new_num_tokens), ("pad_to_multiple_of", pad_to_multiple_of)):
-        if value is not None and not is_count(value):
-            raise ValueError(f"{name}={value!r}: it must be None or a whole number of at least 1")
+        if value is not None:
+            whole_number(name, value, "None or a whole number", 1)
     embedding, head = get_input_embeddings(model), get_output_embeddings(model)
     layers = [(embedding, nn.Embedding, "num_embeddings")]
     layers += [] if head is None else [(head, nn.Linear, "out_features")]
@@ -91,8 +91,8 @@ def resize_token_embeddings(
                 f"a {type(layer).__name__} cannot be resized: it must be a torch.nn.{kind.__name__} with a weight of "
                 "its own; remove adapters and parametrizations first"
             )
-    rows = len(embedding.weight) if new_num_tokens is None else new_num_tokens
-    rows += -rows % (pad_to_multiple_of or 1)
+    rows = len(embedding.weight) if new_num_tokens is None else int(new_num_tokens)
+    rows += -rows % int(pad_to_multiple_of or 1)
     try:
         config = model.config.copy_for(model, vocab_size=rows)
     except ValueError as error:

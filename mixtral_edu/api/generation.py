@@ -78,7 +78,8 @@ def generate(
     Args:
         model: a causal language model with a `config`; used in evaluation mode, and left in the mode it was in.
         input_ids: (B, T) prompts.
-        attention_mask: (B, T), 0 for padding, which must be on the left. None means that there is none.
+        attention_mask: (B, T), 0 for padding, which must be on the left. None means that there is none, whatever the
+            ids are.
         max_new_tokens: the most new ids per row; either this or `max_length` must be given.
         max_length: an older way to say it: the most ids in all, the T of the prompt included.
         do_sample: draw from the distribution, shaped by the rules below, in this order; otherwise take the most likely
@@ -100,7 +101,8 @@ def generate(
         max_matching_ngram_size: the most ids that are looked up together.
         use_cache: False computes all ids again in each step, without a KV cache.
         cache: a cache to continue, such as that of an earlier call. `input_ids` is the whole text so far, of which the
-            cache has seen the beginning; only the rest is computed.
+            cache has seen the beginning; only the rest is computed. A cache knows how many ids it has seen, but not
+            which: after an interrupted call, or for a text that was changed, start with a new one.
         past_key_values: another name of `cache`.
         streamer: gets the ids as they come, for a batch of one; such as `TextStreamer`.
         progress: show a bar on stderr.

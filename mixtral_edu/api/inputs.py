@@ -1,5 +1,7 @@
 """What a forward pass refuses, before anything is computed or a cache is touched."""
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -10,6 +12,7 @@ from mixtral_edu.checkpoints.config import MixtralConfig
 from mixtral_edu.fast.engine import has_plain
 from mixtral_edu.fast.flash import check_flash
 from mixtral_edu.heads import IGNORED_LABEL, mean_cross_entropy
+from mixtral_edu.masks import NO_POSITION
 from mixtral_edu.moe import EXPERT_DISPATCH, SparseMoE
 from mixtral_edu.sampling import can_look_at
 
@@ -41,6 +44,8 @@ def check_inputs(
         past = cache.seen
     if attention_mask is not None:
         _check_mask(attention_mask, B, config.num_attention_heads, T, past)
+        if attention_mask.ndim == 2 and attention_mask.shape[1] > T and can_look_at(attention_mask):
+            _check_past(attention_mask[:, :past], cache)
     if position_ids is not None:
         _require_tensor("position_ids", position_ids)
         fits = tuple(position_ids.shape) in ((B, T), (1, T))
@@ -53,15 +58,20 @@ def check_tokens(config: MixtralConfig, input_ids: Tensor | None, inputs_embeds:
     if (input_ids is None) == (inputs_embeds is None):
         raise ValueError("input_ids and inputs_embeds: exactly one of them must be given")
     if input_ids is not None:
-        _require_tensor("input_ids", input_ids)
-        _require(input_ids.ndim == 2 and input_ids.numel() > 0, "input_ids", input_ids, "(batch, tokens), not empty,")
-        check_ids("input_ids", input_ids, config.vocab_size, can_look_at(input_ids))
+        check_prompt(config, input_ids)
         return input_ids
     _require_tensor("inputs_embeds", inputs_embeds)
     fits = inputs_embeds.ndim == 3 and inputs_embeds.numel() > 0 and inputs_embeds.shape[2] == config.hidden_size
-    wanted = f"(batch, tokens, hidden_size={config.hidden_size}), not empty,"
+    wanted = f"(batch, tokens, hidden_size={config.hidden_size}), not empty"
     _require(fits, "inputs_embeds", inputs_embeds, wanted)
     return inputs_embeds
+
+
+def check_prompt(config: Any, input_ids: Tensor, wait: bool = False) -> None:
+    """Raise unless `input_ids` are ids (B, T) of the vocabulary, looked at on a CPU only, unless one may `wait`."""
+    _require_tensor("input_ids", input_ids)
+    _require(input_ids.ndim == 2 and input_ids.numel() > 0, "input_ids", input_ids, "(batch, tokens), not empty")
+    check_ids("input_ids", input_ids, config.vocab_size, wait or can_look_at(input_ids))
 
 
 def check_backend(
@@ -183,7 +193,7 @@ def check_answer(start_positions: Tensor | None, end_positions: Tensor | None, r
 
 def _check_mask(mask: Tensor, B: int, Hq: int, T: int, past: int) -> None:
     _require_tensor("attention_mask", mask)
-    wanted = f"({B}, {T})" + (f", or with the {past} columns of the cache ({B}, {past + T})," if past else "")
+    wanted = f"({B}, {T})" + (f", or with the {past} columns of the cache ({B}, {past + T})" if past else "")
     fits = tuple(mask.shape) in ((B, T), (B, past + T))
     if mask.ndim > 2:  # which key each query sees
         wanted += f", or ({B} or 1, {Hq} or 1, {T}, {past + T}): rows, query heads, new tokens, keys"
@@ -194,6 +204,19 @@ def _check_mask(mask: Tensor, B: int, Hq: int, T: int, past: int) -> None:
         raise TypeError(
             f"attention_mask of four dimensions has dtype {mask.dtype}; it must be torch.bool, True where a query may "
             "attend, or a floating-point type, 0 there and -inf elsewhere"
+        )
+
+
+def _check_past(mask: Tensor, cache: RollingCache) -> None:
+    """Raise where a mask (B, P) of what a cache has seen hides more than the padding that it left out."""
+    shown = (mask != 0).sum(1)  # (B,)
+    held = (cache.positions != NO_POSITION).sum(1) if cache.padded else torch.full_like(shown, cache.seen)
+    if (hidden := shown < held).any():
+        row = int(hidden.int().argmax())
+        raise ValueError(
+            f"attention_mask shows {int(shown[row])} of the first {cache.seen} columns in row {row}, and "
+            f"past_key_values (cache) holds {int(held[row])}, which it cannot hide: give it the mask from the first "
+            "call on"
         )
 
 

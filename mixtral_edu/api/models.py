@@ -182,7 +182,8 @@ class MixtralModel(PreTrained, Decoder):
         Args:
             input_ids: (B, T) token ids.
             attention_mask: (B, T), 1 for real tokens and 0 for padding, anywhere; with a cache also (B, P + T) for the
-                P columns that it has seen, which it remembers itself. None means that all are real.
+                P columns that it has seen, which it remembers itself: it cannot hide more of them. None means that all
+                are real.
                 (B or 1, Hq or 1, T, P + T) replaces the causal rule, window and all: True, or 0.0, where a query may
                 attend, and False, or -inf, where not. A query that sees no key gathers 0.
             position_ids: (B, T) or (1, T), for the rotary embedding, in place of each row's own count. Without mask and
@@ -203,7 +204,8 @@ class MixtralModel(PreTrained, Decoder):
                 cache made for something else, or given by both names, `output_attentions` with a backend that has no
                 weights to show, a backend that cannot run on the model's device or dtype, a mask of four dimensions
                 that holds other numbers than 0 and -inf, or is given with a cache that holds padding or whose window is
-                full, or positions that fall, given with a mask or a cache.
+                full, one of two dimensions that hides what a cache holds, or positions that fall, given with a mask or
+                a cache.
             RuntimeError: the cache was left half-written by a pass that failed.
         """
         config, device = self.config, self.device

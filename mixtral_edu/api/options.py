@@ -102,11 +102,13 @@ class GenerationOptions:
     def _check_search(self) -> None:
         """Refuse what does not go together, by name."""
         beams, drafts, several = self.num_beams, self.prompt_lookup_num_tokens, self.num_return_sequences
-        if beams == 1 and (self.length_penalty, self.early_stopping) != (1.0, False):
-            raise ValueError(
-                f"length_penalty={self.length_penalty} and early_stopping={self.early_stopping} have no effect with "
-                "num_beams=1: give num_beams of at least 2, or leave them out"
-            )
+        for name, value, default in (
+            ("length_penalty", self.length_penalty, 1.0),
+            ("early_stopping", self.early_stopping, False),
+        ):
+            if beams == 1 and value != default:
+                raise ValueError(f"{name}={value!r} has no effect with num_beams=1: give num_beams of at least 2, or "
+                                 "leave it out")  # fmt: skip
         if drafts is None and self.max_matching_ngram_size != 2:
             raise ValueError(
                 f"max_matching_ngram_size={self.max_matching_ngram_size} has no effect without prompt_lookup_num_tokens"

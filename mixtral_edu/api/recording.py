@@ -23,7 +23,8 @@ class GenerationOutput(Keyed):
 
     `logits`, `scores`: (B, V), before and after the rules that shape the distribution. `hidden_states`: L + 1 tensors
     (B, T or 1, D). `attentions`: L tensors (B, Hq, T or 1, S), a column for each of the S latest columns of the text.
-    `router_logits`: L tensors (B * T or B, E). Without a cache, each step has all columns so far.
+    `router_logits`: L tensors (B * T or B, E). Without a cache, each step has all columns so far. What a row has after
+    its end means nothing.
 
     With drafts (`prompt_lookup_num_tokens`) the last three have an entry per forward pass, for as many ids as it read.
     With beams there is no cache; rows are B at first and then B * num_beams, `scores` are log probabilities, and

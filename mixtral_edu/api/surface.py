@@ -8,9 +8,9 @@ from torch import nn
 
 from mixtral_edu.api.inputs import check_backend
 from mixtral_edu.checkpoints.config import MixtralConfig
-from mixtral_edu.checkpoints.config_checks import is_count
 from mixtral_edu.fast import checkpointing, decoding
 from mixtral_edu.quantization.layers import Int4Linear, Int8Linear
+from mixtral_edu.text.pieces import whole_number
 
 
 def num_parameters(model: nn.Module, only_trainable: bool = False, exclude_embeddings: bool = False) -> int:
@@ -98,10 +98,9 @@ def activation_checkpointing_enable(
         raise ValueError(
             f"activation_checkpointing_kwargs (gradient_checkpointing_kwargs) is {activation_checkpointing_kwargs!r}; "
             "it must be None or {'use_reentrant': False}: the reentrant form gives no gradients to a layer whose input "
-            "has none"
+            "has none, and other options are not passed on"
         )
-    if not is_count(every_n_layers):
-        raise ValueError(f"every_n_layers={every_n_layers!r}: it must be a whole number of at least 1")
+    every_n_layers = whole_number("every_n_layers", every_n_layers, "a whole number", 1)
     if offload:
         raise ValueError(f"offload={offload!r}: it must be False; wrap the step in torch.autograd.graph.save_on_cpu()")
     checkpointing.install(model, every_n_layers)

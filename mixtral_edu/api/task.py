@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from mixtral_edu.api.beams import Search, beam_search
 from mixtral_edu.api.cache import RollingKVCache
-from mixtral_edu.api.inputs import check_cache, check_ids
+from mixtral_edu.api.inputs import check_cache, check_prompt
 from mixtral_edu.api.lookup import looked_up_tokens
 from mixtral_edu.api.options import GenerationOptions
 from mixtral_edu.api.recording import Recorder
@@ -213,13 +213,14 @@ def _cache_for(task: Task) -> RollingKVCache | None:
 def _checked_prompt(model: nn.Module, input_ids: Tensor, attention_mask: Tensor | None) -> Tensor | None:
     """Check the prompt; return its mask, or None where nothing is padding."""
     if not isinstance(input_ids, Tensor):
-        raise TypeError(f"input_ids is a {type(input_ids).__name__}; it must be an int64 tensor (batch, tokens)")
-    if input_ids.ndim != 2 or input_ids.numel() == 0:
-        raise ValueError(f"input_ids has shape {tuple(input_ids.shape)}; it must be (batch, tokens), each at least 1")
+        raise TypeError(
+            f"input_ids is a {type(input_ids).__name__}; it must be an int64 tensor (batch, tokens), as in "
+            'generate(**tokenizer(texts, return_tensors="pt"))'
+        )
     device = getattr(model, "device", input_ids.device)
     if input_ids.device != device:
         raise ValueError(f"input_ids is on {input_ids.device} and the model on {device}: call .to(model.device)")
-    check_ids("input_ids", input_ids, model.config.vocab_size)
+    check_prompt(model.config, input_ids, wait=True)
     if attention_mask is None:
         return None
     if not isinstance(attention_mask, Tensor) or attention_mask.shape != input_ids.shape:

@@ -170,10 +170,11 @@ class MixtralTokenizer(PieceTable):
     def __call__(
         self,
         texts: str | Sequence[str],
+        text_pair: None = None,
+        *,
         return_tensors: str | None = None,
         padding: bool | str = False,
         add_special_tokens: bool = True,
-        *,
         truncation: bool | str = False,
         max_length: int | None = None,
         return_attention_mask: bool = True,
@@ -182,6 +183,7 @@ class MixtralTokenizer(PieceTable):
 
         Args:
             texts: one text or B texts.
+            text_pair: must be None: there is no form for pairs of texts.
             return_tensors: "pt" for `(B, T)` int64 tensors, None for lists (a flat list for one text).
             padding: True or "longest" pads rows to the longest one, "max_length" to `max_length`. Pads are
                 `pad_token_id`, stand on `padding_side`, and have 0 in `attention_mask`.
@@ -191,12 +193,14 @@ class MixtralTokenizer(PieceTable):
             return_attention_mask: False leaves `attention_mask` out.
 
         Raises:
-            TypeError: `texts` is neither a str nor several of them.
+            TypeError: `texts` is neither a str nor several of them, or there is a `text_pair`.
             ValueError: there are no texts, an option is not valid or would have no effect, or rows of different lengths
                 cannot form one tensor.
         """
         if not isinstance(texts, Iterable) or isinstance(texts, (bytes, Mapping)):
             raise TypeError(f"texts is a {type(texts).__name__}: it must be a str or a sequence of str")
+        if text_pair is not None:
+            raise TypeError(f"text_pair={text_pair!r}: pairs of texts are not supported; join texts or ids yourself")
         cut_length, padded_length = row_lengths(padding, truncation, max_length, self.model_max_length)
         limit = {"truncation": cut_length is not None, "max_length": cut_length}
         is_one = isinstance(texts, str)
@@ -254,8 +258,9 @@ class MixtralTokenizer(PieceTable):
         Args:
             messages: dicts with "role" (an optional "system", then "user" and "assistant" in turn) and "content"; or a
                 list of B such chats.
-            tokenize: False returns the text instead of ids. Options for ids (`return_tensors`, and from `padding` on)
-                then have no effect, as in transformers.
+            tokenize: False returns the text instead of ids, to look at: encoded, it gives other ids, as its `<s>` is
+                read as text. Options for ids (`return_tensors`, and from `padding` on) then have no effect, as in
+                transformers.
             return_tensors: "pt" for a `(B, T)` int64 tensor, B = 1 for one chat; None for lists.
             add_generation_prompt: ask for a new answer. In this format `[/INST]` does that already, so True adds
                 nothing, but refuses a chat that ends with an answer.

@@ -171,6 +171,9 @@ def test_wrong_arguments_are_named(official):
     for encode in (official.encode, official.tokenize, official.pieces):  # pairs of texts
         with pytest.raises(TypeError, match="add_special_tokens='b': it must be True or False; pairs"):
             encode("a", "b")
+    for options in ({}, {"return_tensors": "pt"}):
+        with pytest.raises(TypeError, match="text_pair='b': pairs"):
+            official("a", "b", **options)
 
 
 @pytest.mark.parametrize("value", [None, 5, 1.5, b"ab", {"input_ids": [1]}])
