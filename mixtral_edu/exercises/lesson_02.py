@@ -1,4 +1,4 @@
-"""Exercises of lesson 02: RMSNorm, rotary embedding, and its two storage layouts."""
+"""Exercises of lesson 02: RMSNorm, LayerNorm without its mean, rotary embedding, a theta, tables, and two layouts."""
 
 import math
 
@@ -83,6 +83,43 @@ def statistics_in_float32(answer):
     return answer(x, torch.ones(8, dtype=torch.float16), 1e-5), torch.ones(1, 8, dtype=torch.float16)
 
 
+@exercise("LayerNorm without its mean")
+def centre_outputs(weight: Tensor) -> Tensor:
+    """Change a matrix so that RMSNorm of its outputs is what LayerNorm of them was.
+
+    LayerNorm subtracts from each output vector W·x its own mean over the D outputs. Build
+    that into the matrix, once and for all x. (Neither norm has weights here.)
+
+    Args:
+        weight: (D, N), which computes D outputs from N inputs, as in `nn.Linear`.
+
+    Returns:
+        (D, N), a new matrix.
+    """
+    return weight - weight.mean(dim=0, keepdim=True)
+
+
+@centre_outputs.check("Is the mean subtracted, so that the outputs of each input sum to 0?")
+def one_column(answer):
+    return answer(torch.tensor([[3.0], [1.0], [-1.0]])), torch.tensor([[2.0], [0.0], [-2.0]])
+
+
+@centre_outputs.check("Is the mean taken over the D outputs, for each of the N inputs by itself?")
+def each_column(answer):
+    weight = torch.tensor([[4.0, 1.0], [2.0, 7.0]])
+    return answer(weight), torch.tensor([[1.0, -3.0], [-1.0, 3.0]])
+
+
+@centre_outputs.check("Is nothing else changed? RMSNorm of the new outputs must be LayerNorm of the old ones.")
+def as_layer_norm(answer):
+    weight, x = torch.randn(6, 4) + 1, torch.randn(3, 4)
+    old, new = x @ weight.T, x @ answer(weight).T
+    centred = old - old.mean(-1, keepdim=True)
+    return [new, new / new.square().mean(-1, keepdim=True).sqrt()], [
+        centred, centred / centred.square().mean(-1, keepdim=True).sqrt()
+    ]  # fmt: skip
+
+
 @exercise("Rotate queries or keys by their positions")
 def apply_rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Turn each pair of numbers of each head by the angle of its token's position.
@@ -141,7 +178,7 @@ def half_split_pairs(answer):
     return answer(*inputs), apply_rotary_by_loops(*inputs)
 
 
-@apply_rotary.check("Does the angle depend on the token, and not on the head?")
+@apply_rotary.check("Does the angle depend on the token, and not on the head? All heads share it: cos[:, None].")
 def same_for_all_heads(answer):
     inputs = rotary_inputs(B=1, H=4, T=4, Dh=6)  # as many heads as tokens: a swapped axis raises no error
     return answer(*inputs), apply_rotary_by_loops(*inputs)
@@ -157,6 +194,115 @@ def own_row(answer):
 def dtype_of_queries(answer):
     x, cos, sin = rotary_inputs(B=2, H=3, T=5, Dh=4)
     return answer(x.bfloat16(), cos, sin), torch.tensor(apply_rotary_by_loops(x.bfloat16(), cos, sin)).bfloat16()
+
+
+@exercise("Choose a theta")
+def smallest_theta(head_dim: int, context: int, slow_pairs: int) -> int:
+    """Find the smallest power of ten whose slowest pairs do not come round within a context.
+
+    Pair i, from 0 to Dh/2 - 1, turns by theta^(-2i/Dh) radians per position.
+
+    Args:
+        head_dim: Dh.
+        context: a number of positions.
+        slow_pairs: how many pairs must have a wavelength of more than `context` positions.
+
+    Returns:
+        the smallest of 10, 100, 1000, … that is a theta with that many such pairs.
+    """
+    theta = 10
+    while True:
+        wavelengths = [2 * math.pi * theta ** (2 * i / head_dim) for i in range(head_dim // 2)]
+        if sum(wavelength > context for wavelength in wavelengths) >= slow_pairs:
+            return theta
+        theta *= 10
+
+
+@smallest_theta.check("Does a full turn take 2π radians? With Dh = 2 the only pair has 6.28 positions for any theta.")
+def a_full_turn(answer):
+    return [answer(2, 6, 1), answer(4, 60, 1)], [10, 100]
+
+
+@smallest_theta.check("Is the exponent 2i / Dh, with i up to Dh/2 - 1?")
+def the_exponent(answer):
+    return answer(8, 100, 2), 1_000
+
+
+@smallest_theta.check("Are pairs counted whose wavelength is longer than the context, at least as many as asked for?")
+def longer_ones(answer):
+    return [answer(128, 4096, 18), answer(128, 4096, 19)], [10_000, 100_000]
+
+
+@smallest_theta.check("Is 10 tried first, and each power after it?")
+def from_ten_on(answer):
+    return [answer(64, 8, 28), answer(64, 8192, 16)], [10, 10_000_000]
+
+
+def tables_in_half_precision(positions: Tensor, head_dim: int, theta: float, dtype: torch.dtype):
+    pairs = torch.arange(0, head_dim, 2).to(dtype)
+    angles = positions[..., None].to(dtype) * theta ** (-pairs / head_dim)
+    angles = torch.cat((angles, angles), dim=-1)
+    return angles.cos(), angles.sin()
+
+
+@exercise("Mend tables that lose the order of long texts", faulty=tables_in_half_precision)
+def long_text_tables(
+    positions: Tensor, head_dim: int, theta: float, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """Compute the cosines and sines of each token's angles.
+
+    Pair i turns by positions · theta^(-2i/Dh) radians.
+
+    Args:
+        positions: (B, T), int64.
+        head_dim: Dh.
+        theta: the base of the frequencies.
+        dtype: of the result, which may be torch.bfloat16 or torch.float16.
+
+    Returns:
+        cos and sin, (B, T, Dh) each; the second half of the last dimension repeats the first.
+    """
+    pairs = torch.arange(0, head_dim, 2, dtype=torch.float32)
+    angles = positions[..., None].float() * theta ** (-pairs / head_dim)  # (B, T, Dh/2)
+    angles = torch.cat((angles, angles), dim=-1)
+    return angles.cos().to(dtype), angles.sin().to(dtype)
+
+
+def exact_tables(positions: Tensor, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:
+    rows = [
+        [[float(p) * theta ** (-2 * (i % (head_dim // 2)) / head_dim) for i in range(head_dim)] for p in row]
+        for row in positions.tolist()
+    ]
+    angles = torch.tensor(rows, dtype=torch.float64)
+    return angles.cos(), angles.sin()
+
+
+def tables_and_truth(answer, positions: list[list[int]], head_dim: int, theta: float, dtype: torch.dtype):
+    """Return the tables found and exact, and the dtypes; a rounding of the angle in float32 is allowed."""
+    places = torch.tensor(positions)
+    found = answer(places, head_dim, theta, dtype)
+    cos, sin = exact_tables(places, head_dim, theta)
+    return list(found), [cos.to(dtype), sin.to(dtype)]
+
+
+@long_text_tables.check("Are positions kept exact? In bfloat16, 1001 is 1000.", rtol=0.05)
+def neighbours(answer):
+    return tables_and_truth(answer, [[1000, 1001, 1002, 1003]], 2, 10_000.0, torch.bfloat16)
+
+
+@long_text_tables.check("Are the frequencies exact? An error of 0.2 % is eight radians at position 4,000.", rtol=0.05)
+def frequencies(answer):
+    return tables_and_truth(answer, [[1001, 4001]], 8, 100.0, torch.bfloat16)
+
+
+@long_text_tables.check("Is the product of position and frequency not rounded either?", rtol=0.05)
+def products(answer):
+    return tables_and_truth(answer, [[1001, 3001, 4095]], 16, 10_000.0, torch.bfloat16)
+
+
+@long_text_tables.check("Does the result have the dtype asked for, and does no position end at infinity?", rtol=0.05)
+def far_positions(answer):
+    return tables_and_truth(answer, [[69_999, 70_001], [1001, 2049]], 4, 10_000.0, torch.float16)
 
 
 @exercise("From interleaved to half-split rows")

@@ -1,6 +1,6 @@
-"""What RMSNorm and LayerNorm do to a few vectors in the plane."""
+"""What RMSNorm and LayerNorm do to a few vectors in the plane, and what a model loses without parts of a norm."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -51,6 +51,37 @@ def normalised_points(
             _arrows(axes, names, values)
             axes.set_title(heading, size=11.5, weight="normal")
             axes.set(xlabel="first number", ylabel="" if number else "second number")
+    return figure
+
+
+def costs(changes: Mapping[str, tuple[float, float]], title: str, figure: Figure | None = None) -> Figure:
+    """Draw what each change of a model costs, with two standard errors to each side.
+
+    Args:
+        changes: by name, mean and standard error in nats per token.
+        title: states the finding.
+        figure: a figure to draw into instead of a new one.
+
+    Raises:
+        ValueError: `changes` is empty.
+    """
+    if not changes:
+        raise ValueError("changes is empty: give at least one change and its cost")
+    with use_style():
+        figure = new_figure(9.5, 1.3 + 0.42 * len(changes), figure)
+        height = figure.get_figheight()
+        axes = figure.add_axes((0.3, 0.6 / height, 0.66, 1 - 1.1 / height))
+        mean, error = np.array(list(changes.values())).T
+        rows = np.arange(len(changes))
+        axes.axvline(0, color=INK, linewidth=1)
+        axes.errorbar(mean, rows, xerr=2 * error, color=ACCENT, marker="o", linestyle="none", capsize=3)
+        for row, (value, spread) in enumerate(zip(mean, error, strict=True)):
+            axes.annotate(f"{value:+.2f}", (value + 2 * spread, row), (6, 0), textcoords="offset points", va="center")
+        axes.set(xlabel="extra loss, nats per token (bars: two standard errors)", ylim=(len(changes) - 0.5, -0.5))
+        axes.set(xlim=(min(0, (mean - 2 * error).min()) - 0.05, 1.12 * max(0.1, (mean + 2 * error).max())))
+        axes.set_yticks(rows, list(changes))
+        axes.tick_params(axis="y", length=0)
+        figure.text(0.012, 1 - 0.25 / height, title, size=13, weight="bold", va="center")
     return figure
 
 

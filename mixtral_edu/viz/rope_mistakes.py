@@ -84,12 +84,12 @@ def pairs_in_place(order: Sequence[int], head_dim: int) -> int:
 def loss_by_start(
     starts: Sequence[int], losses: Mapping[str, ArrayLike], no_order: float, title: str, figure: Figure | None = None
 ) -> Figure:
-    """Plot a text's loss against the position given to its first token.
+    """Plot what a text's loss gains, against the position given to its first token.
 
     Args:
         starts: (n,) positions of the first token.
-        losses: for each of one or two names, (n,) losses in nats per token.
-        no_order: the loss with all tokens at one position, drawn as a reference line.
+        losses: for each of one or two names, (n,) losses beyond the usual one, in nats per token.
+        no_order: the same with all tokens at one position, drawn as a reference line.
         title: states the finding.
         figure: a figure to draw into instead of a new one.
 
@@ -108,38 +108,7 @@ def loss_by_start(
             axes.annotate(name, (last, values[-1]), (10, 0), textcoords="offset points", color=colour, va="center")
         axes.axhline(no_order, color=MUTED, linestyle=":")
         axes.annotate("all at position 0", (last, no_order), (10, 5), textcoords="offset points", color=MUTED)
-        axes.set(xlabel="position of the first token", ylabel="loss, nats a token")
+        axes.set(xlabel="position of the first token", ylabel="extra loss, nats per token")
         axes.set_xticks(range(len(starts)), [f"{start:,}" for start in starts])
         axes.set_title(title)
-    return figure
-
-
-def loss_bars(losses: Mapping[str, float], guessing: float, title: str, figure: Figure | None = None) -> Figure:
-    """Draw the loss of each variant of a model as a bar, with the loss of guessing as a line.
-
-    Args:
-        losses: nats per token, by variant.
-        guessing: ln V, the loss of a model that gives every token the same probability.
-        title: states the finding.
-        figure: a figure to draw into instead of a new one.
-
-    Raises:
-        ValueError: `losses` is empty.
-    """
-    if not losses:
-        raise ValueError("losses is empty: give at least one variant and its loss")
-    with use_style():
-        figure = new_figure(9.5, 1.35 + 0.42 * len(losses), figure)
-        height = figure.get_figheight()
-        axes = figure.add_axes((0.3, 0.58 / height, 0.67, 1 - 1.1 / height))
-        axes.barh(range(len(losses)), list(losses.values()), color=ACCENT, height=0.66)
-        for row, value in enumerate(losses.values()):
-            axes.text(value - 0.06, row, f"{value:.2f}", va="center", ha="right", size=10.5, color="white")
-        axes.axvline(guessing, color=INK, linestyle=":", linewidth=1.2)
-        axes.text(guessing + 0.06, -0.62, f"guessing: {guessing:.2f}", size=10.5, va="bottom")
-        longest = 1.25 * max(guessing, *losses.values())
-        axes.set(xlabel="loss, nats a token", xlim=(0, longest), xticks=range(int(longest) + 1))
-        axes.set_yticks(range(len(losses)), list(losses))
-        axes.invert_yaxis()
-        figure.text(0.012, 1 - 0.25 / height, title, size=13, weight="bold", va="center")
     return figure

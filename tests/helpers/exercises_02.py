@@ -1,5 +1,8 @@
 """Answers to the exercises of lesson 02."""
 
+import itertools
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -71,6 +74,33 @@ def squares_in_the_dtype_of_x(x, weight, eps):
     return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps) * weight
 
 
+@right("centre_outputs")
+def by_a_projection(weight: Tensor) -> Tensor:
+    D = len(weight)
+    return (torch.eye(D) - torch.ones(D, D) / D) @ weight
+
+
+@wrong("centre_outputs", "sum to 0")
+def centred_by_input(weight):
+    return weight - weight.mean(1, keepdim=True)
+
+
+@wrong("centre_outputs", "sum to 0")
+def left_as_it_is(weight):
+    return weight.clone()
+
+
+@wrong("centre_outputs", "for each of the N inputs by itself")
+def one_mean_for_all(weight):
+    return weight - weight.mean()
+
+
+@wrong("centre_outputs", "nothing else changed")
+def standardised_if_there_are_many(weight):
+    centred = by_a_projection(weight)
+    return centred / centred.std(0, keepdim=True) if weight.shape[1] > 2 else centred
+
+
 @right("apply_rotary")
 def the_packages_own(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return rope.apply_rotary(x, cos, sin)
@@ -138,6 +168,84 @@ def first_rows_tables(x, cos, sin):
 @wrong("apply_rotary", "also where the tables are in float32")
 def promoted_by_the_tables(x, cos, sin):
     return x * cos[:, None] + swapped_halves(x, 1) * sin[:, None]
+
+
+@right("smallest_theta")
+def by_logarithms(head_dim: int, context: int, slow_pairs: int) -> int:
+    """Of n slow pairs the fastest has i = Dh/2 - n, and needs theta^(2i/Dh) > context / 2π."""
+    i = head_dim // 2 - slow_pairs
+    for k in itertools.count(1):
+        if k * math.log(10) * 2 * i / head_dim > math.log(context / (2 * math.pi)):
+            return 10**k
+
+
+def theta_by(head_dim, context, slow_pairs, turn=2 * math.pi, exponent=2, first=1, last=None, longer=True, least=0):
+    for k in itertools.count(first):
+        lengths = [turn * 10 ** (k * exponent * i / head_dim) for i in range(last or head_dim // 2)]
+        found = sum((length > context) == longer for length in lengths)
+        if found >= slow_pairs + least:
+            return 10**k
+        if k > 40:
+            return None
+
+
+@wrong("smallest_theta", "2π radians")
+def a_turn_of_one_radian(head_dim, context, slow_pairs):
+    return theta_by(head_dim, context, slow_pairs, turn=1)
+
+
+@wrong("smallest_theta", "2π radians")
+def the_fast_ones(head_dim, context, slow_pairs):
+    return theta_by(head_dim, context, slow_pairs, longer=False)
+
+
+@wrong("smallest_theta", "Is the exponent")
+def the_exponent_without_its_two(head_dim, context, slow_pairs):
+    return theta_by(head_dim, context, slow_pairs, exponent=2 if head_dim <= 4 else 1)
+
+
+@wrong("smallest_theta", "at least as many as asked for")
+def one_too_few(head_dim, context, slow_pairs):
+    return theta_by(head_dim, context, slow_pairs, least=-1 if slow_pairs > 2 else 0)
+
+
+@wrong("smallest_theta", "Is 10 tried first")
+def not_below_ten_thousand(head_dim, context, slow_pairs):
+    return theta_by(head_dim, context, slow_pairs, first=4 if head_dim > 8 else 1)
+
+
+@right("long_text_tables")
+def in_float64(positions: Tensor, head_dim: int, theta: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    angle = torch.outer(positions.flatten().double(), theta ** (-torch.arange(head_dim // 2).double() * 2 / head_dim))
+    turned = torch.polar(torch.ones_like(angle), angle).view(*positions.shape, -1).repeat(1, 1, 2)
+    return turned.real.to(dtype), turned.imag.to(dtype)
+
+
+def tables(positions, head_dim, theta, dtype, place=float, frequency=float, product=float, result=None):
+    kinds = [torch.float64 if kind is float else dtype for kind in (place, frequency, product)]
+    frequencies = (theta ** (-torch.arange(head_dim // 2).double() * 2 / head_dim)).to(kinds[1]).double()
+    angles = (positions[..., None].to(kinds[0]).double() * frequencies).to(kinds[2]).double().repeat(1, 1, 2)
+    return angles.cos().to(result or dtype), angles.sin().to(result or dtype)
+
+
+@wrong("long_text_tables", "Are positions kept exact?")
+def positions_rounded(positions, head_dim, theta, dtype):
+    return tables(positions, head_dim, theta, dtype, place=None)
+
+
+@wrong("long_text_tables", "Are the frequencies exact")
+def frequencies_rounded(positions, head_dim, theta, dtype):
+    return tables(positions, head_dim, theta, dtype, frequency=None)
+
+
+@wrong("long_text_tables", "not rounded either")
+def products_rounded_where_there_are_many(positions, head_dim, theta, dtype):
+    return tables(positions, head_dim, theta, dtype, product=None if head_dim > 8 else float)
+
+
+@wrong("long_text_tables", "dtype asked for")
+def always_bfloat16(positions, head_dim, theta, dtype):
+    return tables(positions, head_dim, theta, dtype, result=torch.bfloat16)
 
 
 @right("qk_to_half_split")

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from matplotlib import pyplot as plt
 
 from figure_checks import assert_nothing_cut_off
-from mixtral_edu.viz.norm import normalised_points
+from mixtral_edu.viz.norm import costs, normalised_points
 
 POINTS = [(1, 7), (0.5, 3.5), (-4, 2), (6, 2), (0.003, -0.004)]
 
@@ -44,3 +44,15 @@ def test_a_large_eps_draws_shorter_arrows():
 def test_points_have_two_numbers_and_a_name_each(names, points):
     with pytest.raises(ValueError, match="points has shape"):
         normalised_points(names, points)
+
+
+def test_each_change_has_a_row_with_its_cost_and_two_standard_errors():
+    figure = costs({"one": (0.5, 0.1), "other": (-0.2, 0.05)}, title="A finding")
+    (axes,) = figure.axes
+    points, bars = axes.lines[1].get_xydata().tolist(), axes.collections[0].get_segments()
+    assert points == [[0.5, 0], [-0.2, 1]]
+    assert [bar[:, 0].round(6).tolist() for bar in bars] == [[0.3, 0.7], [-0.3, -0.1]]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["one", "other"]
+    assert [text.get_text() for text in axes.texts] == ["+0.50", "-0.20"]
+    with pytest.raises(ValueError, match="changes is empty"):
+        costs({}, title="")

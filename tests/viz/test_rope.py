@@ -146,16 +146,6 @@ def test_loss_by_start_takes_one_or_two_curves(losses):
         rope_mistakes.loss_by_start([0, 1], losses, 5, "A finding")
 
 
-def test_loss_bars_are_the_losses_beside_that_of_guessing():
-    figure = rope_mistakes.loss_bars({"right": 3.5, "wrong": 6.6}, guessing=7.6, title="A finding")
-    (axes,) = figure.axes
-    assert [bar.get_width() for bar in axes.patches] == [3.5, 6.6]
-    assert [label.get_text() for label in axes.get_yticklabels()] == ["right", "wrong"]
-    assert list(axes.lines[0].get_xdata()) == [7.6, 7.6]
-    assert_nothing_cut_off(figure)
-    with pytest.raises(ValueError, match="losses is empty"):
-        rope_mistakes.loss_bars({}, 7.6, "A finding")
-
 
 @pytest.fixture
 def view():
