@@ -26,6 +26,10 @@ _NAMES_HERE = {
     "_experts_implementation": "assign experts_implementation",
     "num_experts": "assign num_local_experts",
     "torch_dtype": "assign dtype, or convert a model with model.to(...)",
+    **dict.fromkeys(
+        ("do_sample", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "max_new_tokens", "num_beams"),
+        "give it to generate(...), as an argument",
+    ),
     "return_dict": "a model always returns named fields (model(...).logits) unless called with return_dict=False",
 }
 
