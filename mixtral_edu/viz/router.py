@@ -128,7 +128,11 @@ def place_tokens(pieces: Sequence[str | Piece], narrowest: float = 0) -> list[To
 
 
 def expert_load(
-    experts: ArrayLike, num_experts: int = 8, title: str | None = None, figure: Figure | None = None
+    experts: ArrayLike,
+    num_experts: int = 8,
+    title: str | None = None,
+    figure: Figure | None = None,
+    top: float | None = None,
 ) -> Figure:
     """Draw the share of tokens that each expert gets as bars, first choices solid and further ones hatched.
 
@@ -137,13 +141,14 @@ def expert_load(
         num_experts: E. With an even load every expert gets K/E of the tokens: the dashed line.
         title: replaces the computed title, which names the busiest and the least busy expert.
         figure: a figure to draw into instead of a new one.
+        top: the end of the axis, so that figures side by side share a scale; None fits it to the bars.
     """
     experts = _choices(experts, num_experts)
     num_tokens, num_choices = experts.shape
     first = np.bincount(experts[:, 0], minlength=num_experts) / num_tokens
     total = np.bincount(experts.ravel(), minlength=num_experts) / num_tokens
     even = num_choices / num_experts
-    top = 1.16 * max(total.max(), even)
+    top = 1.16 * max(total.max(), even) if top is None else top
     if title is None:
         most, least = int(total.argmax()), int(total.argmin())
         title = f"Expert {most} sees {total[most]:.0%} of the tokens, expert {least} sees {total[least]:.0%}"
