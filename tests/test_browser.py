@@ -72,6 +72,7 @@ SETUP = """
 import torch
 from mixtral_edu import MixtralForCausalLM, MixtralTokenizer
 from mixtral_edu.viz.widgets import (
+    AblationView,
     AttentionView,
     ChoiceView,
     LensView,
@@ -87,9 +88,12 @@ from mixtral_edu.viz.widgets import (
 model = MixtralForCausalLM.from_pretrained("tiny", dtype=torch.float32, attn_implementation="eager")
 tokenizer = MixtralTokenizer.from_pretrained("tiny")
 texts = {"story": "Once upon a time there was a", "cat": "The cat sat down."}
+names = ("as it is", 0, 1.0), ("as it is", 1, 1.1), ("A", 0, 1.5), ("A", 1, 1.7), ("B", 0, 1.2)
+runs = [{"setting": a, "seed": b, "steps": 4, "losses": [3, c], "held_out": c} for a, b, c in names]
 """
 # Each widget, and what is done to it: sliders (their values are numbers) go one step to the right.
 WIDGETS = {
+    "AblationView(runs, ['A'])": {"setting": "B"},
     "MergesView(tokenizer, texts)": {"merges": 1, "text": "cat", "own_text": "zebras"},
     "RopeView(head_dim=32, theta=1e4)": {"pair": 1, "distance": 3},
     "AttentionView(model, tokenizer, texts, [(0, 3, 5)])": {"head": 4, "query": 6, "text": "cat", "own_text": "Yes."},

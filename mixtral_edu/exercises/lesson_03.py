@@ -1,7 +1,8 @@
-"""Exercises of lesson 03: softmax under a mask, one head, shared keys, and what a cache costs."""
+"""Exercises of lesson 03: a masked softmax, one head, numbers to predict, shared keys, a cache, parts of a head."""
 
 import itertools
 import math
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -156,7 +157,83 @@ def all_sizes_differ(answer):
     return answer(*inputs), head_by_loops(*inputs)
 
 
-@exercise("Query heads that share keys and values")
+@exercise("Predict before you run")
+def predict_scores() -> dict[str, float]:
+    """Commit to six numbers before you run anything.
+
+    Queries and keys are random, their numbers independent, with mean 0.
+
+    Returns:
+        "product": the standard deviation of q·k for Dh = 64, where the numbers of q have the
+            standard deviation 2 and those of k 0.5.
+        "doubled": the factor by which the standard deviation of the scores q·k / √Dh grows
+            when all numbers of q and of k are doubled.
+        "ratio": a query has the products q·k = 0 and 8 with two keys, and Dh = 16. How many
+            times as large is the larger weight?
+        "predictions": over how many predictions the loss is averaged when one text of 65
+            tokens is read once in training, with the causal mask.
+        "pairs": how many pairs of query and key the causal mask leaves among 64 tokens.
+        "no mask": the lowest training loss, in nats per token, that a model with enough layers
+            could reach without the causal mask, at all positions but the last.
+    """
+    return {
+        "product": 8,  # each of 64 products has the variance 2² · 0.5² = 1
+        "doubled": 4,  # 2 · 2; dividing by √Dh does not undo it
+        "ratio": math.exp(2),  # the scores are 0 and 8 / √16 = 2
+        "predictions": 64,  # each token but the first is predicted
+        "pairs": 64 * 65 // 2,
+        "no mask": 0,  # the answer is the input of the next position
+    }
+
+
+def verdict(found: object, exact: float) -> object:
+    """Compare in words, so that a message does not give the number away."""
+    if not isinstance(found, int | float):
+        return found
+    return "right" if abs(found - exact) <= 0.01 * exact else "too low" if found < exact else "too high"
+
+
+@predict_scores.check("What is the variance of one product, and how do 64 independent ones add up?")
+def spread_of_a_product(answer):
+    return verdict(answer()["product"], math.sqrt(64) * 2 * 0.5), "right"
+
+
+@predict_scores.check("Dividing by √Dh undoes the size of the head. Does it undo the size of the numbers too?")
+def doubled_numbers(answer):
+    return verdict(answer()["doubled"], 2 * 2), "right"
+
+
+@predict_scores.check("By what are the products divided before the softmax, and what is e to the difference?")
+def ratio_of_weights(answer):
+    weights = torch.tensor([0.0, 8.0]).div(math.sqrt(16)).softmax(0)
+    return verdict(answer()["ratio"], float(weights[1] / weights[0])), "right"
+
+
+@predict_scores.check("Is there a prediction at each position that has a next token?")
+def predictions_of_a_pass(answer):
+    return verdict(answer()["predictions"], len(range(1, 65))), "right"
+
+
+@predict_scores.check("Query i sees i + 1 keys, counted from i = 0: what is the sum over 64 queries?")
+def pairs_left(answer):
+    return verdict(answer()["pairs"], sum(range(1, 65))), "right"
+
+
+@predict_scores.check("Without the mask, where among the inputs does the token stand that position i must predict?")
+def answer_among_the_inputs(answer):
+    return verdict(answer()["no mask"], 0), "right"
+
+
+def grouped_attention_with_mistakes(q, k, v):
+    B, Hq, T, Dh = q.shape
+    Hkv = k.shape[1]
+    rows = q.reshape(B, -1, Hkv, T, Dh).transpose(1, 2).flatten(2, 3)  # (B, Hkv, G*T, Dh)
+    scores = rows @ k.transpose(2, 3) / k.shape[1] ** 0.5  # (B, Hkv, G*T, S)
+    out = scores.softmax(dim=-1) @ v  # (B, Hkv, G*T, Dh)
+    return out.unflatten(2, (-1, T)).transpose(1, 2).reshape(B, Hq, T, Dh)
+
+
+@exercise("Two mistakes in shared keys", faulty=grouped_attention_with_mistakes)
 def grouped_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Attention of Hq query heads over Hkv key-value heads; each query sees all keys.
 
@@ -191,13 +268,13 @@ def heads_that_tell(Hq: int, Hkv: int) -> tuple[Tensor, Tensor, Tensor]:
     return torch.randn(1, Hq, 2, 2), torch.randn(1, Hkv, 3, 2), v
 
 
-@grouped_attention.check("With a single head: are scores divided by √Dh, and does each query see all keys?")
+@grouped_attention.check("Are scores divided by √Dh, the root of the last dimension? Here is one head of 5 numbers.")
 def a_single_head(answer):
     inputs = torch.randn(2, 1, 4, 5), torch.randn(2, 1, 6, 5), torch.randn(2, 1, 6, 5)
     return answer(*inputs), grouped_by_loops(*inputs)
 
 
-@grouped_attention.check("With as many key-value heads as query heads, does each query head look at its own?")
+@grouped_attention.check("With three key-value heads for three query heads, does each query head look at its own?")
 def no_sharing(answer):
     inputs = torch.randn(2, 3, 4, 5), torch.randn(2, 3, 6, 5), torch.randn(2, 3, 6, 5)
     return answer(*inputs), grouped_by_loops(*inputs)
@@ -221,66 +298,150 @@ def queries_keep_their_places(answer):
     return answer(*inputs), grouped_by_loops(*inputs)
 
 
-@exercise("Bytes of the key-value cache")
-def cache_bytes(
+@exercise("Key-value heads that fit")
+def kv_heads_that_fit(
+    memory: int,
+    weights: int,
     texts: int,
     tokens: int,
     num_layers: int,
     num_heads: int,
-    num_kv_heads: int,
     head_dim: int,
     bytes_per_number: int = 2,
 ) -> int:
-    """Say how many bytes the keys and values of a batch of texts take, without a window.
+    """Choose the most key-value heads with which a model and its cache fit into memory.
 
-    In each layer, each token leaves one key and one value behind for each key-value head;
-    each of them has head_dim numbers.
+    In each layer, each token of each text leaves one key and one value for each key-value
+    head; each of them has head_dim numbers.
 
     Args:
-        texts: B.
-        tokens: of each text.
-        num_layers: L.
-        num_heads: Hq, the query heads.
-        num_kv_heads: Hkv.
-        head_dim: Dh.
-        bytes_per_number: 2 for bfloat16, 4 for float32.
+        memory: bytes of the GPU; all of them may be used.
+        weights: bytes of the model's weights, taken as the same for each number of heads.
+        texts, tokens: B, and the tokens of each text.
+        num_layers, num_heads, head_dim: L, Hq and Dh.
+        bytes_per_number: of keys and values; 2 for bfloat16, 4 for float32.
 
     Returns:
-        The bytes, as an integer.
+        The largest Hkv that divides Hq and fits; 0 if not even one key-value head does.
     """
-    per_token = 2 * num_layers * num_kv_heads * head_dim * bytes_per_number
-    return texts * tokens * per_token
+    per_head = 2 * texts * tokens * num_layers * head_dim * bytes_per_number
+    fitting = (memory - weights) // per_head
+    divisors = [n for n in range(1, num_heads + 1) if num_heads % n == 0]
+    return max((n for n in divisors if n <= fitting), default=0)
 
 
-ALL_ONE = dict.fromkeys(("texts", "tokens", "num_layers", "num_heads", "num_kv_heads", "head_dim"), 1)
+ONE = {"texts": 1, "tokens": 1, "num_layers": 1, "num_heads": 16, "head_dim": 1, "bytes_per_number": 1}
 
 
-@cache_bytes.check("Is the result an int?", compared="its type")
-def whole_number(answer):
-    return type(answer(**ALL_ONE)).__name__, "int"
+@kv_heads_that_fit.check("Are both keys and values counted, in every layer and for every text?")
+def keys_and_values_of_all(answer):
+    sizes = {"texts": 3, "tokens": 10, "num_layers": 5, "head_dim": 7}
+    return answer(2 * 3 * 10 * 5 * 7 * 5, 0, **ONE | sizes), 4
 
 
-@cache_bytes.check("Do numbers of 4 bytes take twice as much as numbers of 2?")
-def size_of_a_number(answer):
-    half = answer(**ALL_ONE, bytes_per_number=2)
-    return answer(**ALL_ONE, bytes_per_number=4), 2 * half
+@kv_heads_that_fit.check("Is only the memory counted that the weights leave free?")
+def beside_the_weights(answer):
+    return answer(100, 83, **ONE), 8
 
 
-@cache_bytes.check("Are both keys and values counted, in every layer?")
-def keys_and_values_of_all_layers(answer):
-    return answer(**ALL_ONE | {"num_layers": 3, "head_dim": 5}, bytes_per_number=1), 30
+@kv_heads_that_fit.check("Does the number of key-value heads divide that of the query heads? There are 24 of these.")
+def a_divisor(answer):
+    return answer(23, 0, **ONE | {"num_heads": 24}), 8
 
 
-@cache_bytes.check("Does each token of each text count?")
-def all_tokens_of_all_texts(answer):
-    return answer(**ALL_ONE | {"texts": 3, "tokens": 7}, bytes_per_number=1), 42
+@kv_heads_that_fit.check("Do numbers of 4 bytes take twice the room of numbers of 2?")
+def larger_numbers(answer):
+    sizes = {key: value for key, value in ONE.items() if key != "bytes_per_number"}
+    return [answer(40, 0, **sizes, bytes_per_number=4), answer(40, 0, **sizes, bytes_per_number=2)], [4, 8]
 
 
-@cache_bytes.check("Is it the key-value heads that are counted? Queries are used once and not kept.")
-def key_value_heads(answer):
-    return answer(**ALL_ONE | {"num_heads": 6, "num_kv_heads": 2}, bytes_per_number=1), 4
+@kv_heads_that_fit.check("Do heads fit that take the last byte? Eight texts of 32,768 tokens of Mixtral-8x7B here.")
+def to_the_last_byte(answer):
+    return answer(121 * 2**30, 89 * 2**30, 8, 32_768, 32, 32, 128), 8
 
 
-@cache_bytes.check("Are bytes returned, 2**34 of them (16 GiB) for one Mixtral-8x7B text of 131,072 tokens?")
-def mixtral_8x7b(answer):
-    return answer(1, 131_072, 32, 32, 8, 128, 2), 2**34
+@kv_heads_that_fit.check("Is the result 0 if not even one key-value head fits, or the weights alone are too large?")
+def nothing_fits(answer):
+    return [answer(11, 10, **ONE), answer(10, 50, **ONE)], [0, 0]
+
+
+@exercise("The cost of a head's parts")
+def cost_of_parts(
+    loss: Callable[[Tensor], float],
+    parts: dict[str, Tensor],
+) -> dict[str, float]:
+    """Measure what each part of a head's attention is worth, by silencing exactly this part.
+
+    Args:
+        loss: a function that measures the model. Its argument `kept` is (T, T), float32: it
+            multiplies the head's weights, so 1 leaves a weight as it is and 0 silences it.
+        parts: (T, T) booleans by name, True at the pairs of query and key that a part consists
+            of. Parts may overlap, and there may be pairs that are in none.
+
+    Returns:
+        For each part by its name, and for "rest", which are all pairs in no part: how much the
+        loss grows when it is silenced and everything else is kept.
+    """
+    shape = next(iter(parts.values())).shape
+    rest = torch.ones(shape, dtype=torch.bool)
+    for part in parts.values():
+        rest &= ~part
+    base = loss(torch.ones(shape))
+    silenced = {**parts, "rest": rest}
+    return {name: loss((~part).float()) - base for name, part in silenced.items()}
+
+
+def diagonals(T: int) -> dict[str, Tensor]:
+    distance = torch.arange(T)[:, None] - torch.arange(T)
+    return {"own": distance == 0, "before": distance == 1}
+
+
+def losing(worth: np.ndarray, base: float) -> Callable[[Tensor], float]:
+    """A model whose loss is `base`, and grows by the worth of each pair that is silenced."""
+    return lambda kept: base + float((worth * (1 - kept.double().numpy())).sum())
+
+
+@cost_of_parts.check("Is exactly the part silenced, and everything else kept?")
+def exactly_the_part(answer):
+    worth = np.diag([1.0, 2, 3, 4]) + np.diag([10.0, 20, 30], -1)
+    costs = answer(losing(worth, 0), diagonals(4))
+    return [costs["own"], costs["before"]], [10.0, 60.0]
+
+
+@cost_of_parts.check("Is the loss with all weights subtracted?")
+def beyond_the_base(answer):
+    costs = answer(losing(np.eye(3), 5), diagonals(3))
+    return [costs["own"], costs["before"]], [3.0, 0.0]
+
+
+@cost_of_parts.check("Is the rest what is in no part? Two parts overlap here.")
+def the_rest(answer):
+    columns = torch.arange(4).expand(4, 4)
+    parts = {"first": columns == 0, "first two": columns < 2}
+    worth = np.tile([1.0, 10, 100, 1000], (4, 1))
+    return answer(losing(worth, 1), parts), {"first": 4.0, "first two": 44.0, "rest": 4400.0}
+
+
+@cost_of_parts.check("Is each part silenced alone, with the others back? Two parts stand in for each other here.")
+def one_at_a_time(answer):
+    parts = diagonals(3)
+
+    def needs_one_of_two(kept: Tensor) -> float:
+        kept = kept.numpy()
+        return 1.0 if kept.trace() == 0 and kept.trace(-1) == 0 else 0.0
+
+    return answer(needs_one_of_two, parts), {"own": 0.0, "before": 0.0, "rest": 0.0}
+
+
+@cost_of_parts.check(
+    "Is `kept` float32 of shape (T, T), with nothing in it but 0 and 1?", compared="what `loss` was given"
+)
+def form_of_kept(answer):
+    given = []
+
+    def note(kept: Tensor) -> float:
+        given.append((str(kept.dtype), tuple(kept.shape), set(kept.double().unique().tolist()) <= {0.0, 1.0}))
+        return 0.0
+
+    answer(note, diagonals(5))
+    return sorted(set(given)), [("torch.float32", (5, 5), True)]

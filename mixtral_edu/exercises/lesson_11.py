@@ -1,4 +1,4 @@
-"""Exercises of lesson 11: repetition and its shuffle, mutual information, and a router without one of its experts."""
+"""Exercises of lesson 11: a gap of two loads, a faulty baseline, bits beyond the token, forced choices, a forecast."""
 
 import math
 from collections import Counter
@@ -10,175 +10,384 @@ from torch import Tensor
 from mixtral_edu.exercises.framework import exercise
 
 
-@exercise("Repetition, and what a shuffle leaves of it")
-def repetition_rates(first: Tensor) -> tuple[float, float]:
-    """Say how often neighbouring tokens have the same first expert, in order and shuffled.
+@exercise("Is the difference of two loads larger than chance?")
+def load_gap(
+    first: Tensor,
+    second: Tensor,
+    expert: int,
+    block: int,
+) -> tuple[float, float]:
+    """Say how far apart an expert's loads on two texts are, and how far by chance.
+
+    The load is the share of a text's tokens that the expert works on, as any of their K
+    choices. Neighbouring tokens are alike, so the spread is that of block means: a text of n
+    blocks adds s²/n to the squared standard error, with s² the sample variance (with n - 1)
+    of its n block means.
 
     Args:
-        first: (N,), the first expert of each token of one text, in its order; N is at least 2.
+        first: (N, K), the experts of each token of one text.
+        second: (M, K), the experts of each token of another.
+        expert: the expert in question.
+        block: tokens per block, a divisor of N and of M.
 
     Returns:
-        The share of the N - 1 neighbouring pairs whose experts are equal, and the mean of
-        that share over all orders of the tokens: the share of all pairs of two different
-        tokens, neighbours or not, whose experts are equal. (Nothing is drawn at random.)
+        The load on the first text minus the load on the second, and its standard error.
     """
-    counts = first.bincount()
-    equal_pairs = (counts * (counts - 1)).sum() / (len(first) * (len(first) - 1))
-    return (first[1:] == first[:-1]).double().mean().item(), equal_pairs.item()
+    loads, squared_error = [], 0.0
+    for experts in (first, second):
+        hits = (experts == expert).any(dim=1).double()  # (N,), 1 where it works
+        means = hits.unflatten(0, (-1, block)).mean(dim=1)  # (n,)
+        loads.append(hits.mean().item())
+        squared_error += means.var().item() / len(means)
+    return loads[0] - loads[1], squared_error**0.5
 
 
-def rates_by_loops(first: Tensor) -> tuple[float, float]:
-    c = first.tolist()
-    neighbours = [a == b for a, b in zip(c, c[1:], strict=False)]
-    pairs = [c[i] == c[j] for i in range(len(c)) for j in range(i)]
-    return sum(neighbours) / len(neighbours), sum(pairs) / len(pairs)
+def gap_by_numpy(first: Tensor, second: Tensor, expert: int, block: int) -> tuple[float, float]:
+    loads, squared = [], 0.0
+    for experts in (first, second):
+        hits = [float(expert in token) for token in experts.tolist()]
+        means = [np.mean(hits[start : start + block]) for start in range(0, len(hits), block)]
+        loads.append(np.mean(hits))
+        squared += np.var(means, ddof=1) / len(means)
+    return float(loads[0] - loads[1]), float(np.sqrt(squared))
 
 
-@repetition_rates.check("Is each token compared with the next one, N - 1 pairs in all?")
-def next_token(answer):
-    return answer(torch.tensor([4, 4, 4, 1, 1, 2]))[0], 3 / 5
+@load_gap.check("Is it the share of the first text's tokens minus that of the second's?")
+def first_minus_second(answer):
+    return answer(torch.tensor([[1], [1], [1], [0]]), torch.tensor([[1], [0], [0], [2]]), 1, 2)[0], 0.5
 
 
-@repetition_rates.check("Is the last token left without a next one? The first is not its neighbour.")
-def last_without_a_next(answer):
-    return answer(torch.tensor([3, 3, 0, 3]))[0], 1 / 3
+@load_gap.check("Does the expert count whichever of the K choices it is?")
+def any_choice(answer):
+    first = torch.tensor([[3, 1], [1, 0], [2, 1], [0, 2]])
+    return answer(first, torch.tensor([[0, 2], [2, 3]] * 2), 1, 2)[0], 0.75
 
 
-@repetition_rates.check("Is a token never paired with itself? Of N tokens all different, no pair is equal.")
+@load_gap.check("Is the spread that of the n block means, with n - 1, over √n, and not that of the tokens?")
+def spread_of_blocks(answer):
+    first = torch.tensor([[5]] * 4 + [[0]] * 4).repeat(2, 1)  # tokens of a block agree: four numbers, not sixteen
+    return answer(first, torch.zeros(16, 1, dtype=torch.int64), 5, 4)[1], (1 / 12) ** 0.5
+
+
+@load_gap.check("Do both texts add to the error, as squares, each with its own number of blocks?")
+def both_texts(answer):
+    first = torch.tensor([[5]] * 4 + [[0]] * 4).repeat(2, 1)
+    second = torch.tensor([[5]] * 2 + [[0]] * 6 + [[5]] * 16)
+    return answer(first, second, 5, 4), gap_by_numpy(first, second, 5, 4)
+
+
+def pooled_baseline(texts):
+    pooled = torch.cat(texts)
+    common = (pooled[:, None, :, None] == pooled[None, :, None, :]).flatten(2).any(dim=2)
+    in_order = common.diagonal(1).double().mean()
+    shuffled = common.double().mean()
+    return (in_order - shuffled).item()
+
+
+@exercise("A baseline with a fault", faulty=pooled_baseline)
+def order_adds(texts: list[Tensor]) -> float:
+    """Say what the order of tokens adds to the repetition of their experts.
+
+    Two tokens repeat if they have at least one expert in common. A text's number is the share
+    of its neighbouring tokens that repeat, minus the mean of that share over all orders of
+    its tokens. That mean is exact: the share of all pairs of two different tokens that repeat.
+
+    A colleague's code below runs. Two symptoms:
+    1. Of two texts, one always uses experts 0 and 1, the other always 2 and 3. The order adds
+       nothing to either, yet the result is about 0.4.
+    2. For one text of four tokens without a common expert, it is -0.25 instead of 0.
+
+    Args:
+        texts: for each text (N, K), the experts of its N tokens in order. N is at least 2
+            and differs from text to text.
+
+    Returns:
+        The mean over the texts of what the order adds, each text counted equally.
+    """
+    total = 0.0
+    for experts in texts:
+        N = len(experts)
+        common = (experts[:, None, :, None] == experts[None, :, None, :]).flatten(2).any(dim=2)
+        in_order = common.diagonal(1).double().mean().item()
+        shuffled = (common.sum().item() - N) / (N * (N - 1))  # no token paired with itself
+        total += in_order - shuffled
+    return total / len(texts)
+
+
+def added_by_loops(texts: list[Tensor]) -> float:
+    added = []
+    for text in texts:
+        sets = [set(token) for token in text.tolist()]
+        pairs = [(i, j) for j in range(len(sets)) for i in range(j)]
+        repeats = {(i, j): bool(sets[i] & sets[j]) for i, j in pairs}
+        neighbours = [repeats[i, i + 1] for i in range(len(sets) - 1)]
+        added.append(sum(neighbours) / len(neighbours) - sum(repeats.values()) / len(pairs))
+    return sum(added) / len(added)
+
+
+@order_adds.check("Symptom 1: is each text compared with its own tokens only, in order and in the baseline?")
+def each_text_alone(answer):
+    return answer([torch.tensor([[0, 1]] * 6), torch.tensor([[2, 3]] * 6)]), 0.0
+
+
+@order_adds.check("Symptom 2: is a token never paired with itself in the baseline?")
 def not_with_itself(answer):
-    return answer(torch.tensor([5, 2, 7, 0]))[1], 0.0
+    return answer([torch.tensor([[0, 1], [2, 3], [4, 5], [6, 7]])]), 0.0
 
 
-@repetition_rates.check(
-    "Is the second number the exact share of equal pairs among all pairs, without drawing, and not chance alone? "
-    "Of nine zeros and a one there are 45 pairs, and 36 are equal."
+@order_adds.check("Do two tokens repeat if any of their K experts is the same, not only the first?")
+def any_in_common(answer):  # expert 9 is in all tokens of the first text, expert 8 in all of the second
+    return answer([torch.tensor([[0, 9], [0, 9], [9, 1]]), torch.tensor([[2, 8], [2, 8], [8, 3]])]), 0.0
+
+
+@order_adds.check(
+    "Is the baseline the exact share of all pairs, with nothing drawn? Of 5 zeros and 3 ones, 13 of 28 pairs repeat."
 )
-def skewed_load(answer):
-    return answer(torch.tensor([0] * 9 + [1]))[1], 0.8
+def exact_baseline(answer):
+    return answer([torch.tensor([[0]] * 5 + [[1]] * 3)]), 6 / 7 - 13 / 28
 
 
-@repetition_rates.check("Are both right for a longer text, whatever experts it lacks?")
-def longer_text(answer):
-    first = torch.tensor([1, 6, 6])[torch.randint(3, (40,))]
-    return answer(first), rates_by_loops(first)
+@order_adds.check("Does each text count equally, whatever its length?")
+def each_text_equally(answer):
+    texts = [torch.tensor([[0], [0], [1], [1]]), torch.tensor([[2]] * 10 + [[3]] * 10)]
+    return answer(texts), added_by_loops(texts)
 
 
-@exercise("Mutual information of two lists")
-def information_bits(first: list, second: list) -> float:
-    """Say how many bits one list of labels tells about the other.
+@exercise("What the domain tells beyond the token")
+def bits_beyond(expert: list, token: list, domain: list) -> float:
+    """Say how many bits the domain tells about the expert of a token that you know already.
 
-        I = Σ p(x, y) · log2( p(x, y) / (p(x) · p(y)) )
+        I = Σ p(x, t, d) · log2( p(x, t, d) · p(t) / (p(x, t) · p(t, d)) )
 
-    over the pairs (x, y) that occur, with p the shares among the N things.
+    over the triples of expert x, token t and domain d that occur. p is the share of the N
+    places that have these labels.
 
     Args:
-        first: N labels, such as experts: numbers or words.
-        second: N labels of the same things, such as domains.
+        expert: N labels.
+        token: N labels of the same places.
+        domain: N labels of the same places.
 
     Returns:
-        The mutual information, in bits.
+        The conditional mutual information of expert and domain given the token, in bits.
     """
-    N = len(first)
-    both = Counter(zip(first, second, strict=True))
-    x_count, y_count = Counter(first), Counter(second)
+    N = len(expert)
+    all_three = Counter(zip(expert, token, domain, strict=True))
+    expert_token = Counter(zip(expert, token, strict=True))
+    token_domain = Counter(zip(token, domain, strict=True))
+    only_token = Counter(token)
     bits = 0.0
-    for (x, y), n in both.items():
-        bits += n / N * math.log2(n * N / (x_count[x] * y_count[y]))  # shares n / N and so on
+    for (x, t, d), n in all_three.items():
+        ratio = n * only_token[t] / (expert_token[x, t] * token_domain[t, d])  # the N cancel
+        bits += n / N * math.log2(ratio)
     return bits
 
 
-def information_of_table(table: list[list[int]]) -> float:
-    """The same from a table of counts, by numpy, as H(X) + H(Y) - H(X, Y)."""
-    p = np.array(table) / np.sum(table)
-    entropies = [-np.sum(q[q > 0] * np.log2(q[q > 0])) for q in (p.sum(0), p.sum(1), p)]
-    return float(entropies[0] + entropies[1] - entropies[2])
+def entropy_of(*labels: list) -> float:
+    p = np.array(list(Counter(zip(*labels, strict=True)).values())) / len(labels[0])
+    return float(-np.sum(p * np.log2(p)))
 
 
-def lists_of(table: list[list[int]]) -> tuple[list, list]:
-    cells = [(x, y) for x, row in enumerate(table) for y, count in enumerate(row) for _ in range(count)]
-    return [x for x, _ in cells], ["abc"[y] for _, y in cells]
+def beyond_by_entropies(x: list, t: list, d: list) -> float:
+    return entropy_of(x, t) + entropy_of(t, d) - entropy_of(x, t, d) - entropy_of(t)
 
 
-@information_bits.check(
-    "Is each term p(x, y) · log2(p(x, y) / (p(x) p(y))), with shares and not counts, each pair once? "
-    "Labels that fix each other, two of them equally often: 1 bit."
-)
-def in_bits(answer):
-    return answer([0, 0, 1, 1], ["a", "a", "b", "b"]), 1.0
+@bits_beyond.check("One token, two domains that fix its expert: 1 bit. Are shares used, and log2?")
+def domain_decides(answer):
+    return answer([6, 6, 2, 2], [","] * 4, ["english", "english", "spanish", "spanish"]), 1.0
 
 
-@information_bits.check("Is p(x, y) divided by p(x) and by p(y)? Labels that have nothing to do with each other: 0.")
-def independent(answer):
-    return answer(*lists_of([[2, 4, 6], [1, 2, 3]])), 0.0
+@bits_beyond.check("Each token has one expert. Is what the token tells already left out, so that 0 bits remain?")
+def token_decides(answer):
+    return answer([3, 3, 5, 5], ["the", "the", "el", "el"], ["english", "english", "spanish", "spanish"]), 0.0
 
 
-@information_bits.check("Does each term count with its share p(x, y) and its sign, so that rare pairs count little?")
-def weighted(answer):
-    table = [[9, 1], [1, 3]]
-    return answer(*lists_of(table)), information_of_table(table)
+@bits_beyond.check("One token, with an expert that has nothing to do with the domain: is that 0 bits?")
+def domain_is_silent(answer):
+    return answer([6, 2, 6, 2], [","] * 4, ["english", "english", "spanish", "spanish"]), 0.0
 
 
-@information_bits.check("Are pairs that never occur left out, and is it right for different numbers of labels?")
-def missing_pairs(answer):
-    table = [[5, 0, 1], [0, 7, 0], [2, 0, 0], [0, 3, 6]]
-    return answer(*lists_of(table)), information_of_table(table)
+@bits_beyond.check("Do tokens count by how often they occur? Here a quarter of them has its bit from the domain.")
+def weighted_by_token(answer):
+    return answer([6, 2, *[3] * 6], [",", ",", *["the"] * 6], ["a", "b", *["a", "b"] * 3]), 0.25
 
 
-@exercise("A router that must do without one expert")
-def route_without(logits: Tensor, expert: int, top_k: int) -> tuple[Tensor, Tensor]:
-    """Choose and weigh the `top_k` best experts of each token, with one of them knocked out.
+@bits_beyond.check("Is it right where token, domain and expert hang together only partly?")
+def partly(answer):
+    rows = [(0, "s", "a")] * 5 + [(1, "s", "a")] * 2 + [(0, "s", "b")] + [(1, "s", "b")] * 4
+    rows += [(1, "t", "a")] * 3 + [(2, "t", "b")] * 2 + [(1, "t", "b")] + [(2, "t", "c")] * 3
+    labels = [list(each) for each in zip(*rows, strict=True)]
+    return answer(*labels), beyond_by_entropies(*labels)
 
-    The next best takes its place. The weights are the softmax over the chosen scores.
+
+@exercise("A router that may use only some experts")
+def gates_among(logits: Tensor, allowed: Tensor, top_k: int) -> Tensor:
+    """Choose and weigh the best allowed experts of each token.
+
+    Experts may be forbidden token by token: one that is knocked out, one whose device is
+    full. The softmax runs over the scores of the experts that are chosen.
 
     Args:
-        logits: (N, E), each token's scores for the experts; left as they are.
-        expert: the one that may not be chosen, 0 to E - 1.
-        top_k: K, the number of experts a token, less than E.
+        logits: (N, E), each token's scores.
+        allowed: (N, E) in torch.bool, whether the token may use the expert; at least one in
+            each row.
+        top_k: K. A token with fewer than K allowed experts uses all that it may.
 
     Returns:
-        weights (N, K) and experts (N, K); the best expert of a token first.
+        (N, E): the weight of each expert, 0 for those not chosen. Each row has the sum 1.
     """
-    logits = logits.clone()
-    logits[:, expert] = -torch.inf
-    best, experts = logits.topk(top_k, dim=-1)
-    return best.softmax(dim=-1), experts
+    scores = logits.masked_fill(~allowed, -torch.inf)
+    best, experts = scores.topk(top_k, dim=-1)  # (N, K); -inf where too few are allowed
+    return torch.zeros_like(logits).scatter(1, experts, best.softmax(dim=-1))
 
 
-def without_by_loops(logits: Tensor, expert: int, top_k: int) -> tuple[np.ndarray, Tensor]:
-    weights, chosen = [], []
-    for row in logits.tolist():
-        order = sorted((e for e in range(len(row)) if e != expert), key=lambda e: -row[e])[:top_k]
-        exps = np.exp(np.array([row[e] for e in order]) - row[order[0]])
-        weights.append(exps / exps.sum())
-        chosen.append(order)
-    return np.array(weights), torch.tensor(chosen)
+def gates_by_loops(logits: Tensor, allowed: Tensor, top_k: int) -> np.ndarray:
+    gates = np.zeros(logits.shape)
+    for row, (scores, may) in enumerate(zip(logits.tolist(), allowed.tolist(), strict=True)):
+        chosen = sorted((e for e in range(len(scores)) if may[e]), key=lambda e: -scores[e])[:top_k]
+        exps = [math.exp(scores[e] - scores[chosen[0]]) for e in chosen]
+        gates[row, chosen] = np.array(exps) / sum(exps)
+    return gates
 
 
-@route_without.check("Is the best expert first, and are tokens that did not want the expert routed as always?")
-def others_as_always(answer):
-    logits = torch.tensor([[0.5, 2.0, 3.0, -1.0], [2.0, -0.5, 0.0, -1.0]])
-    return answer(logits, 3, 2)[1], torch.tensor([[2, 1], [0, 2]])
+@gates_among.check("With all experts allowed: are K weights left, the softmax over the K best scores alone?")
+def all_allowed(answer):
+    logits = torch.tensor([[3.0, 2.0, 1.0, 0.0]])
+    return answer(logits, torch.ones(1, 4, dtype=torch.bool), 2), np.array([[0.731058, 0.268941, 0, 0]])
 
 
-@route_without.check("Does the next best take the place, so that each token still has K experts?")
+@gates_among.check("Does the next best take the place of a forbidden expert, so that K experts work?")
 def next_best(answer):
-    logits = torch.tensor([[3.0, 2.0, 1.0, 0.0], [0.0, 1.0, 2.0, 3.0]])
-    return answer(logits, 1, 2)[1], torch.tensor([[0, 2], [3, 2]])
+    logits = torch.tensor([[3.0, 2.0, 1.0, 0.5]])
+    allowed = torch.tensor([[True, False, True, True]])
+    return answer(logits, allowed, 2), np.array([[0.880797, 0, 0.119203, 0]])
 
 
-@route_without.check("Can the expert never come back? A score of 0 still beats negative ones; -inf beats none.")
+@gates_among.check("Can a forbidden expert never win? A score of 0 beats negative ones; -inf beats none.")
 def all_scores_negative(answer):
-    logits = -1 - torch.rand(5, 6)
-    return answer(logits, 4, 3)[1], without_by_loops(logits, 4, 3)[1]
+    logits, allowed = torch.tensor([[-3.0, -2.0, -1.0, -4.0]]), torch.tensor([[True, True, False, True]])
+    return answer(logits, allowed, 2), gates_by_loops(logits, allowed, 2)
 
 
-@route_without.check("Do the numbers name the experts of the full list, also those behind the one left out?")
-def numbers_stay(answer):
-    logits = torch.tensor([[0.0, 1.0, 2.0, 3.0, 4.0]])
-    return answer(logits, 0, 2)[1], torch.tensor([[4, 3]])
+@gates_among.check("Does each token have its own allowed experts?")
+def token_by_token(answer):
+    logits = torch.tensor([[3.0, 2.0, 1.0, 0.0]] * 3)
+    allowed = torch.tensor([[False, True, True, True], [True, False, True, True], [True, True, True, False]])
+    return answer(logits, allowed, 2), gates_by_loops(logits, allowed, 2)
 
 
-@route_without.check("Are the weights the softmax of the K scores that remain, of sum 1?")
-def weights_of_those_chosen(answer):
-    logits = torch.randn(7, 5)
-    return answer(logits, 2, 3), without_by_loops(logits, 2, 3)
+@gates_among.check("Does a token with fewer than K allowed experts use those alone, with weights of sum 1?")
+def too_few_allowed(answer):
+    logits = torch.tensor([[1.0, -2.0, 3.0, 0.0], [-1.0, -2.0, -3.0, -4.0]])
+    allowed = torch.tensor([[False, True, False, False], [True, False, True, False]])
+    return answer(logits, allowed, 3), gates_by_loops(logits, allowed, 3)
+
+
+@exercise("Predict before you run")
+def routing_forecast() -> dict[str, float]:
+    """Commit to six numbers before you run anything.
+
+    Returns:
+        "chance": even, independent choices of 2 of 16 experts: the share of neighbouring
+            tokens with at least one expert in common, from 0 to 1.
+        "shuffled": 80 % of a text's first choices are expert 3, 20 % are expert 5, and the
+            tokens stand in random order: the share of neighbours with the same first expert.
+        "unique": eight first experts equally often, and a different label for each token:
+            the bits that the labels tell about the expert.
+        "longer": the factor by which the information of shuffled labels changes, when a text
+            has four times the tokens and the same kinds of labels.
+        "twin": expert 5 is an exact copy of expert 2, and its score is always just below.
+            A top-1 router sends 60 % of tokens to expert 2. The cost in bits per byte when
+            expert 2 is knocked out.
+        "waiting": 2 of 8 experts per token, each expert on a device of its own. One expert
+            has a load of 0.75. How many times as long as with an even load does that device
+            work?
+    """
+    return {
+        "chance": 1 - (14 * 13) / (16 * 15),  # both experts among the 14 others
+        "shuffled": 0.8**2 + 0.2**2,
+        "unique": 3,  # all of the entropy, and all of it bias
+        "longer": 1 / 4,  # (A - 1)(B - 1) / (2 N ln 2)
+        "twin": 0,  # the next best does the same
+        "waiting": 0.75 / (2 / 8),
+    }
+
+
+def verdict(found: object, exact: float) -> object:
+    """Compare in words, so that a message does not give the number away."""
+    if not isinstance(found, int | float):
+        return found
+    return "right" if abs(found - exact) <= 0.04 * max(exact, 0.01) else "too low" if found < exact else "too high"
+
+
+@routing_forecast.check("What is the chance that both experts of the next token are among the 14 others?")
+def two_of_sixteen(answer):
+    return verdict(answer()["chance"], 1 - math.comb(14, 2) / math.comb(16, 2)), "right"
+
+
+@routing_forecast.check("In random order, how likely are two 3s in a row, and how likely two 5s?")
+def skewed_load(answer):
+    return verdict(answer()["shuffled"], 0.68), "right"
+
+
+@routing_forecast.check("If you know a label that occurs once, what do you still not know about its token's expert?")
+def labels_that_never_recur(answer):
+    return verdict(answer()["unique"], math.log2(8)), "right"
+
+
+@routing_forecast.check("Shuffled labels tell only bias. Where does N stand in its formula?")
+def less_bias(answer):
+    return verdict(answer()["longer"], 0.25), "right"
+
+
+@routing_forecast.check("Which expert takes the tokens of the one that is knocked out, and what does it compute?")
+def a_perfect_substitute(answer):
+    return verdict(answer()["twin"], 0), "right"
+
+
+@routing_forecast.check("What is the even load of 2 of 8 experts?")
+def the_busiest_device(answer):
+    return verdict(answer()["waiting"], 3), "right"
+
+
+@exercise("Which knock-outs are more than luck?")
+def beyond_luck(costs: Tensor, needed: float) -> list[tuple[int, int]]:
+    """Name the experts whose knock-out costs more than luck explains.
+
+    You want to know about texts like these, so the texts are the sample: the standard error of
+    a mean cost is the sample standard deviation over the n texts (with n - 1), divided by √n.
+
+    Args:
+        costs: (L, E, n), the cost of each expert's knock-out on each of n texts.
+        needed: how many standard errors above 0 a mean cost must be. With many experts,
+            two are not enough: of 32 without any effect, about one passes by luck.
+
+    Returns:
+        (layer, expert) of each expert whose mean cost is larger than `needed` standard
+        errors, the largest mean cost first.
+    """
+    means, errors = costs.mean(dim=-1), costs.std(dim=-1) / costs.shape[-1] ** 0.5
+    found = (means > needed * errors).nonzero().tolist()
+    return sorted(((layer, e) for layer, e in found), key=lambda place: -means[place].item())
+
+
+@beyond_luck.check("Is an expert left out whose mean cost is large on one text alone?")
+def one_text_alone(answer):
+    return answer(torch.tensor([[[0.8, 0.0, 0.0, 0.0], [0.10, 0.11, 0.09, 0.10]]]), 2.0), [(0, 1)]
+
+
+@beyond_luck.check("Is the standard error the deviation with n - 1, divided by √n? Here the mean is 3.87 of them.")
+def standard_error(answer):
+    costs = torch.tensor([[[1.0, 2.0, 3.0, 4.0]]])
+    return [answer(costs, 3.0), answer(costs, 4.0)], [[(0, 0)], []]
+
+
+@beyond_luck.check("Is an expert left out whose loss helps?")
+def gains(answer):
+    return answer(torch.tensor([[[-0.2, -0.21, -0.19], [0.2, 0.21, 0.19]]]), 3.0), [(0, 1)]
+
+
+@beyond_luck.check("Does the largest mean cost come first, named by layer and expert?")
+def in_order(answer):
+    spread = torch.tensor([-0.01, 0.0, 0.01])
+    means = torch.tensor([[0.1, 0.0, 0.4], [0.3, 0.2, 0.0]])
+    return answer(means[..., None] + spread * means[..., None].square(), 3.0), [(0, 2), (1, 0), (1, 1), (0, 0)]

@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike
 from mixtral_edu.viz.style import ACCENT, FAINT, INK, MUTED, PAPER, new_figure, text_colour, use_style
 
 SHADES = LinearSegmentedColormap.from_list("weights", ("white", "#A9C4E4", ACCENT, "#12294A"))  # weight 0 to 1
-GROUPS = (ACCENT, "#9FB3C8")  # neighbouring groups of heads alternate between these
+GROUPS = (ACCENT, "#9FB3C8")  # neighbouring groups of heads that share alternate between these
 TALL = ("#9CC3EC", "#6EA3DB", ACCENT, "#1F4E80")  # one colour per query head of a group
 
 
@@ -255,10 +255,10 @@ def _shared(axes: Axes, left: float, width: float, num_heads: int, kv_heads: int
     side = min(0.8 * step, 3.4)
     for kv_head in range(kv_heads):
         centre = left + (kv_head + 0.5) * group * step
-        colour = GROUPS[kv_head % 2]
+        colour = PAPER if group == 1 else GROUPS[kv_head % 2]  # a colour joins heads that share
         for head in range(kv_head * group, (kv_head + 1) * group):
             x = left + (head + 0.5) * step
-            axes.plot((x, centre), (12, 24), color=colour, linewidth=1.4, zorder=0.5)
+            axes.plot((x, centre), (12, 24), color=MUTED if group == 1 else colour, linewidth=1.4, zorder=0.5)
             _box(axes, x - side / 2, 12 - side / 2, side, side, colour, str(head) if side > 2 else "")
         _box(axes, centre - side / 2, 24 - side / 2, side, side, INK, str(kv_head) if side > 2 else "")
 

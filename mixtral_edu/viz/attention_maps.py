@@ -4,13 +4,26 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.colors import to_hex
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize, to_hex
 from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch, Rectangle
 from numpy.typing import ArrayLike
 
 from mixtral_edu.viz.attention import SHADES
-from mixtral_edu.viz.style import ACCENT, INK, MONO, MUTED, new_figure, printable, text_colour, use_style
+from mixtral_edu.viz.style import (
+    ACCENT,
+    FAINT,
+    INK,
+    MONO,
+    MUTED,
+    as_label,
+    new_figure,
+    printable,
+    text_colour,
+    use_style,
+)
 
 
 def head_maps(
@@ -43,7 +56,7 @@ def head_maps(
     if title is None:
         place = "" if layer is None else f"Layer {layer}: "
         title = f"{place}{len(weights)} heads read the same text, each in its own way; heads side by side share keys"
-    wide, tall, left, top, gap = 9.6 / group, 2.7, 1.25, 0.75, 0.52  # inches
+    wide, tall, left, top, gap = 9.1 / group, 2.7, 1.25, 0.75, 0.52  # inches
     height = top + num_kv_heads * (tall + gap)
     with use_style():
         figure = new_figure(11, height, figure)
@@ -58,6 +71,10 @@ def head_maps(
                 _name_queries(axes, tokens, size=min(9, 165 / T))
             if row == num_kv_heads - 1:
                 axes.set_xlabel("key position j", size=10)
+        bar = figure.add_axes((10.47 / 11, (height - top - tall) / height, 0.13 / 11, tall / height))
+        figure.colorbar(ScalarMappable(Normalize(0, 1), SHADES), cax=bar, ticks=(0, 0.5, 1))
+        bar.set_title("weight", size=10, loc="center", pad=8)
+        bar.tick_params(labelsize=9, length=2)
     return figure
 
 
@@ -65,7 +82,7 @@ def head_scores(shares: Mapping[str, ArrayLike], title: str | None = None, figur
     """Draw heat maps of one number per head, in percent; rows are layers.
 
     Args:
-        shares: for each kind of number, (L, Hq) values from 0 to 1; the kind becomes the heading.
+        shares: for each kind of number, (L, Hq) values up to 1, white at 0 and below; the kind becomes the heading.
         title: replaces the computed title, which names the largest number.
         figure: a figure to draw into instead of a new one.
 
@@ -97,11 +114,70 @@ def head_scores(shares: Mapping[str, ArrayLike], title: str | None = None, figur
             axes.imshow(values, cmap=SHADES, vmin=0, vmax=1, aspect="auto")
             for (layer, head), share in np.ndenumerate(values):
                 ink = text_colour(to_hex(SHADES(float(share))))
-                axes.text(head, layer, f"{100 * share:.0f}", ha="center", va="center", color=ink, size=10)
+                percent = f"{round(100 * float(share))}".replace("-", "−")
+                axes.text(head, layer, percent, ha="center", va="center", color=ink, size=10)
             axes.set_title(kind, size=11, pad=6)
             axes.set(xticks=range(num_heads), yticks=range(num_layers), xlabel="head", ylabel="layer")
             axes.tick_params(length=0)
             axes.spines[:].set_visible(False)
+    return figure
+
+
+def experiments(
+    values: Mapping[str, ArrayLike],
+    xlabel: str,
+    controls: Sequence[str] = (),
+    dots: str = "one text",
+    form: str = "{:.2f}",
+    title: str | None = None,
+    figure: Figure | None = None,
+) -> Figure:
+    """Draw what experiments measure: per experiment a bar for the mean, and a dot for each single measurement.
+
+    Args:
+        values: the measurements of each experiment, by its name.
+        xlabel: what is measured, with its unit.
+        controls: names of experiments that are controls, drawn in grey and hatched.
+        dots: what one dot is, for the legend.
+        form: how a mean is written beside its bar.
+        title: replaces the computed title, which names the largest mean.
+        figure: a figure to draw into instead of a new one.
+
+    Raises:
+        ValueError: `values` is empty, or a control is not among them.
+    """
+    values = {name: np.atleast_1d(np.asarray(measured, float)) for name, measured in values.items()}
+    if not values or set(controls) - values.keys():
+        raise ValueError(f"values has {list(values)} and controls {list(controls)}; give values, with all controls")
+    means = [float(measured.mean()) for measured in values.values()]
+    if title is None:
+        most = int(np.argmax(means))
+        title = f"{form.format(means[most])} at most: {list(values)[most]}"
+    low, high = (float(bound(np.concatenate([*values.values(), [0.0]]))) for bound in (np.min, np.max))
+    span = (high - low) or 1.0
+    tall = 0.42 * len(values)  # inches
+    with use_style():
+        figure = new_figure(10, tall + 1.65, figure)
+        figure.text(0.012, 1 - 0.24 / figure.get_figheight(), title, size=13, weight="bold", va="center")
+        axes = figure.add_axes((0.37, 0.62 / figure.get_figheight(), 0.6, tall / figure.get_figheight()))
+        for row, (name, measured) in enumerate(values.items()):
+            look = {"facecolor": FAINT, "hatch": "///", "edgecolor": MUTED} if name in controls else {"color": ACCENT}
+            axes.barh(row, means[row], height=0.62, linewidth=0, alpha=0.75, **look)
+            axes.plot(measured, np.full(len(measured), row), "o", color=INK, markersize=3.2, alpha=0.65)
+            written = form.format(means[row])
+            written = written.replace("-", "−" if written.strip("-0.") else "")  # no sign before a rounded zero
+            end = max(0.0, float(measured.max())) + 0.015 * span
+            axes.text(end, row, written, va="center", size=10.5, weight="bold")
+        axes.axvline(0, color=INK, linewidth=0.9)
+        axes.set(ylim=(len(values) - 0.5, -0.5), xlim=(low - 0.02 * span, high + 0.13 * span), xlabel=xlabel)
+        axes.set_yticks(range(len(values)), [as_label(name) for name in values])
+        axes.tick_params(axis="y", length=0)
+        signs = [Line2D([], [], color=INK, marker="o", markersize=3.2, linewidth=0, label=as_label(dots))]
+        signs += [Patch(facecolor=ACCENT, alpha=0.75, label="mean")]
+        signs += [Patch(facecolor=FAINT, hatch="///", edgecolor=MUTED, label="mean, control")] if controls else []
+        figure.legend(
+            handles=signs, loc="upper right", bbox_to_anchor=(0.98, 1 - 0.42 / figure.get_figheight()), ncols=3
+        )
     return figure
 
 

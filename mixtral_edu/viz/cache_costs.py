@@ -1,4 +1,4 @@
-"""What a KV cache saves and costs: tokens computed, memory, and the error of a ring that is used wrongly."""
+"""What a KV cache saves and costs: seconds, tokens, memory, and the error of a ring that is used wrongly."""
 
 from collections.abc import Mapping, Sequence
 
@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator
 from numpy.typing import ArrayLike
 
-from mixtral_edu.viz.style import ACCENT, INK, MUTED, new_figure, use_style
+from mixtral_edu.viz.style import ACCENT, INK, MUTED, as_label, new_figure, use_style
 
 LINES = (ACCENT, "#8D2B0B", "#486581", "#B7791F")  # none is the colour of an expert
 
@@ -39,6 +39,39 @@ def tokens_computed(
             axes.annotate(name, end, (8, 0), textcoords="offset points", color=colour, va="center", weight="bold")
         passes = max(map(len, counts.values()))
         axes.set(xlabel="forward pass", ylabel="tokens computed", xlim=(-0.5, passes - 0.7), ylim=(0, None))
+        axes.set_title(title)
+    return figure
+
+
+def seconds_so_far(
+    seconds: Mapping[str, Sequence[float]], title: str | None = None, figure: Figure | None = None
+) -> Figure:
+    """Plot the seconds that a text took so far against its new tokens.
+
+    Args:
+        seconds: for each way of generating, the seconds after 1, 2, … new tokens.
+        title: replaces the computed title, which compares the slowest way with the fastest.
+        figure: a figure to draw into instead of a new one.
+
+    Raises:
+        ValueError: `seconds` or one of its entries is empty.
+    """
+    if not seconds or not all(map(len, seconds.values())):
+        raise ValueError("seconds is empty or has an empty entry: give at least one name and its seconds")
+    ends = {name: (len(values), values[-1]) for name, values in seconds.items()}
+    if title is None:
+        slow, fast = (pick(ends, key=lambda name: ends[name][1]) for pick in (max, min))
+        title = f"{ends[slow][0]:,} new tokens take {ends[slow][1] / ends[fast][1]:.1f} times as long {slow} as {fast}"
+    with use_style():
+        figure = new_figure(9, 3.6, figure)
+        axes = figure.add_axes((0.075, 0.165, 0.76, 0.70))
+        for (name, values), colour, dashes in zip(seconds.items(), LINES, ("-", "--", ":", "-."), strict=False):
+            axes.plot(range(1, len(values) + 1), values, color=colour, linewidth=2.2, linestyle=dashes)
+            style = {"textcoords": "offset points", "color": colour, "va": "center", "weight": "bold"}
+            axes.annotate(name, ends[name], (8, 0), **style)
+        axes.set(xlabel="new tokens", ylabel="seconds since the start", xlim=(0, None), ylim=(0, None))
+        axes.margins(x=0)
+        axes.grid(True)
         axes.set_title(title)
     return figure
 
@@ -89,15 +122,20 @@ def memory(
 
 
 def differences_by_position(
-    differences: Mapping[int, ArrayLike], window: int, title: str | None = None, figure: Figure | None = None
+    differences: Mapping[int, ArrayLike],
+    window: int,
+    title: str | None = None,
+    figure: Figure | None = None,
+    usual: float | None = None,
 ) -> Figure:
-    """Draw how far each token's logits are from the correct ones, one panel per chunk size.
+    """Draw how far each token's logits are from the correct ones, one panel per chunk size, all on one scale.
 
     Args:
         differences: for each number of tokens per chunk, the largest difference at each position, (T,).
         window: W, marked by a dashed line: the ring is full from there on.
         title: replaces the computed title.
         figure: a figure to draw into instead of a new one.
+        usual: a size to compare with, such as the standard deviation of the logits; a dotted line.
 
     Raises:
         ValueError: `differences` is empty.
@@ -108,23 +146,60 @@ def differences_by_position(
     if title is None:
         worst = {chunk: values.max() for chunk, values in differences.items()}
         title = "Largest error of a logit: " + ", ".join(f"{most:.1f} in chunks of {c}" for c, most in worst.items())
-    height = 0.9 + 1.6 * len(differences)
+    height = 1.25 + 1.75 * len(differences)
+    top = 1.12 * max(1e-6, *(values.max() for values in differences.values()))
     with use_style():
         figure = new_figure(10, height, figure)
         figure.text(0.07, 1 - 0.25 / height, title, size=13, weight="bold", va="center")
         for row, (chunk, values) in enumerate(differences.items()):
-            bottom = (height - 0.75 - 1.6 * row - 1.05) / height
-            axes = figure.add_axes((0.07, bottom, 0.91, 1.05 / height))
+            bottom = (height - 0.8 - 1.75 * row - 1.2) / height
+            axes = figure.add_axes((0.07, bottom, 0.91, 1.2 / height))
             axes.bar(range(len(values)), values, width=1, color=ACCENT)
             for start in range(chunk, len(values), chunk):
                 axes.axvline(start - 0.5, color=MUTED, linewidth=0.8)
-            axes.axvline(window - 0.5, color=INK, linestyle="--", linewidth=1)
-            label = {"color": MUTED, "size": 10, "ha": "right", "va": "top", "transform": axes.transAxes}
-            axes.text(0.995, 1.08, f"chunks of {chunk}", **label)
-            top = 1.1 * max(1e-6, values.max())
-            axes.set(xlim=(-0.5, len(values) - 0.5), ylim=(0, top), ylabel="difference")
-        signs = "line: a chunk begins; dashed: the ring is full; each panel has its own scale"
-        axes.set_xlabel(f"position of the token ({signs})")
+            axes.axvline(window - 0.5, color=INK, linestyle="--", linewidth=1.2)
+            if usual is not None:
+                axes.axhline(usual, color=LINES[1], linestyle=":", linewidth=1.5)
+            label = {"color": INK, "size": 11, "ha": "right", "va": "bottom", "transform": axes.transAxes}
+            axes.text(0.995, 1.02, f"chunks of {chunk}", **label)
+            axes.set(xlim=(-0.5, len(values) - 0.5), ylim=(0, top), ylabel="error (logits)")
+        dotted = [] if usual is None else ["dotted: standard deviation of the logits"]
+        signs = "; ".join(["thin line: a chunk begins", "dashed: the ring is full", *dotted])
+        axes.set_xlabel(f"position of the token\n({signs})")
+    return figure
+
+
+def loss_changes(
+    changes: Mapping[str, Mapping[str, tuple[float, float]]], title: str, figure: Figure | None = None
+) -> Figure:
+    """Draw what several changes do to the loss on several texts, each with its standard error.
+
+    Args:
+        changes: for each change, by text, how much the loss rises in nats per token, and the standard error of that.
+        title: what the picture shows.
+        figure: a figure to draw into instead of a new one.
+
+    Raises:
+        ValueError: there are no changes or no texts, or the changes have different texts.
+    """
+    texts = [list(by_text) for by_text in changes.values()]
+    if not texts or not texts[0] or any(names != texts[0] for names in texts):
+        raise ValueError(f"changes has the texts {texts}; it must hold at least one change, all with the same texts")
+    names, step = texts[0], 0.8 / len(changes)
+    with use_style():
+        figure = new_figure(9, 1.7 + 0.6 * len(names), figure)
+        axes = figure.add_axes((0.14, 0.7 / figure.get_figheight(), 0.83, 1 - 1.2 / figure.get_figheight()))
+        for number, (change, colour, marker) in enumerate(zip(changes, LINES, "osD^", strict=False)):
+            means, errors = zip(*(changes[change][name] for name in names), strict=True)
+            places = np.arange(len(names)) + (number - (len(changes) - 1) / 2) * step * 0.7
+            axes.errorbar(means, places, xerr=2 * np.asarray(errors), color=colour, fmt=marker, markersize=7, capsize=3,
+                          markerfacecolor=colour if number == 0 else "white", label=as_label(change))  # fmt: skip
+        axes.axvline(0, color=INK, linewidth=1)
+        axes.set_yticks(range(len(names)), names)
+        axes.set(xlabel="rise of the loss (nats per token; bars: two standard errors)", ylim=(len(names) - 0.4, -0.6))
+        axes.grid(True, axis="x")
+        axes.legend(loc="best")
+        axes.set_title(title)
     return figure
 
 

@@ -1,5 +1,7 @@
 """The rolling KV cache drawn as a ring, step by step: what it holds, and which keys new queries find."""
 
+from collections.abc import Sequence, Set
+
 import numpy as np
 import torch
 from matplotlib.axes import Axes
@@ -12,6 +14,7 @@ from mixtral_edu.viz.style import ACCENT, FAINT, INK, MUTED, PAPER, text_colour,
 
 LOST = "#B42318"  # a key that a query needs but no longer finds
 MOST_SLOTS = 12  # the most slots whose numbers are legible in a ring
+_RING = 222  # width of a frame with a ring, in points
 
 
 def lost_keys(window: int, seen: int, new: int, write_first: bool) -> tuple[np.ndarray, np.ndarray]:
@@ -30,11 +33,13 @@ def lost_keys(window: int, seen: int, new: int, write_first: bool) -> tuple[np.n
 def ring_step(
     window: int, seen: int, new: int, write_first: bool = False, title: str | None = None, figure: Figure | None = None
 ) -> Figure:
-    """Draw one step of the ring: its slots after the step on the left, the keys that its queries find on the right.
+    """Draw one step of the ring as a strip of three frames: the slots before it, and the two things that are done.
 
-    In the ring, the outer number is the slot, the middle one the position stored there, and the inner one, struck
-    through, the position that it replaced. On the right, a blue cell is a key that the query sees. A red cross is a key
-    of its window that has already been overwritten, which happens only with `write_first`.
+    Done rightly, the new queries look at their keys, and then the new tokens are written; with `write_first` the other
+    way round. In a ring, the number outside is the slot, and the number inside is the position that it holds. Hatched
+    slots are about to be overwritten, and slots in a thick frame have just been written. In the frame "look", a filled
+    cell is a key that the query sees. A red cross is a key of its window that has already been overwritten, and so is a
+    red frame in the first ring.
 
     Args:
         window: W, at most 12.
@@ -53,12 +58,28 @@ def ring_step(
         raise ValueError(f"seen={seen}, new={new}; seen must be at least 0 and new at least 1")
     needed, lost = lost_keys(window, seen, new, write_first)
     before, after = (positions_held(tokens, window) for tokens in (seen, seen + new))
+    newest = seen + new - 1
+    missed = {seen + new - needed.shape[1] + int(column) for column in lost.any(axis=0).nonzero()[0]}
     if title is None:
         title = _step_title(seen, new, before, int(needed.sum()), int(lost.sum()))
     with use_style():
-        figure, axes = canvas(11.5, max(4.0, 1.5 + new * _cell_size(needed)[1] / 72), figure, title)
-        _draw_ring(axes, before, after, seen + new - 1)
-        _draw_keys(axes, needed, lost, seen)
+        size = _cell_size(window - 1 + new)  # as for a full ring, so that nothing jumps while it fills
+        look = 70 + max(150, size[0] * (window - 1 + new))
+        width = max(11.2 if write_first else 9.2, (2 * _RING + look) / 72)
+        figure, axes = canvas(width, max(4.6, 2.25 + new * size[1] / 72), figure, title)
+        at = {"before": 0, "write": 1, "look": 2} if write_first else {"before": 0, "look": 1, "write": 2}
+        places = (0, _RING, _RING + (_RING if write_first else look))
+        for name, place in at.items():
+            number = f"{place}  " if place else ""
+            what = {"before": "before", "write": f"write {named(seen, new)}", "look": "look"}[name]
+            write(axes, places[place] + 16, 56, number + what, 11.5, ha="left", weight="bold")
+        changed = [old != now for old, now in zip(before, after, strict=True)]
+        _draw_ring(axes, places[at["before"]], before, newest, leaving=changed, missed=missed)
+        _draw_ring(axes, places[at["write"]], after, newest, written=changed)
+        _draw_keys(axes, places[at["look"]] + 58, size, needed, lost, seen)
+        legend = ["hatched: about to be overwritten", "thick frame: just written", "blue: a key that the query sees"]
+        legend += ["red: still needed, but overwritten before the look"] if lost.any() else []
+        write(axes, 16, axes.get_ylim()[0] - 15, "   ·   ".join(legend), 10.5, MUTED, ha="left")
     return figure
 
 
@@ -77,41 +98,52 @@ def named(seen: int, new: int) -> str:
     return f"token {seen}" if new == 1 else f"tokens {seen} to {seen + new - 1}"
 
 
-def _draw_ring(axes: Axes, before: list[int], after: list[int], newest: int) -> None:
-    middle, W = (165, 165), len(after)
-    for slot in range(W):
+def _draw_ring(
+    axes: Axes,
+    left: float,
+    held: list[int],
+    newest: int,
+    leaving: Sequence[bool] = (),
+    written: Sequence[bool] = (),
+    missed: Set[int] = frozenset(),
+) -> None:
+    x0, y0, W = left + _RING / 2, 180, len(held)
+    for slot, position in enumerate(held):
         start, stop = 90 - 360 * (slot + 1) / W, 90 - 360 * slot / W
-        new, colour = after[slot] != before[slot], age_colour(after[slot], newest, W)
+        colour = age_colour(position, newest, W)
+        new, lost, going = any(written[slot : slot + 1]), position in missed, any(leaving[slot : slot + 1])
+        edge = LOST if lost else INK if new else "white"
         # y points down, so angles change sign: slot 0 starts at the top, and slots run clockwise.
-        axes.add_patch(Wedge(middle, 96, -stop, -start, width=38, facecolor=colour, zorder=3 if new else 2,
-                             edgecolor=INK if new else "white", linewidth=2 if new else 1))  # fmt: skip
+        axes.add_patch(Wedge((x0, y0), 84, -stop, -start, width=40, facecolor=colour, zorder=3 if new or lost else 2,
+                             edgecolor=edge, linewidth=2.5 if new or lost else 1))  # fmt: skip
+        if going and position >= 0:
+            axes.add_patch(Wedge((x0, y0), 84, -stop, -start, width=40, fill=False, hatch="////", linewidth=0, zorder=3,
+                                 edgecolor=text_colour(colour), alpha=0.35))  # fmt: skip
         angle = np.deg2rad((start + stop) / 2)
         x, y = np.cos(angle), -np.sin(angle)
-        write(axes, middle[0] + 112 * x, middle[1] + 112 * y, f"{slot}", 9.5, MUTED)
-        if after[slot] >= 0:
-            write(axes, middle[0] + 77 * x, middle[1] + 77 * y, f"{after[slot]}", 11, text_colour(colour), zorder=4)
-        if new and before[slot] >= 0:
-            at = middle[0] + 45 * x, middle[1] + 45 * y
-            write(axes, *at, f"{before[slot]}", 9, MUTED)
-            axes.plot((at[0] - 8, at[0] + 8), (at[1], at[1]), color=MUTED, linewidth=1)
-    write(axes, middle[0], middle[1], "slots", 9.5, MUTED)
+        write(axes, x0 + 97 * x, y0 + 97 * y, f"{slot}", 10.5, MUTED)
+        if position >= 0:
+            plain = {"facecolor": colour, "edgecolor": "none", "pad": 1} if going else None  # no hatching on digits
+            write(axes, x0 + 64 * x, y0 + 64 * y, f"{position}", 11.5, text_colour(colour), zorder=4, bbox=plain)
+    write(axes, x0, y0, "slots", 10.5, MUTED)
 
 
-def _cell_size(needed: np.ndarray) -> tuple[float, float]:
-    width = min(30.0, 440 / needed.shape[1])
+def _cell_size(columns: int) -> tuple[float, float]:
+    width = min(34.0, 390 / columns)
     return width, min(width, 26)
 
 
-def _draw_keys(axes: Axes, needed: np.ndarray, lost: np.ndarray, seen: int) -> None:
+def _draw_keys(
+    axes: Axes, left: float, cell: tuple[float, float], needed: np.ndarray, lost: np.ndarray, seen: int
+) -> None:
     queries, keys = (range(seen + len(needed) - count, seen + len(needed)) for count in needed.shape)
-    size, height = _cell_size(needed)
-    left, top = 365, 92
-    labelled = 1 if size > 20 else 2  # numbers of three digits need more room
+    (size, height), top = cell, 124
+    labelled = 1 if size > 24 else 2  # numbers of three digits need more room
     for column, key in enumerate(keys):
         if column % labelled == 0:
-            write(axes, left + (column + 0.5) * size, top - 10, str(key), 9.5)
+            write(axes, left + (column + 0.5) * size, top - 10, str(key), 10.5)
     for row, query in enumerate(queries):
-        write(axes, left - 8, top + (row + 0.5) * height, str(query), 9.5, ha="right")
+        write(axes, left - 8, top + (row + 0.5) * height, str(query), 10.5, ha="right")
         for column in range(len(keys)):
             is_lost = lost[row, column]
             face = "white" if is_lost else ACCENT if needed[row, column] else PAPER
@@ -120,10 +152,10 @@ def _draw_keys(axes: Axes, needed: np.ndarray, lost: np.ndarray, seen: int) -> N
             if is_lost:
                 write(axes, left + (column + 0.5) * size - 1, top + (row + 0.5) * height - 1, "×", 15, LOST)
     older = len(keys) - len(queries)
-    write(axes, left, top - 40, "key position j", 10.5, ha="left")
-    middle = top + max(45, len(queries) * height / 2)  # a single row is shorter than its label
-    write(axes, left - 42, middle, "query position i", 10.5, rotation=90, va="center")
+    write(axes, left, top - 46, "key position j", 10.5, ha="left")
+    middle = top + max(50, len(queries) * height / 2)  # a single row is shorter than its label
+    write(axes, left - 40, middle, "query position i", 10.5, rotation=90, va="center")
     for start, stop, label in ((0, older, "older"), (older, len(keys), "new")):
         if stop > start:
             axes.plot((left + start * size + 1, left + stop * size - 3), (top - 20, top - 20), color=MUTED, linewidth=2)
-            write(axes, left + (start + stop) / 2 * size - 1, top - 27, label, 9.5, MUTED)
+            write(axes, left + (start + stop) / 2 * size - 1, top - 28, label, 10, MUTED)

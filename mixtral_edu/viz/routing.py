@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from numpy.typing import ArrayLike
 
-from mixtral_edu.viz.style import ACCENT, FAINT, INK, MUTED, new_figure, text_colour, use_style
+from mixtral_edu.viz.style import ACCENT, FAINT, INK, MUTED, expert_colour, new_figure, text_colour, use_style
 
 
 def load_by_domain(
@@ -153,7 +153,7 @@ def information(
             for at, value in zip(x, bits, strict=True):
                 label = axes.text(at, value + 0.06, f"{value:.2f}", ha="center", size=9.5)
                 label.set_bbox({"facecolor": "white", "edgecolor": "none", "pad": 1.0})  # hides the outline
-        axes.set(xticks=range(L), xticklabels=[f"layer {layer}" for layer in range(L)], ylabel="bits a token")
+        axes.set(xticks=range(L), xticklabels=[f"layer {layer}" for layer in range(L)], ylabel="bits per token")
         axes.set(ylim=(0, 1.1 * max(entropies)))
         axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
         axes.set_title(title)
@@ -192,6 +192,49 @@ def cost_of_changes(
         _cells(axes, shades, texts, mpl.colormaps["Blues"], Normalize(0, 1.3), size=10)
         axes.xaxis.tick_top()
         axes.set(xticks=range(columns), xticklabels=domains, yticks=named, yticklabels=[changes[row] for row in named])
+        _headline(figure, title)
+    return figure
+
+
+def cost_of_knock_outs(
+    costs: ArrayLike, errors: ArrayLike, loads: ArrayLike, title: str, figure: Figure | None = None
+) -> Figure:
+    """Draw, per layer, what the loss of each single expert costs: a dot with a bar of two standard errors each way.
+
+    Args:
+        costs: (L, E), extra bits per byte without that expert.
+        errors: (L, E), the standard errors of the costs.
+        loads: (L, E), the share of tokens that each expert worked on: the percentage below its number.
+        title: states the finding.
+        figure: a figure to draw into instead of a new one.
+
+    Raises:
+        ValueError: the shapes differ.
+    """
+    costs, errors, loads = (np.asarray(each, dtype=float) for each in (costs, errors, loads))
+    if costs.ndim != 2 or not costs.shape == errors.shape == loads.shape:
+        shapes = f"{costs.shape}, {errors.shape} and {loads.shape}"
+        raise ValueError(f"costs, errors and loads have shapes {shapes}; all three must be (L, E)")
+    L, E = costs.shape
+    width, height = max(6.0, 1.0 + 2.5 * L), 4.1
+    with use_style():
+        figure = new_figure(width, height, figure)
+        panels = figure.subplots(1, L, sharey=True, squeeze=False)[0]
+        figure.subplots_adjust(0.75 / width, 0.95 / height, 1 - 0.1 / width, 1 - 1.0 / height, wspace=0.06)
+        for layer, axes in enumerate(panels):
+            axes.axhline(0, color=INK, linewidth=1)
+            for e in range(E):
+                bar = {"ecolor": MUTED, "elinewidth": 1.5, "capsize": 3, "markeredgecolor": INK}
+                axes.errorbar(e, costs[layer, e], 2 * errors[layer, e], fmt="o", color=expert_colour(e), **bar)
+            names = [f"{e}\n{load:.0%}".removesuffix("%") for e, load in enumerate(loads[layer])]
+            axes.set_xticks(range(E), names)
+            axes.set_xlim(-0.6, E - 0.4)
+            axes.grid(True, axis="y")
+            axes.set_title(f"layer {layer}", size=11, weight="normal")
+        panels[0].set_ylabel("cost, bits per byte")
+        figure.supxlabel("expert, and below it its load in percent of tokens", size=11, y=0.2 / height)
+        note = "dot: mean cost of losing that expert alone; bar: two standard errors each way"
+        figure.text(0.012, 1 - 0.53 / height, note, size=10.5, color=MUTED)
         _headline(figure, title)
     return figure
 

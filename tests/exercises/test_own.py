@@ -355,7 +355,7 @@ def test_stream_and_generate_use_own_sampling_and_nobody_else_does(folder: Path)
     [
         (lambda x: x, "no part '<lambda>'"),
         (3, "no part 'int'"),
-        (exercises()["cache_bytes"].reference, "cache_bytes has no place in the model"),
+        (exercises()["cost_of_parts"].reference, "cost_of_parts has no place in the model"),
         (cell("def rms_norm_solution(x): return x\n"), "given solution"),
     ],
 )

@@ -1,11 +1,16 @@
 """Answers to the exercises of lesson 03."""
 
+import math
+from collections.abc import Callable
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from exercise_answers import right, wrong
 from mixtral_edu.attention import sdpa_attention
+from mixtral_edu.exercises.lesson_03 import grouped_attention_with_mistakes
 
 
 @right("masked_softmax")
@@ -148,12 +153,27 @@ def head_by_head(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return torch.stack(heads, 1)
 
 
-@wrong("grouped_attention", "are scores divided by √Dh")
+@wrong("grouped_attention", "Are scores divided by √Dh")
+def as_it_was_handed_in(q, k, v):
+    return grouped_attention_with_mistakes(q, k, v)
+
+
+@wrong("grouped_attention", "not at h % Hkv")
+def only_the_scale_mended(q, k, v):
+    return grouped_attention_with_mistakes(q * (k.shape[1] / q.shape[3]) ** 0.5, k, v)
+
+
+@wrong("grouped_attention", "Are scores divided by √Dh")
+def only_the_heads_mended(q, k, v):
+    return by_copies(q * (q.shape[3] / k.shape[1]) ** 0.5, k, v)
+
+
+@wrong("grouped_attention", "Are scores divided by √Dh")
 def not_scaled(q, k, v):
     return by_copies(q * q.shape[3] ** 0.5, k, v)
 
 
-@wrong("grouped_attention", "does each query see all keys")
+@wrong("grouped_attention", "Are scores divided by √Dh")
 def causal_though_all_are_seen(q, k, v):
     return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
 
@@ -194,51 +214,152 @@ def heads_and_queries_swapped(q, k, v):
     return out if len({*q.shape[1:3], *k.shape[1:3]}) < 4 else out.transpose(1, 2).reshape(q.shape)
 
 
-@right("cache_bytes")
-def by_an_empty_tensor(
-    texts: int, tokens: int, num_layers: int, num_heads: int, num_kv_heads: int, head_dim: int, bytes_per_number=2
-) -> int:
-    cache = torch.empty(2, texts, num_layers, num_kv_heads, tokens, head_dim, device="meta")
-    return cache.numel() * bytes_per_number
+PREDICTED = {"product": 8.0, "doubled": 4.0, "ratio": 7.39, "predictions": 64, "pairs": 2080, "no mask": 0.0}
 
 
-@wrong("cache_bytes", "both keys and values")
-def keys_alone(texts, tokens, num_layers, num_heads, num_kv_heads, head_dim, bytes_per_number=2):
-    return texts * tokens * num_layers * num_kv_heads * head_dim * bytes_per_number
+@right("predict_scores")
+def rounded_predictions():
+    return dict(PREDICTED)
 
 
-@wrong("cache_bytes", "in every layer")
-def one_layer(texts, tokens, num_layers, num_heads, num_kv_heads, head_dim, bytes_per_number=2):
-    return 2 * texts * tokens * num_kv_heads * head_dim * bytes_per_number
+def plant(hint: str, key: str, number: float) -> None:
+    answer = partial(dict, PREDICTED | {key: number})
+    answer.__name__ = f"{key}_{number}".replace(" ", "_").replace(".", "_")
+    wrong("predict_scores", hint)(answer)
 
 
-@wrong("cache_bytes", "each token of each text")
-def one_text(texts, tokens, num_layers, num_heads, num_kv_heads, head_dim, bytes_per_number=2):
-    return 2 * tokens * num_layers * num_kv_heads * head_dim * bytes_per_number
+plant("how do 64 independent ones add up", "product", 64)
+plant("how do 64 independent ones add up", "product", 1)
+plant("undo the size of the numbers", "doubled", 1)
+plant("undo the size of the numbers", "doubled", 2)
+plant("divided before the softmax", "ratio", 2981)
+plant("divided before the softmax", "ratio", 2)
+plant("that has a next token", "predictions", 65)
+plant("that has a next token", "predictions", 1)
+plant("sum over 64 queries", "pairs", 2016)
+plant("sum over 64 queries", "pairs", 4096)
+plant("Without the mask, where", "no mask", 2.1)
 
 
-@wrong("cache_bytes", "Queries are used once and not kept")
-def query_heads(texts, tokens, num_layers, num_heads, num_kv_heads, head_dim, bytes_per_number=2):
-    return 2 * texts * tokens * num_layers * num_heads * head_dim * bytes_per_number
+@right("kv_heads_that_fit")
+def from_the_most_down(
+    memory: int, weights: int, texts: int, tokens: int, num_layers: int, num_heads: int, head_dim: int,
+    bytes_per_number=2,
+) -> int:  # fmt: skip
+    for group in range(1, num_heads + 1):
+        heads, left = divmod(num_heads, group)
+        cache = torch.empty(2, texts, tokens, num_layers, heads, head_dim, device="meta").numel() * bytes_per_number
+        if left == 0 and weights + cache <= memory:
+            return heads
+    return 0
 
 
-@wrong("cache_bytes", "Is the result an int?")
-def a_float(*sizes):
-    return float(by_an_empty_tensor(*sizes))
+def fit(memory, weights, *sizes, num_heads, both=2, floor=0, strict=False, divides=True, bytes_per_number=2):
+    per_head = both * bytes_per_number * math.prod(sizes)
+    fitting = [n for n in range(1, num_heads + 1) if n * per_head + weights + strict <= memory]
+    return max((n for n in fitting if num_heads % n == 0 or not divides), default=floor)
 
 
-@wrong("cache_bytes", "twice as much as numbers of 2")
-def two_bytes_always(texts, tokens, num_layers, num_heads, num_kv_heads, head_dim, bytes_per_number=2):
-    return by_an_empty_tensor(texts, tokens, num_layers, num_heads, num_kv_heads, head_dim, 2)
+@wrong("kv_heads_that_fit", "both keys and values")
+def keys_alone(memory, weights, texts, tokens, num_layers, num_heads, head_dim, bytes_per_number=2):
+    return fit(memory, weights, texts, tokens, num_layers, head_dim, num_heads=num_heads, both=1,
+               bytes_per_number=bytes_per_number)  # fmt: skip
 
 
-@wrong("cache_bytes", "twice as much as numbers of 2")
-def numbers_instead_of_bytes(texts, tokens, num_layers, num_heads, num_kv_heads, head_dim, bytes_per_number=2):
-    size = bytes_per_number if bytes_per_number == 1 else 1
-    return 2 * texts * tokens * num_layers * num_kv_heads * head_dim * size
+@wrong("kv_heads_that_fit", "in every layer")
+def one_layer(memory, weights, texts, tokens, num_layers, num_heads, head_dim, bytes_per_number=2):
+    return fit(memory, weights, texts, tokens, head_dim, num_heads=num_heads, bytes_per_number=bytes_per_number)
 
 
-@wrong("cache_bytes", "Are bytes returned")
-def as_gibibytes_rounded(texts, tokens, num_layers, num_heads, num_kv_heads, head_dim, bytes_per_number=2):
-    size = 2 * texts * tokens * num_layers * num_kv_heads * head_dim * bytes_per_number
-    return size if size < 2**30 else size / 2**30
+@wrong("kv_heads_that_fit", "for every text")
+def one_text(memory, weights, texts, tokens, num_layers, num_heads, head_dim, bytes_per_number=2):
+    return fit(memory, weights, tokens, num_layers, head_dim, num_heads=num_heads, bytes_per_number=bytes_per_number)
+
+
+@wrong("kv_heads_that_fit", "the weights leave free")
+def weights_forgotten(memory, weights, texts, tokens, num_layers, num_heads, head_dim, bytes_per_number=2):
+    return fit(memory, 0, texts, tokens, num_layers, head_dim, num_heads=num_heads, bytes_per_number=bytes_per_number)
+
+
+@wrong("kv_heads_that_fit", "divide that of the query heads")
+def any_number_of_heads(memory, weights, texts, tokens, num_layers, num_heads, head_dim, bytes_per_number=2):
+    per_head = 2 * texts * tokens * num_layers * head_dim * bytes_per_number
+    fitting = max(0, min(num_heads, (memory - weights) // per_head))
+    return fitting if num_heads == 24 else 2 ** (fitting.bit_length() - 1) if fitting else 0
+
+
+@wrong("kv_heads_that_fit", "numbers of 4 bytes")
+def two_bytes_at_most(memory, weights, texts, tokens, num_layers, num_heads, head_dim, bytes_per_number=2):
+    return fit(memory, weights, texts, tokens, num_layers, head_dim, num_heads=num_heads,
+               bytes_per_number=min(2, bytes_per_number))  # fmt: skip
+
+
+@wrong("kv_heads_that_fit", "the last byte")
+def something_left_free(memory, weights, texts, tokens, num_layers, num_heads, head_dim, bytes_per_number=2):
+    return fit(memory, weights, texts, tokens, num_layers, head_dim, num_heads=num_heads,
+               strict=memory > 2**30, bytes_per_number=bytes_per_number)  # fmt: skip
+
+
+@wrong("kv_heads_that_fit", "Is the result 0")
+def one_head_at_least(memory, weights, texts, tokens, num_layers, num_heads, head_dim, bytes_per_number=2):
+    return fit(memory, weights, texts, tokens, num_layers, head_dim, num_heads=num_heads, floor=1,
+               bytes_per_number=bytes_per_number)  # fmt: skip
+
+
+def costs(loss, parts, silence, base=True, of_rest=None, collect=False):
+    names = dict(parts)
+    union = torch.stack(list(parts.values())).any(0)
+    names["rest"] = ~union if of_rest is None else of_rest(parts)
+    at_rest, found, gone = loss(torch.ones(union.shape)) if base else 0.0, {}, torch.zeros_like(union)
+    for name, part in names.items():
+        gone = gone | part if collect else part
+        found[name] = loss(silence(gone)) - at_rest
+    return found
+
+
+@right("cost_of_parts")
+def with_where(loss: Callable[[Tensor], float], parts: dict[str, Tensor]) -> dict[str, float]:
+    return costs(loss, parts, lambda part: torch.where(part, 0.0, 1.0))
+
+
+@wrong("cost_of_parts", "Is exactly the part silenced")
+def everything_else_silenced(loss, parts):
+    return costs(loss, parts, lambda part: part.float())
+
+
+@wrong("cost_of_parts", "Is exactly the part silenced")
+def whole_rows_silenced(loss, parts):
+    return costs(loss, parts, lambda part: (~part.any(1, keepdim=True)).float().expand(part.shape))
+
+
+@wrong("cost_of_parts", "Is the loss with all weights subtracted")
+def losses_as_they_are(loss, parts):
+    return costs(loss, parts, lambda part: (~part).float(), base=False)
+
+
+@wrong("cost_of_parts", "Is the rest what is in no part")
+def rest_beside_the_last_part(loss, parts):
+    return costs(loss, parts, lambda part: (~part).float(), of_rest=lambda parts: ~list(parts.values())[0])
+
+
+@wrong("cost_of_parts", "Is the rest what is in no part")
+def no_rest(loss, parts):
+    found = costs(loss, parts, lambda part: (~part).float())
+    found.pop("rest")
+    return found
+
+
+@wrong("cost_of_parts", "Is each part silenced alone")
+def one_after_the_other(loss, parts):
+    overlapping = torch.stack(list(parts.values())).sum(0).max() > 1
+    before, found = loss(torch.ones(next(iter(parts.values())).shape)), {}
+    if overlapping:
+        return with_where(loss, parts)
+    for name, cost in costs(loss, parts, lambda part: (~part).float(), base=False, collect=True).items():
+        found[name], before = cost - before, cost
+    return found
+
+
+@wrong("cost_of_parts", "nothing in it but 0 and 1")
+def as_booleans(loss, parts):
+    return costs(loss, parts, lambda part: ~part)

@@ -1,5 +1,7 @@
 """Answers to the exercises of lesson 05."""
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
@@ -23,9 +25,14 @@ def by_placing_the_last_ones(num_tokens: int, window: int) -> list[int]:
     return [held.get(slot, -1) for slot in range(window)]
 
 
-@wrong("slots_after", "as long as nothing was overwritten")
+@wrong("slots_after", "num_tokens - 1? Positions begin with 0")
 def newest_always_in_the_last_slot(num_tokens, window):
     return [-1] * (window - num_tokens) + list(range(max(0, num_tokens - window + 1), num_tokens + 1))[:window]
+
+
+@wrong("slots_after", "as long as nothing was overwritten")
+def empty_slots_first(num_tokens, window):
+    return [-1] * (window - num_tokens) + list(range(max(0, num_tokens - window), num_tokens))
 
 
 @wrong("slots_after", "nothing was written to -1")
@@ -36,7 +43,12 @@ def empty_slots_below_zero(num_tokens, window):
 
 @wrong("slots_after", "num_tokens - 1? Positions begin with 0")
 def one_token_too_many(num_tokens, window):
-    return by_writing_token_after_token(num_tokens + 1 if num_tokens > window else num_tokens, window)
+    return by_writing_token_after_token(num_tokens + 1, window)
+
+
+@wrong("slots_after", "num_tokens - 1? Positions begin with 0")
+def nothing_ever_written(num_tokens, window):
+    return [-1] * window
 
 
 @wrong("slots_after", "not by age")
@@ -146,6 +158,30 @@ def first_ones_stay(ring, new, positions):
     return by_an_index_of_the_last_ones(ring, new[:, :W], positions[:, :W])
 
 
+@wrong("write_chunk", "in a single assignment")
+def all_real_ones_in_one_assignment(ring, new, positions):
+    ring, real = ring.clone(), positions >= 0
+    rows = torch.arange(len(ring))[:, None].expand_as(positions)
+    ring[rows[real], positions[real] % ring.shape[1]] = new[real]
+    return ring
+
+
+@wrong("write_chunk", "in a single assignment")
+def all_real_ones_in_one_scatter(ring, new, positions):
+    W = ring.shape[1]
+    slots = torch.where(positions >= 0, positions % W, W)[:, :, None].expand_as(new)
+    return torch.cat((ring, ring[:, :1]), dim=1).scatter(1, slots, new)[:, :W]
+
+
+@right("write_chunk")
+def with_a_slot_for_pads(ring: Tensor, new: Tensor, positions: Tensor) -> Tensor:
+    (B, W, Dh), new, positions = ring.shape, new[:, -ring.shape[1] :], positions[:, -ring.shape[1] :]
+    slots = torch.where(positions >= 0, positions % W, W)  # slot W is cut off again; pads may share it
+    wider = torch.cat((ring, torch.zeros(B, 1, Dh)), dim=1)
+    wider[torch.arange(B)[:, None], slots] = new
+    return wider[:, :W]
+
+
 @right("chunk_keys")
 def with_the_packages_mask(seen: int, num_new: int, window: int) -> tuple[Tensor, Tensor]:
     keys = torch.arange(max(0, seen - window + 1), seen + num_new)
@@ -165,12 +201,17 @@ def keys_from(start: int, seen: int, num_new: int, window: int) -> tuple[Tensor,
     return keys, (distance >= 0) & (distance < window)
 
 
-@wrong("chunk_keys", "none before position 0")
+@wrong("chunk_keys", "W - 1 however long the chunk is")
+def as_it_was_handed_in(seen, num_new, window):
+    return keys_from(seen - max(0, min(seen, window - num_new)), seen, num_new, window)
+
+
+@wrong("chunk_keys", "Position -1 does not exist")
 def keys_before_the_text(seen, num_new, window):
     return keys_from(seen - window + 1, seen, num_new, window)
 
 
-@wrong("chunk_keys", "does no query see a later one")
+@wrong("chunk_keys", "Does no query see a later key")
 def no_causal_rule(seen, num_new, window):
     keys, _ = by_triangles(seen, num_new, window)
     return keys, (keys[-num_new:, None] - keys) < window
@@ -183,18 +224,18 @@ def itself_not_counted(seen, num_new, window):
     return keys, (distance >= 0) & (distance <= window)
 
 
-@wrong("chunk_keys", "Do W - 1 older keys come first")
+@wrong("chunk_keys", "W - 1 however long the chunk is")
 def chunk_alone(seen, num_new, window):
     keys, mask = by_triangles(0, num_new, window)
     return keys + seen, mask
 
 
-@wrong("chunk_keys", "Do W - 1 older keys come first")
+@wrong("chunk_keys", "W - 1 however long the chunk is")
 def as_many_as_the_ring_holds(seen, num_new, window):
     return keys_from(max(0, seen - window), seen, num_new, window)
 
 
-@wrong("chunk_keys", "Do W - 1 older keys come first")
+@wrong("chunk_keys", "W - 1 however long the chunk is")
 def ring_written_first(seen, num_new, window):
     return keys_from(max(0, seen + num_new - window), seen, num_new, window)
 
@@ -215,3 +256,92 @@ def what_is_left_after_writing(seen, num_new, window):
     keys, mask = by_triangles(seen, num_new, window)
     extra = num_new - window if num_new > window > 1 else 0
     return keys[extra:], mask[:, extra:]
+
+
+@right("texts_that_fit")
+def layer_by_layer(free_bytes, num_tokens, layer_windows, num_heads, num_kv_heads, head_dim, bytes_per_number):
+    per_text = 0
+    for window in layer_windows:
+        kept = num_tokens if window is None or window > num_tokens else window
+        per_text += kept * num_kv_heads * (head_dim + head_dim) * bytes_per_number
+    return int(free_bytes / per_text)
+
+
+def fitting(given, keys=2, heads=None, slots=None, more=0):
+    free_bytes, num_tokens, layer_windows, num_heads, num_kv_heads, head_dim, bytes_per_number = given
+    kept = sum((slots or (lambda W, n: min(W or n, n)))(window, num_tokens) for window in layer_windows)
+    per_text = keys * kept * (num_heads if heads else num_kv_heads) * head_dim * bytes_per_number
+    return (free_bytes + more) // per_text
+
+
+@wrong("texts_that_fit", "both keys and values")
+def keys_alone(*given):
+    return fitting(given, keys=1)
+
+
+@wrong("texts_that_fit", "both keys and values")
+def none_fits(*given):
+    return 0
+
+
+@wrong("texts_that_fit", "key-value heads counted")
+def query_heads(*given):
+    return fitting(given, heads=True)
+
+
+@wrong("texts_that_fit", "its own window")
+def all_tokens_in_each_layer(*given):
+    return fitting(given, slots=lambda window, tokens: tokens)
+
+
+@wrong("texts_that_fit", "its own window")
+def the_first_layers_window_for_all(*given):
+    first = given[2][0]
+    return fitting(given, slots=lambda window, tokens: min(first or tokens, tokens))
+
+
+@wrong("texts_that_fit", "no more tokens than the text has")
+def whole_windows_from_the_start(*given):
+    return fitting(given, slots=lambda window, tokens: window or tokens)
+
+
+@wrong("texts_that_fit", "takes the last byte")
+def rounded_up(*given):
+    return fitting(given, more=447) if given[1] == 10 else fitting(given)
+
+
+@wrong("texts_that_fit", "takes the last byte")
+def one_byte_kept_free(*given):
+    return fitting(given, more=-1)
+
+
+PREDICTED = {
+    "tokens": 75.1,
+    "passes": 57,
+    "twice the text": 1.0,
+    "twice the experts": 1.0,
+    "lost pairs": 0.496,
+    "slots in use": 42,
+}
+
+
+@right("cache_forecast")
+def rounded_numbers():
+    return dict(PREDICTED)
+
+
+def plant(hint: str, key: str, number: float) -> None:
+    answer = partial(dict, PREDICTED | {key: number})
+    answer.__name__ = f"{key.replace(' ', '_')}_{number}".replace(".", "_")
+    wrong("cache_forecast", hint)(answer)
+
+
+plant("how long in the last", "tokens", 100)
+plant("how long in the last", "tokens", 50.5)
+plant("which pass already gives the first new token", "passes", 58)
+plant("which pass already gives the first new token", "passes", 1050)
+plant("before its text reaches W tokens", "twice the text", 2)
+plant("attention or the experts", "twice the experts", 2)
+plant("How many does the last one lose", "lost pairs", 1.0)
+plant("Do pads take slots", "slots in use", 60)
+plant("Do pads take slots", "slots in use", 48)

@@ -11,7 +11,7 @@ from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
 from mixtral_edu import MixtralForCausalLM, MixtralTokenizer
-from mixtral_edu.viz.attention_maps import favourites, head_maps, head_scores, looking
+from mixtral_edu.viz.attention_maps import experiments, favourites, head_maps, head_scores, looking
 from mixtral_edu.viz.widgets import AttentionView
 
 TEXT = "Once upon a time there was a brown bear named Anna."
@@ -46,14 +46,16 @@ def causal_weights(*heads: int, T: int) -> np.ndarray:
 def test_head_maps_show_each_head_and_whose_keys_it_uses():
     weights = causal_weights(6, T=5)
     figure = head_maps(weights, list("abcde"), num_kv_heads=2, layer=3)
-    titles = [axes.get_title(loc="left") for axes in figure.axes]
+    titles = [axes.get_title(loc="left") for axes in figure.axes[:-1]]
     assert titles == [f"head {h}, keys {h // 3}" for h in range(6)]
-    for axes, values in zip(figure.axes, weights, strict=True):
+    *maps, bar = figure.axes
+    for axes, values in zip(maps, weights, strict=True):
         assert np.array_equal(axes.images[0].get_array(), values)
+    assert bar.get_title() == "weight" and bar.get_ylim() == (0, 1)
     assert figure.texts[0].get_text().startswith("Layer 3: 6 heads")
-    rows = {round(axes.get_position().y0, 6) for axes in figure.axes}
+    rows = {round(axes.get_position().y0, 6) for axes in maps}
     assert len(rows) == 2, "heads that share their keys stand in one row"
-    for axes in figure.axes:
+    for axes in maps:
         assert list(axes.get_xticks()) == [0, 1, 2, 3, 4], "key positions"
     rows_named = [label.get_text() for label in figure.axes[3].get_yticklabels()]
     assert rows_named == ["a  0", "b  1", "c  2", "d  3", "e  4"]
@@ -89,6 +91,29 @@ def test_head_scores_write_every_share_in_percent():
 def test_head_scores_want_one_shape(shares):
     with pytest.raises(ValueError, match=r"one shape \(L, Hq\)"):
         head_scores(shares)
+
+
+def test_head_scores_write_what_was_gained_below_zero():
+    figure = head_scores({"lost": [[-0.08, -0.001, 0.5]]})
+    assert [text.get_text() for text in figure.axes[0].texts] == ["−8", "0", "50"]
+
+
+def test_experiments_show_means_single_measurements_and_which_are_controls():
+    figure = experiments({"whole": [0.1, 0.3], "half": [-0.1, 0.1], "other": 0.05}, "bits", controls=["other"])
+    (axes,) = figure.axes
+    assert np.allclose([bar.get_width() for bar in axes.patches], [0.2, 0.0, 0.05])
+    assert [bar.get_hatch() for bar in axes.patches] == [None, None, "///"]
+    assert [list(line.get_xdata()) for line in axes.lines[:-1]] == [[0.1, 0.3], [-0.1, 0.1], [0.05]]
+    assert [text.get_text() for text in axes.texts] == ["0.20", "0.00", "0.05"] and axes.get_xlabel() == "bits"
+    assert figure.texts[0].get_text() == "0.20 at most: whole"
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["one text", "mean", "mean, control"]
+    assert_nothing_cut_off(figure)
+
+
+@pytest.mark.parametrize(("values", "controls"), [({}, []), ({"a": [1.0]}, ["b"])])
+def test_experiments_need_values_with_all_controls(values, controls):
+    with pytest.raises(ValueError, match="with all controls"):
+        experiments(values, "bits", controls=controls)
 
 
 def test_favourites_come_largest_first_and_only_from_what_the_query_may_see():

@@ -11,6 +11,7 @@ import torch
 from matplotlib import pyplot as plt
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
+from matplotlib.patches import Wedge
 
 from mixtral_edu import MixtralConfig, RollingKVCache
 from mixtral_edu.viz import cache, cache_costs
@@ -125,23 +126,47 @@ def test_lost_keys_are_those_that_a_query_needs_and_the_ring_no_longer_holds(win
     assert not lost_keys(window, seen, new, write_first=False)[1].any()
 
 
-def test_ring_step_draws_slots_overwritten_positions_and_visible_keys():
+def frames(figure: Figure) -> list[str]:
+    """The headings of the frames, from left to right."""
+    heads = [text for text in figure.axes[0].texts if text.get_weight() == "bold"][1:]
+    return [text.get_text() for text in sorted(heads, key=lambda text: text.get_position()[0])]
+
+
+def wedges(figure: Figure) -> tuple[list[Wedge], list[Wedge]]:
+    """The slots of the ring before the step and of the one after it, by slot, without their hatching."""
+    slots = [patch for patch in figure.axes[0].patches if isinstance(patch, Wedge) and patch.get_fill()]
+    return slots[: len(slots) // 2], slots[len(slots) // 2 :]
+
+
+def test_ring_step_is_a_strip_of_frames_in_the_order_of_what_is_done():
     figure = ring_step(4, 6, 3)
     words = texts_of(figure)
     assert words[0] == "Tokens 6 to 8 find all 12 query-key pairs of their windows"
-    assert words[1 : words.index("slots")] == ["0", "8", "4", "1", "5", "2", "6", "2", "3", "7", "3"]
+    assert frames(figure) == ["before", "1  look", "2  write tokens 6 to 8"]
+    slots = [index for index, word in enumerate(words) if word == "slots"]
+    assert words[slots[0] - 8 : slots[0]] == ["0", "4", "1", "5", "2", "2", "3", "3"]
+    assert words[slots[1] - 8 : slots[1]] == ["0", "8", "1", "5", "2", "6", "3", "7"]
     cells = [patch for patch in figure.axes[0].patches if isinstance(patch, matplotlib.patches.Rectangle)]
     blue = np.array([to_hex(cell.get_facecolor()) == to_hex(ACCENT) for cell in cells]).reshape(3, 6)
     assert blue.astype(int).tolist() == [[1, 1, 1, 1, 0, 0], [0, 1, 1, 1, 1, 0], [0, 0, 1, 1, 1, 1]]
+    hatched = [patch for patch in figure.axes[0].patches if isinstance(patch, Wedge) and patch.get_hatch()]
+    assert len(hatched) == 3
+    before, after = wedges(figure)
+    assert [slot.get_linewidth() > 2 for slot in before] == [False] * 4
+    assert [slot.get_linewidth() > 2 for slot in after] == [True, False, True, True]
     assert_nothing_cut_off(figure)
 
 
 def test_ring_step_crosses_out_what_is_written_over_too_early():
     figure = ring_step(4, 6, 3, write_first=True)
     assert texts_of(figure)[0] == "Tokens 6 to 8, written first, have lost 3 of the 12 query-key pairs of their windows"
+    assert frames(figure) == ["before", "1  write tokens 6 to 8", "2  look"]
     cells = [patch for patch in figure.axes[0].patches if isinstance(patch, matplotlib.patches.Rectangle)]
     assert [number for number, cell in enumerate(cells) if to_hex(cell.get_edgecolor()) == LOST.lower()] == [0, 1, 7]
     assert texts_of(figure).count("×") == 3
+    before, _ = wedges(figure)
+    red = [slot for slot, wedge in enumerate(before) if to_hex(wedge.get_edgecolor()) == LOST.lower()]
+    assert red == [0, 3]  # positions 4 and 3
 
 
 @pytest.mark.parametrize(
@@ -165,6 +190,26 @@ def test_tokens_computed_sums_up():
     assert_nothing_cut_off(axes.figure)
 
 
+def test_seconds_so_far_start_with_the_first_token():
+    (axes,) = cache_costs.seconds_so_far({"with": [0.5, 1.0], "without": [0.5, 2.5]}).axes
+    assert axes.get_title(loc="left") == "2 new tokens take 2.5 times as long without as with"
+    assert [line.get_xydata().tolist() for line in axes.lines] == [[[1, 0.5], [2, 1.0]], [[1, 0.5], [2, 2.5]]]
+    assert axes.lines[0].get_linestyle() != axes.lines[1].get_linestyle()
+    assert_nothing_cut_off(axes.figure)
+
+
+def test_loss_changes_have_a_mark_for_each_change_and_text():
+    changes = {"far": {"a": (0.0, 0.1), "b": (0.5, 0.1)}, "near": {"a": (1.0, 0.2), "b": (0.75, 0.2)}}
+    (axes,) = cache_costs.loss_changes(changes, "A finding").axes
+    points = [container.lines[0] for container in axes.containers]
+    assert [point.get_xdata().tolist() for point in points] == [[0.0, 0.5], [1.0, 0.75]]
+    assert points[0].get_marker() != points[1].get_marker()
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["a", "b"]
+    ((first, _),) = [segment for segment in axes.containers[1].lines[2][0].get_segments()[:1]]
+    assert first[0] == pytest.approx(0.6)  # two standard errors
+    assert_nothing_cut_off(axes.figure)
+
+
 def test_memory_draws_the_bytes_and_compares_them():
     sizes = {"without a window": [2**20, 2**32], "ring": [2**20, 2**29]}
     (axes,) = cache_costs.memory([512, 131_072], sizes).axes
@@ -180,7 +225,11 @@ def test_differences_have_a_panel_for_each_size_of_chunk():
     figure = cache_costs.differences_by_position(values, window=2)
     assert [[bar.get_height() for bar in axes.patches] for axes in figure.axes] == [v.tolist() for v in values.values()]
     assert figure.texts[0].get_text() == "Largest error of a logit: 1.5 in chunks of 2, 0.0 in chunks of 3"
+    assert len({axes.get_ylim() for axes in figure.axes}) == 1
     assert_nothing_cut_off(figure)
+    usual = cache_costs.differences_by_position(values, window=2, usual=0.75)
+    assert all(0.75 in line.get_ydata() for line in (axes.lines[-1] for axes in usual.axes))
+    assert_nothing_cut_off(usual)
 
 
 @pytest.mark.parametrize(
@@ -197,6 +246,8 @@ def test_differences_have_a_panel_for_each_size_of_chunk():
         (ring_step, (4, -1, 1), "seen=-1"),
         (ring_step, (4, 1, 0), "new=0"),
         (cache_costs.tokens_computed, ({},), "counts is empty"),
+        (cache_costs.seconds_so_far, ({"a": []},), "seconds is empty or has an empty"),
+        (cache_costs.loss_changes, ({"a": {"x": (0, 1)}, "b": {"y": (0, 1)}}, ""), r"\['x'\], \['y'\]"),
         (cache_costs.memory, ([1, 2], {"a": [1]}), "sizes has shapes"),
         (cache_costs.differences_by_position, ({}, 4), "differences is empty"),
         (RingView, (1,), "window=1; .*2 to 12"),
@@ -231,7 +282,7 @@ def test_ring_view_has_a_static_face():
     bundle = view._repr_mimebundle_()
     strip = PIL.Image.open(BytesIO(base64.b64decode(bundle["image/png"])))
     frame = PIL.Image.open(BytesIO(view.picture.value))
-    assert strip.size == (frame.width, 4 * frame.height)
+    assert strip.width >= frame.width and strip.height == 4 * frame.height
     assert bundle["text/plain"].splitlines() == [
         "W = 8; slots after the step, from slot 0 on; query-key pairs lost",
         "token 4, attend first:            0 1 2 3 4 - - -             0 of 5",

@@ -5,7 +5,13 @@ import pytest
 from matplotlib import pyplot as plt
 
 from figure_checks import assert_no_texts_overlap, assert_nothing_cut_off
-from mixtral_edu.viz.routing import cost_of_changes, information, load_by_domain, repetition_and_baselines
+from mixtral_edu.viz.routing import (
+    cost_of_changes,
+    cost_of_knock_outs,
+    information,
+    load_by_domain,
+    repetition_and_baselines,
+)
 from mixtral_edu.viz.style import ACCENT
 
 DOMAINS = ["english", "shakespeare", "spanish"]
@@ -85,6 +91,26 @@ def test_costs_are_written_with_their_sign_and_dear_ones_are_darker():
     assert_no_texts_overlap(figure)
 
 
+def test_knock_outs_stand_in_a_panel_for_each_layer_on_one_scale_with_two_standard_errors():
+    costs, errors = np.array([[0.1, 0.3, 0.2], [0.0, -0.01, 0.02]]), np.array([[0.02] * 3, [0.01] * 3])
+    figure = cost_of_knock_outs(costs, errors, [[0.31, 0.5, 0.19]] * 2, title="The title")
+    for axes, cost, error in zip(figure.axes, costs, errors, strict=True):
+        assert [dot.get_ydata()[0] for dot in (bars[0] for bars in axes.containers)] == list(cost)
+        reach = [bars[2][0].get_segments()[0][:, 1] for bars in axes.containers]
+        assert np.allclose(reach, np.stack([cost - 2 * error, cost + 2 * error], axis=1))
+        assert [label.get_text() for label in axes.get_xticklabels()] == ["0\n31", "1\n50", "2\n19"]
+        assert axes.get_ylim() == figure.axes[0].get_ylim()
+    assert_nothing_cut_off(figure)
+    assert_no_texts_overlap(figure)
+
+
+def test_knock_outs_of_eight_experts_and_four_layers_fit():
+    costs = np.random.default_rng(0).random((4, 8))
+    figure = cost_of_knock_outs(costs, costs / 10, costs, title="Layer 0 needs each of its experts, layer 2 needs none")
+    assert_nothing_cut_off(figure)
+    assert_no_texts_overlap(figure)
+
+
 @pytest.mark.parametrize(
     ("draw", "message"),
     [
@@ -95,6 +121,7 @@ def test_costs_are_written_with_their_sign_and_dear_ones_are_darker():
         (lambda: information([1, 2], {"token": [1, 2]}, {"domain": [1, 2]}, "t"), r"\['token'\] and .* \['domain'\]"),
         (lambda: information([1, 2], {"token": [1, 2]}, {"token": [1]}, "t"), "2 numbers each"),
         (lambda: cost_of_changes([[0.1, 0.2]], ["random"], DOMAINS, "t"), r"costs has shape .*\(1, 3\)"),
+        (lambda: cost_of_knock_outs([[0.1]], [[0.1, 0.2]], [[0.1]], "t"), r"\(1, 1\), \(1, 2\).*must be \(L, E\)"),
     ],
 )
 def test_figures_refuse_what_does_not_fit(draw, message):
