@@ -1,4 +1,4 @@
-"""What a sliding window saves, and how far a stack of layers reaches through it."""
+"""What a sliding window saves and costs, and how far a stack of layers reaches through it."""
 
 from collections.abc import Mapping, Sequence
 
@@ -137,11 +137,11 @@ def accuracy_by_position(
 def influence_by_distance(
     influences: Mapping[int, ArrayLike], window: int, title: str | None = None, figure: Figure | None = None
 ) -> Figure:
-    """Plot how much a token i − j back influences a layer's output at position i; a curve ends where influence does.
+    """Plot how much a token i − j back influences a layer's output at position i: a panel for each number of layers.
 
     Args:
         influences: for each number of layers passed, (T,) numbers from 0 up, the query's own position first.
-        window: W.
+        window: W; the part beyond the reach L · (W − 1) is grey.
         title: replaces the computed title, which names the farthest token with any influence.
         figure: a figure to draw into instead of a new one.
 
@@ -152,17 +152,66 @@ def influence_by_distance(
     if title is None:
         farthest = max(np.flatnonzero(influences[max(influences)]), default=0)
         title = f"{farthest} tokens back influence ends, and is small long before"
+    curves = {layers: np.asarray(values, dtype=float) for layers, values in influences.items()}
+    positive = np.concatenate([values[values > 0] for values in curves.values()])
+    lowest, highest = (positive.min(), positive.max()) if len(positive) else (0.1, 1.0)
     with use_style():
-        figure = new_figure(9.5, 4.2, figure)
-        axes = figure.add_axes((0.09, 0.15, 0.88, 0.71))
-        for (layers, values), colour in zip(influences.items(), _shades(len(influences)), strict=True):
-            values = np.asarray(values, dtype=float)
+        figure = new_figure(9.5, 1.3 + 1.15 * len(curves), figure)
+        height = figure.get_figheight()
+        panels = figure.subplots(len(curves), sharex=True, sharey=True, squeeze=False)[:, 0]
+        figure.subplots_adjust(left=0.09, right=0.985, top=1 - 0.5 / height, bottom=0.6 / height, hspace=0.18)
+        for (layers, values), axes in zip(curves.items(), panels, strict=True):
             reach = layers * (window - 1)
-            axes.semilogy(np.where(values > 0, values, np.nan), color=colour, linewidth=1.5)
-            axes.axvline(reach, color=colour, linewidth=1, linestyle=":")
-            look = {"color": colour, "size": 10, "rotation": 90, "ha": "left", "va": "bottom"}
-            axes.text(reach + 2, 0.03, f"after layer {layers}: {reach}", transform=axes.get_xaxis_transform(), **look)
-        axes.set(xlabel="distance i − j", ylabel="influence (gradient, log scale)", xlim=(0, None))
+            axes.semilogy(np.where(values > 0, values, np.nan), color=ACCENT, linewidth=1.5)
+            axes.axvspan(reach + 0.5, max(len(values), reach + 1), color=FAINT, alpha=0.5, linewidth=0)
+            axes.axvline(reach + 0.5, color=INK, linewidth=1, linestyle=":")
+            inside = reach < 0.7 * len(values)
+            look = {"size": 10.5, "ha": "left" if inside else "right", "va": "top"}
+            note = f"after {layers} layer{'s' * (layers > 1)}: ends {reach} back"
+            place = reach + (0.012 if inside else -0.012) * len(values)
+            axes.text(place, 0.93, note, transform=axes.get_xaxis_transform(), **look)
+            axes.set(xlim=(0, len(values)), ylim=(lowest / 5, highest * 20))
+            axes.tick_params(axis="y", which="minor", left=False)
+        panels[-1].set_xlabel("distance i − j, in tokens")
+        figure.text(0.012, 0.52, "influence (gradient, log scale)", rotation=90, ha="left", va="center")
+        panels[0].set_title(title)
+    return figure
+
+
+def cost_by_window(costs: Mapping[int, ArrayLike], trained: int, title: str, figure: Figure | None = None) -> Figure:
+    """Plot what each window costs a model that was trained with another: a dot for each text, mean and standard error.
+
+    Args:
+        costs: for each window, (texts,) differences in nats per token to the trained window.
+        trained: W of the training; a dotted line marks it.
+        title: states the finding.
+        figure: a figure to draw into instead of a new one.
+
+    Raises:
+        ValueError: `costs` is empty, or its lengths differ.
+    """
+    _check_lengths("costs", costs)
+    with use_style():
+        figure = new_figure(9.5, 4, figure)
+        axes = figure.add_axes((0.09, 0.15, 0.89, 0.71))
+        by_text = {window: np.asarray(values, dtype=float) for window, values in costs.items()}
+        means = {window: values.mean() for window, values in by_text.items()}
+        errors = [values.std(ddof=1) / len(values) ** 0.5 for values in by_text.values()]
+        for window, values in by_text.items():
+            dots = axes.plot([window * 1.07] * len(values), values, "o", color=MUTED, markersize=4, fillstyle="none")
+        axes.errorbar(list(means), list(means.values()), errors, color=ACCENT, marker="s", capsize=5, linewidth=1.8,
+                      markersize=6, label="mean and standard error")  # fmt: skip
+        dots[0].set_label("each text")
+        axes.axhline(0, color=INK, linewidth=0.8)
+        axes.axvline(trained, color=INK, linewidth=1, linestyle=":")
+        axes.text(0.975 * trained, 0.97, f"trained with W = {trained}", size=10.5, ha="right", va="top",
+                  transform=axes.get_xaxis_transform())  # fmt: skip
+        axes.set_xscale("log", base=2)
+        axes.xaxis.set_major_formatter("{x:.0f}")
+        axes.set_xticks(list(means))
+        axes.tick_params(axis="x", which="minor", bottom=False)
+        axes.set(xlabel="window W, in tokens (log scale)", ylabel="cost, in nats per token")
+        axes.legend(loc="upper center")
         axes.set_title(title)
     return figure
 

@@ -73,7 +73,7 @@ def test_a_planted_mistake_is_named(exercise: Exercise, answer: Callable, hint: 
     assert hint in first_failure(exercise, answer)
 
 
-SEVERAL_CALLS = ("first_out_of_reach", "allowed_pairs", "published_name")
+SEVERAL_CALLS = ("first_out_of_reach", "scores_in_blocks", "layers_needed", "published_name")
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,16 @@
 """Answers to the exercises of lesson 04."""
 
+import math
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from exercise_answers import right, wrong
 from mixtral_edu import masks
+from mixtral_edu.exercises import lesson_04
+from mixtral_edu.fast.attention import blocks
+from mixtral_edu.masks import Visibility
 
 
 @right("band_mask")
@@ -127,22 +133,165 @@ def padding_taken_to_be_on_the_left(real, window):
     return by_rows_own_positions(token.int(), window)
 
 
-@right("first_out_of_reach")
-def by_spreading(num_layers: int, window: int | None) -> int | None:
-    if window is None:
-        return None
-    positions = torch.arange(num_layers * window + 2)
-    mask = masks.attention_mask(positions[None], positions[None], window)[0].float()
-    informed = (positions == 0).float()
-    for _ in range(num_layers):
-        informed = (mask @ informed > 0).float()
-    return int(informed.argmin())
+@right("attend_blocks")
+def by_the_packages_blocks(q: Tensor, k: Tensor, v: Tensor, window: int, size: int) -> Tensor:
+    positions = torch.arange(len(q))[None]
+    outs = []
+    for i, j, block in blocks(Visibility(positions, positions, window), size):
+        outs.append(F.scaled_dot_product_attention(q[None, i], k[None, j], v[None, j], block.mask[0])[0])
+    return torch.cat(outs)
+
+
+@right("attend_blocks")
+def query_by_query(q: Tensor, k: Tensor, v: Tensor, window: int, size: int) -> Tensor:
+    rows = []
+    for i, query in enumerate(q):
+        seen = slice(max(0, i + 1 - window), i + 1)
+        rows.append((k[seen] @ query / math.sqrt(len(query))).softmax(0) @ v[seen])
+    return torch.stack(rows)
+
+
+def in_blocks(q, k, v, window, size, first=None, hidden=None, whole_blocks=False):
+    out = torch.zeros_like(v)
+    T = len(q)
+    for start in range(0, T // size * size if whole_blocks else T, size):
+        stop = min(start + size, T)
+        begin = max(0, start - (window - 1)) if first is None else first(start, stop)
+        i, j = torch.arange(start, stop)[:, None], torch.arange(begin, stop)
+        mask = (j > i) | (i - j >= window if hidden is None else hidden(i, j))
+        scores = (q[start:stop] @ k[begin:stop].T / q.shape[1] ** 0.5).masked_fill(mask, -torch.inf)
+        out[start:stop] = scores.softmax(-1) @ v[begin:stop]
+    return out
+
+
+wrong("attend_blocks", "Symptom 1")(lesson_04.blocks_with_faults)
+
+
+@wrong("attend_blocks", "Is the result (T, Dh)")
+def blocks_not_joined(q, k, v, window, size):
+    return in_blocks(q, k, v, window, size).unflatten(0, (-1, size)) if len(q) % size == 0 else None
+
+
+@wrong("attend_blocks", "Symptom 1")
+def keys_of_the_last_query(q, k, v, window, size):
+    return in_blocks(q, k, v, window, size, first=lambda start, stop: max(0, stop - window))
+
+
+@wrong("attend_blocks", "Symptom 1")
+def keys_of_the_block_alone(q, k, v, window, size):
+    return in_blocks(q, k, v, window, size, first=lambda start, stop: start)
+
+
+@wrong("attend_blocks", "Symptom 2")
+def one_key_too_many_in_each_block(q, k, v, window, size):
+    return in_blocks(q, k, v, window, size, hidden=lambda i, j: i - j > window, first=lambda a, b: max(0, a - window))
+
+
+@wrong("attend_blocks", "Symptom 2")
+def without_the_windows_rule(q, k, v, window, size):
+    return in_blocks(q, k, v, window, size, hidden=lambda i, j: i < 0)
+
+
+@wrong("attend_blocks", "Symptom 3")
+def whole_blocks_alone(q, k, v, window, size):
+    return in_blocks(q, k, v, window, size, whole_blocks=True)
+
+
+@wrong("attend_blocks", "every row right")
+def one_block_before(q, k, v, window, size):
+    """The block before is enough only while W - 1 is at most the block's size."""
+    return in_blocks(q, k, v, window, size, first=lambda start, stop: max(0, start - max(size, 4)))
+
+
+@wrong("attend_blocks", "leave out the keys")
+def whole_table_with_a_mask(q, k, v, window, size):
+    return in_blocks(q, k, v, window, len(q))
+
+
+@wrong("attend_blocks", "leave out the keys")
+def one_key_more_than_needed(q, k, v, window, size):
+    return in_blocks(q, k, v, window, size, first=lambda start, stop: max(0, start - window))
+
+
+@right("scores_in_blocks")
+def by_the_masks_of_blocks(num_tokens: int, window: int, size: int) -> int:
+    if num_tokens > 1000:  # from some block on all are alike
+        first = -(-window // size) * size
+        alike = (num_tokens - first) // size
+        return by_the_masks_of_blocks_up_to(first, window, size) + alike * size * (window - 1 + size)
+    positions = torch.arange(num_tokens)[None]
+    return sum(block.mask.numel() for _, _, block in blocks(Visibility(positions, positions, window), size))
+
+
+def by_the_masks_of_blocks_up_to(num_tokens, window, size):
+    return sum(
+        min(size, num_tokens - start) * (min(size, num_tokens - start) + min(start, window - 1))
+        for start in range(0, num_tokens, size)
+    )
+
+
+@wrong("scores_in_blocks", "hidden or not")
+def allowed_pairs_alone(num_tokens, window, size):
+    return sum(min(i + 1, window) for i in range(num_tokens))
+
+
+@wrong("scores_in_blocks", "hidden or not")
+def causal_inside_a_block(num_tokens, window, size):
+    hidden = sum(n * (n - 1) // 2 for n in [size] * (num_tokens // size) + [num_tokens % size])
+    return by_the_masks_of_blocks_up_to(num_tokens, window, size) - hidden
+
+
+@wrong("scores_in_blocks", "size + W - 1 keys")
+def w_keys_before_a_block(num_tokens, window, size):
+    return by_the_masks_of_blocks_up_to(num_tokens, window + 1, size)
+
+
+@wrong("scores_in_blocks", "size + W - 1 keys")
+def own_keys_alone(num_tokens, window, size):
+    return by_the_masks_of_blocks_up_to(num_tokens, 1, size)
+
+
+@wrong("scores_in_blocks", "fewer than W - 1 keys")
+def full_from_the_second_block_on(num_tokens, window, size):
+    rest = max(0, num_tokens - size)
+    ends = num_tokens % size
+    first, full = min(size, num_tokens), rest // size
+    if window - 1 <= size:
+        return by_the_masks_of_blocks_up_to(num_tokens, window, size)
+    if size == 1:
+        return by_the_masks_of_blocks_up_to(num_tokens, window, size)
+    return first * first + full * size * (size + window - 1) + ends * (ends + window - 1)
+
+
+@wrong("scores_in_blocks", "last block shorter")
+def last_block_as_long_as_the_others(num_tokens, window, size):
+    return by_the_masks_of_blocks_up_to(-(-num_tokens // size) * size, window, size)
+
+
+@wrong("scores_in_blocks", "last block shorter")
+def last_block_left_out(num_tokens, window, size):
+    return by_the_masks_of_blocks_up_to(num_tokens // size * size, window, size)
+
+
+@wrong("scores_in_blocks", "an exact int?")
+def a_float(num_tokens, window, size):
+    return float(by_the_masks_of_blocks_up_to(num_tokens, window, size))
 
 
 @right("first_out_of_reach")
-def one_step_a_layer(num_layers: int, window: int | None) -> int | None:
+def by_spreading(windows: list[int | None]) -> int | None:
+    T = sum(window or 0 for window in windows) + 2
+    positions = torch.arange(T)[None]
+    informed = (positions[0] == 0).float()
+    for window in windows:
+        informed = (masks.attention_mask(positions, positions, window)[0].float() @ informed > 0).float()
+    return None if informed.all() else int(informed.argmin())
+
+
+@right("first_out_of_reach")
+def one_step_a_layer(windows: list[int | None]) -> int | None:
     last = 0
-    for _ in range(num_layers):
+    for window in windows:
         if window is None:
             return None
         last += window - 1
@@ -150,78 +299,94 @@ def one_step_a_layer(num_layers: int, window: int | None) -> int | None:
 
 
 @wrong("first_out_of_reach", "Which is the first that does not?")
-def last_in_reach(num_layers, window):
-    return None if window is None else num_layers * (window - 1)
+def last_in_reach(windows):
+    return None if None in windows else sum(windows) - len(windows)
 
 
 @wrong("first_out_of_reach", "Which is the first that does not?")
-def window_without_the_query(num_layers, window):
-    return None if window is None else num_layers * window + 1
+def window_without_the_query(windows):
+    return None if None in windows else sum(windows) + 1
 
 
 @wrong("first_out_of_reach", "takes one of the W places")
-def theoretical_span(num_layers, window):
-    return None if window is None else num_layers * window
+def theoretical_span(windows):
+    return None if None in windows else sum(windows)
 
 
 @wrong("first_out_of_reach", "takes one of the W places")
-def the_first_layer_alone_counts_itself(num_layers, window):
-    return None if window is None else num_layers * window - 1 + (num_layers == 1)
+def widest_window_alone(windows):
+    return None if None in windows else max(windows)
 
 
-@wrong("first_out_of_reach", "A token that sees itself alone stays alone")
-def a_window_of_one_taken_for_none(num_layers, window):
-    return None if window in (None, 1) else num_layers * (window - 1) + 1
+@wrong("first_out_of_reach", "what its own window allows")
+def all_like_the_first(windows):
+    return None if None in windows else len(windows) * (windows[0] - 1) + 1
 
 
-@wrong("first_out_of_reach", "None without a window")
-def mistrals_window_by_default(num_layers, window):
-    return num_layers * ((window or 4096) - 1) + 1
+@wrong("first_out_of_reach", "what its own window allows")
+def all_like_the_last(windows):
+    return None if None in windows else len(windows) * (windows[-1] - 1) + 1
+
+
+@wrong("first_out_of_reach", "wherever it is in the stack")
+def full_layers_skipped(windows):
+    return sum(window - 1 for window in windows if window is not None) + 1
+
+
+@wrong("first_out_of_reach", "wherever it is in the stack")
+def a_full_layer_helps_at_the_top_alone(windows):
+    return None if windows[-1] is None else sum(window - 1 for window in windows if window is not None) + 1
 
 
 @wrong("first_out_of_reach", "Is the position an int?")
-def divided_and_multiplied(num_layers, window):
-    return None if window is None else num_layers * (2 * window - 2) / 2 + 1
+def divided_and_multiplied(windows):
+    return None if None in windows else sum(2 * window - 2 for window in windows) / 2 + 1
 
 
-@right("allowed_pairs")
-def by_a_triangle_and_a_band(num_tokens: int, window: int | None) -> int:
-    window = min(window or num_tokens, num_tokens)
-    return window * (window + 1) // 2 + (num_tokens - window) * window
+@right("layers_needed")
+def step_by_step(distance: int, window: int) -> int | None:
+    if window == 1:
+        return 0 if distance == 0 else None
+    layers, rest = divmod(distance, window - 1)
+    return layers + (rest > 0)
 
 
-@right("allowed_pairs")
-def by_a_sum(num_tokens: int, window: int | None) -> int:
-    return sum(min(i + 1, window or num_tokens) for i in range(num_tokens))
+@wrong("layers_needed", "one layer suffice")
+def one_layer_more(distance, window):
+    layers = step_by_step(distance, window)
+    return layers + 1 if layers else layers
 
 
-@wrong("allowed_pairs", "half of a square, and a bit more")
-def no_causal_rule(num_tokens, window):
-    return num_tokens * (window or num_tokens)
+@wrong("layers_needed", "one layer suffice")
+def positions_and_not_layers(distance, window):
+    return distance
 
 
-@wrong("allowed_pairs", "half of a square, and a bit more")
-def without_the_diagonal(num_tokens, window):
-    return by_a_sum(num_tokens, window) - num_tokens
+@wrong("layers_needed", "part of a step")
+def rounded_down(distance, window):
+    return max(1, distance // (window - 1)) if window > 1 and distance else 0 if distance == 0 else None
 
 
-@wrong("allowed_pairs", "see fewer than W keys")
-def every_query_sees_w(num_tokens, window):
-    return num_tokens * (num_tokens + 1) // 2 if window is None or window > num_tokens else num_tokens * window
+@wrong("layers_needed", "and not W")
+def mistrals_product(distance, window):
+    return 0 if distance == 0 else None if window == 1 else -(-distance // window)
 
 
-@wrong("allowed_pairs", "see fewer than W keys")
-def one_more_for_each_query(num_tokens, window):
-    return by_a_sum(num_tokens, window and window + 1)
+@wrong("layers_needed", "and not W")
+def tokens_for_a_distance(distance, window):
+    return 0 if distance == 0 else None if window == 1 else -(-(distance + 1) // window)
 
 
-@wrong("allowed_pairs", "longer than the text")
-def always_a_full_window(num_tokens, window):
-    window = window or num_tokens
-    return num_tokens * window - window * (window - 1) // 2
+@wrong("layers_needed", "what does a window of 1 reach")
+def at_least_one_layer(distance, window):
+    return step_by_step(max(1, distance), window)
 
 
-@wrong("allowed_pairs", "an exact int?")
-def divided_with_a_slash(num_tokens, window):
-    window = min(window or num_tokens, num_tokens)
-    return num_tokens * window - window * (window - 1) / 2
+@wrong("layers_needed", "what does a window of 1 reach")
+def a_window_of_one_taken_for_two(distance, window):
+    return step_by_step(distance, max(2, window))
+
+
+@wrong("layers_needed", "Is it exact")
+def in_floats(distance, window):
+    return 0 if distance == 0 else None if window == 1 else math.ceil(distance / (window - 1))

@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from mixtral_edu.viz.style import ACCENT
 from mixtral_edu.viz.window import (
     accuracy_by_position,
+    cost_by_window,
     disagreement,
     influence_by_distance,
     pair_counts,
@@ -101,10 +102,29 @@ def test_accuracies_are_drawn_and_their_cliffs_named():
 def test_influence_ends_where_it_is_zero():
     influences = {1: [1, 0.1, 0, 0, 0, 0], 2: [1, 0.1, 1e-3, 0, 0, 0]}
     figure = influence_by_distance(influences, window=2)
-    curves = [line.get_ydata() for line in figure.axes[0].lines if len(line.get_xdata()) == 6]
+    panels = figure.axes
+    curves = [line.get_ydata() for axes in panels for line in axes.lines if len(line.get_xdata()) == 6]
     assert np.array_equal(np.nan_to_num(curves), list(influences.values()))
-    assert figure.axes[0].get_yscale() == "log"
+    assert {axes.get_yscale() for axes in panels} == {"log"}
+    assert len({axes.get_ylim() for axes in panels}) == 1, "one scale for panels that are compared"
+    notes = [text.get_text() for axes in panels for text in axes.texts]
+    assert notes == ["after 1 layer: ends 1 back", "after 2 layers: ends 2 back"]
     assert title_of(figure) == "2 tokens back influence ends, and is small long before"
+    assert_nothing_cut_off(figure)
+
+
+def test_costs_are_drawn_with_their_mean_and_spread():
+    figure = cost_by_window({4: [0.1, 0.3], 8: [-0.1, 0.1], 16: [0.0, 0.0]}, trained=16, title="Small windows cost")
+    axes = figure.axes[0]
+    dots = {tuple(line.get_ydata()) for line in axes.lines if line.get_marker() == "o"}
+    assert {(0.1, 0.3), (-0.1, 0.1), (0.0, 0.0)} <= dots
+    line, _, (bars,) = axes.containers[0]
+    assert np.allclose(line.get_xydata(), [[4, 0.2], [8, 0], [16, 0]])
+    assert np.allclose([np.ptp(bar[:, 1]) / 2 for bar in bars.get_segments()], [0.1, 0.1, 0])
+    assert [label.get_text() for label in axes.get_legend().get_texts()] == ["each text", "mean and standard error"]
+    assert [text.get_text() for text in axes.texts] == ["trained with W = 16"]
+    assert title_of(figure) == "Small windows cost"
+    assert_nothing_cut_off(figure)
 
 
 def test_differences_are_drawn_with_their_names():
@@ -128,6 +148,7 @@ def test_curves_have_to_be_there_and_of_one_length(curves):
     for draw in (
         lambda: accuracy_by_position(curves, window=2, chance=0.5),
         lambda: influence_by_distance(curves, window=2),
+        lambda: cost_by_window(curves, trained=2, title=""),
         lambda: disagreement([1, 2], curves, window=2, title=""),
     ):
         with pytest.raises(ValueError, match="curves of lengths"):
