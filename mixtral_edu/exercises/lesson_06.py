@@ -1,4 +1,4 @@
-"""Exercises of lesson 06: the router, one expert, dispatch to experts, and the load-balancing loss."""
+"""Exercises of lesson 06: router, expert, dispatch, a router's gradient, fair opponents, balance, what a step reads."""
 
 import math
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ def route_tokens(logits: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
 
     Args:
         logits: (N, E), each token's scores for the experts, in any dtype.
-        top_k: K, the number of experts a token.
+        top_k: K, the number of experts per token.
 
     Returns:
         weights (N, K) in float32, and experts (N, K); the best expert of a token first.
@@ -111,7 +111,7 @@ def gated_expert(x: Tensor, w1: Tensor, w2: Tensor, w3: Tensor) -> Tensor:
     silu(g) = g / (1 + e^-g). The matrices have the shape (out, in), as layers store them.
 
     Args:
-        x: (N, D), one token a row.
+        x: (N, D), one token per row.
         w1: (F, D), the gate.
         w2: (D, F), down.
         w3: (F, D), up.
@@ -159,7 +159,7 @@ def dispatch_tokens(
     without a token is not called. The gradient has to flow through the weights and experts.
 
     Args:
-        x: (N, D), one token a row.
+        x: (N, D), one token per row.
         weights: (N, K), in float32.
         chosen: (N, K), the K different experts of each token, 0 to E - 1.
         experts: E functions from (n, D) to (n, D), for any n above 0.
@@ -271,6 +271,119 @@ def gradient_through_dispatch(answer):
     return gradient(found, x, weights), [torch.tensor(for_x), torch.tensor(for_weights)]
 
 
+def without_the_mean(weights, outputs, upstream):
+    return weights * (outputs * upstream[:, None]).sum(dim=-1)
+
+
+@exercise("A router that learns from nothing", faulty=without_the_mean)
+def router_gradient(weights: Tensor, outputs: Tensor, upstream: Tensor) -> Tensor:
+    """Return the gradient of the loss for each token's K chosen scores.
+
+    The layer's output is y = Σ_k weights[k] · outputs[k], with weights = softmax(scores) over
+    the chosen scores. A colleague's code below runs, and its shapes are right. Two symptoms:
+    1. With K = 1, where the weight is 1 whatever the score is, the router still moves.
+    2. With K = 2 and two experts that answer alike, so that the choice does not matter, the
+       scores still get gradients, and all of them of one sign.
+
+    Args:
+        weights: (N, K), each token's weights, of sum 1.
+        outputs: (N, K, D), what each token's experts answered.
+        upstream: (N, D), the gradient of the loss for y.
+
+    Returns:
+        (N, K), the gradient for the scores.
+    """
+    y = (weights[..., None] * outputs).sum(dim=1, keepdim=True)  # (N, 1, D)
+    return weights * ((outputs - y) * upstream[:, None]).sum(dim=-1)
+
+
+def gradient_by_differences(weights: Tensor, outputs: Tensor, upstream: Tensor) -> np.ndarray:
+    """By central differences in float64: move each score a little, and see what that does to upstream · y."""
+    w, o, u = (each.double().numpy() for each in (weights, outputs, upstream))
+    result, step = np.zeros(w.shape), 1e-5
+    for token_idx, choice_idx in np.ndindex(*w.shape):
+        for sign in (1, -1):
+            powers = w[token_idx].copy()
+            powers[choice_idx] *= np.exp(sign * step)
+            y = (powers / powers.sum()) @ o[token_idx]
+            result[token_idx, choice_idx] += sign * (y @ u[token_idx]) / (2 * step)
+    return result
+
+
+@router_gradient.check("Symptom 1: with K = 1, is the only expert's output compared with y, which it equals?")
+def nothing_with_one_expert(answer):
+    return answer(torch.ones(3, 1), torch.randn(3, 1, 4), torch.randn(3, 4)), torch.zeros(3, 1)
+
+
+@router_gradient.check("Symptom 2: is it what an expert's output has beyond the mixture's y that counts?")
+def experts_that_agree(answer):
+    alike = torch.tensor([[[2.0, 4.0], [2.0, 4.0]]])  # 0.25 · 2 and 0.75 · 2 add up without rounding
+    return answer(torch.tensor([[0.25, 0.75]]), alike, torch.ones(1, 2)), torch.zeros(1, 2)
+
+
+@router_gradient.check(
+    "Is y the mean of the outputs by their weights, and each difference multiplied by its own weight?"
+)
+def weighted_by_hand(answer):
+    outputs = torch.tensor([[[8.0], [4.0]]])  # y = 5, and 0.25 · (8 - 5) = 0.75 · (5 - 4)
+    return answer(torch.tensor([[0.25, 0.75]]), outputs, torch.ones(1, 1)), torch.tensor([[0.75, -0.75]])
+
+
+@router_gradient.check("Does each token have a y and an upstream gradient of its own, summed over D, for any K?")
+def several_tokens(answer):
+    weights, outputs, upstream = torch.randn(5, 3).softmax(-1), torch.randn(5, 3, 4), torch.randn(5, 4)
+    return answer(weights, outputs, upstream), gradient_by_differences(weights, outputs, upstream)
+
+
+@exercise("Fair opponents for a mixture")
+def dense_widths(size: int, width: int, experts: int, top_k: int) -> tuple[int, int]:
+    """Return how wide two dense gated networks must be to be fair opponents of a mixture.
+
+    Both have the form of one expert, without a router. Neither may have less than the
+    mixture, so a part of a column counts as a whole one.
+
+    Args:
+        size: D.
+        width: F, the width of one expert.
+        experts: E.
+        top_k: K.
+
+    Returns:
+        The least width with as many multiplications per token as the mixture, its router
+        included; and the least width with as many parameters.
+    """
+    column = 3 * size  # parameters of one unit of width, each used once per token
+    router = experts * size
+    work = column * width * top_k + router
+    parameters = column * width * experts + router
+    return -(-work // column), -(-parameters // column)  # rounded up
+
+
+def widths_by_trying(size: int, width: int, experts: int, top_k: int) -> tuple[int, int]:
+    """Count up until a dense network has enough. All E scores are computed for each token."""
+    found = []
+    for working in (top_k, experts):
+        wanted = sum([size * width] * 3 * working) + size * experts
+        found.append(next(w for w in range(wanted) if 3 * size * w >= wanted))
+    return found[0], found[1]
+
+
+@dense_widths.check("Is the first for K experts' work, and the second for the parameters of all E?")
+def work_then_size(answer):
+    return [w // 100 for w in answer(4, 10_000, 8, 2)], [200, 800]  # the router is next to nothing here
+
+
+@dense_widths.check("Does the router count too? It scores every expert for every token.")
+def router_counts(answer):
+    return answer(5, 2, 6, 2), (6, 14)
+
+
+@dense_widths.check("Is a part of a column rounded up? Rounded down, the dense network has less than the mixture.")
+def rounded_up(answer):
+    sizes = [(16, 16, 8, 2), (7, 3, 4, 1), (2, 5, 3, 3)]
+    return [answer(*each) for each in sizes], [widths_by_trying(*each) for each in sizes]
+
+
 @exercise("The load-balancing loss, pads left out")
 def balancing_loss(logits: Tensor, top_k: int, mask: Tensor) -> Tensor:
     """Compute E · Σ_e f_e · P_e over the real tokens of one layer.
@@ -280,7 +393,7 @@ def balancing_loss(logits: Tensor, top_k: int, mask: Tensor) -> Tensor:
 
     Args:
         logits: (N, E), each token's scores for the experts.
-        top_k: K, the number of experts a token.
+        top_k: K, the number of experts per token.
         mask: (N,), numbers (not booleans), 1 for a real token and 0 for a pad; at least one
             is real.
 
@@ -351,3 +464,49 @@ def gradient_through_p(answer):
     expected = np.zeros(logits.shape)
     expected[mask.numpy() == 1] = 4 / len(p) * p * (f - p @ f[:, None])
     return found, expected
+
+
+@exercise("What a step reads")
+def parameters_read(chosen: Tensor, one_expert: int, rest: int) -> tuple[int, float]:
+    """Count the parameters that a step reads which adds a token to each of B texts.
+
+    An expert that several texts choose in the same layer is read once. Experts of different
+    layers are different experts, whatever their numbers.
+
+    Args:
+        chosen: (L, B, K), the experts that each text's token chose in each layer.
+        one_expert: parameters of one expert.
+        rest: parameters outside the experts, all of which are read.
+
+    Returns:
+        The parameters read; and how many texts share an expert on average: all choices
+        divided by the experts read.
+    """
+    touched = sum(len(layer.unique()) for layer in chosen)
+    return touched * one_expert + rest, chosen.numel() / touched
+
+
+def read_by_sets(chosen: Tensor, one_expert: int, rest: int) -> tuple[int, float]:
+    read = {(layer, e) for layer, texts in enumerate(chosen.tolist()) for text in texts for e in text}
+    return len(read) * one_expert + rest, sum(len(text) for texts in chosen.tolist() for text in texts) / len(read)
+
+
+@parameters_read.check("Is an expert that two texts choose read once, and the rest added once?")
+def shared_expert(answer):
+    return answer(torch.tensor([[[0, 3], [3, 5], [0, 3]]]), 100, 7)[0], 307
+
+
+@parameters_read.check("Are expert 1 of layer 0 and expert 1 of layer 1 two experts?")
+def layers_apart(answer):
+    return answer(torch.tensor([[[1, 2]], [[1, 2]], [[2, 4]]]), 100, 7)[0], 607
+
+
+@parameters_read.check("Is the second all choices, over all layers, divided by the experts read?")
+def texts_per_expert(answer):
+    return answer(torch.tensor([[[0, 3], [3, 5], [0, 3]], [[1, 2], [1, 2], [1, 2]]]), 100, 7)[1], 12 / 5
+
+
+@parameters_read.check("Does it hold for any L, B, K and numbers of experts?")
+def any_sizes(answer):
+    chosen = torch.rand(3, 5, 11).topk(4).indices
+    return answer(chosen, 176_160_768, 1_605_636_096), read_by_sets(chosen, 176_160_768, 1_605_636_096)

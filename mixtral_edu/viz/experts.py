@@ -1,17 +1,17 @@
-"""Many tokens and their experts: dispatch order, load, load during training, and how many experts a step reads."""
+"""Many tokens and their experts: dispatch, load, load and error in training, and how many experts a step reads."""
 
 from collections.abc import Mapping, Sequence
 
 import matplotlib as mpl
 import numpy as np
-from matplotlib.colors import TwoSlopeNorm, to_hex
+from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from numpy.typing import ArrayLike
 
 from mixtral_edu.checkpoints.config import MixtralConfig
-from mixtral_edu.viz.style import ACCENT, INK, MUTED, as_label, expert_colour, new_figure, text_colour, use_style
+from mixtral_edu.viz.style import ACCENT, FAINT, INK, MUTED, as_label, expert_colour, new_figure, text_colour, use_style
 
 MOST_CHOICES = 48  # the most choices that dispatch_order can number legibly
 MARKERS = ("o", "s", "^", "D")
@@ -79,12 +79,78 @@ def dispatch_order(
     return figure
 
 
+def dispatch_strip(
+    experts: ArrayLike, num_experts: int = 8, title: str | None = None, figure: Figure | None = None
+) -> Figure:
+    """Draw sorted dispatch as a strip of frames, one per expert: the rows it is given, and the sums it adds to.
+
+    Each frame shows the N tokens above, the expert, and below it the N sums. A sum has a slot for each of the token's K
+    experts, in the order of the experts, which is filled from the frame on in which that expert has run.
+
+    Args:
+        experts: (N, K) chosen experts of at most 8 tokens.
+        num_experts: E, at most 8.
+        title: replaces the computed title, which counts the calls.
+        figure: a figure to draw into instead of a new one.
+
+    Raises:
+        ValueError: there are no tokens or too many, too many experts, or an expert is not in 0..E-1.
+    """
+    experts = np.asarray(experts)
+    if experts.ndim != 2 or not 0 < len(experts) <= 8 or not 0 < num_experts <= 8:
+        raise ValueError(
+            f"experts has shape {experts.shape} and num_experts={num_experts}; there must be (N, K) choices of 1 to 8 "
+            "tokens, and 1 to 8 experts"
+        )
+    if experts.min() < 0 or experts.max() >= num_experts:
+        raise ValueError(f"experts ranges over {experts.min()}..{experts.max()}; all must be in 0..{num_experts - 1}")
+    num_tokens, top_k = experts.shape
+    slots = np.sort(experts, axis=1)  # the experts run in the order of their numbers
+    if title is None:
+        calls = len(np.unique(experts))
+        title = f"{calls} calls fill the {experts.size} slots of {num_tokens} tokens"
+    with use_style():
+        figure = new_figure(10.5, 3.5, figure)
+        panels = figure.subplots(1, num_experts, squeeze=False)[0]
+        figure.subplots_adjust(left=0.085, right=0.995, top=0.78, bottom=0.03, wspace=0.12)
+        middle = (num_tokens - 1) / 2
+        for expert, axes in enumerate(panels):
+            colour = expert_colour(expert)
+            axes.add_patch(Rectangle((middle - 1.1, 1.45), 2.2, 0.7, facecolor=colour, edgecolor=INK, linewidth=0.6))
+            axes.text(middle, 1.8, f"expert {expert}", ha="center", va="center", size=10, color=text_colour(colour))
+            for token in range(num_tokens):
+                given = expert in experts[token]
+                face = colour if given else "white"
+                axes.add_patch(Rectangle((token - 0.4, 3), 0.8, 0.6, facecolor=face, edgecolor=MUTED, linewidth=0.8))
+                axes.text(token, 3.3, str(token), ha="center", va="center", size=10, color=text_colour(face))
+                if given:
+                    for start, end in ((3, 2.15), (1.45, 0.6)):
+                        toward = middle + 0.28 * (token - middle)
+                        x = (token, toward) if start == 3 else (toward, token)
+                        arrow = {"arrowstyle": "->", "color": INK, "linewidth": 1}
+                        axes.annotate("", (x[1], end), (x[0], start), arrowprops=arrow)
+                for slot, owner in enumerate(slots[token]):
+                    face = expert_colour(owner) if owner <= expert else "white"
+                    corner = (token - 0.4 + 0.8 * slot / top_k, 0)
+                    axes.add_patch(Rectangle(corner, 0.8 / top_k, 0.6, facecolor=face, edgecolor=MUTED, linewidth=0.8))
+                    if owner <= expert:
+                        x = corner[0] + 0.4 / top_k
+                        axes.text(x, 0.3, str(owner), ha="center", va="center", size=9, color=text_colour(face))
+            axes.set(xlim=(-0.6, num_tokens - 0.4), ylim=(-0.05, 3.7), xticks=(), yticks=())
+            axes.spines[:].set_visible(False)
+            axes.set_title(f"call {expert + 1}" if expert in experts else "no call", size=11, weight="normal", pad=4)
+        for y, name in ((3.3, "tokens"), (0.3, "sums")):
+            panels[0].text(-0.75, y, name, ha="right", va="center", size=10, color=MUTED)
+        figure.text(0.012, 0.915, title, size=13, weight="bold")
+    return figure
+
+
 def load_table(
     loads: ArrayLike, rows: Sequence[str], even: float, title: str | None = None, figure: Figure | None = None
 ) -> Figure:
     """Draw a table of loads, one row per layer or text; each cell is the share of tokens that the expert gets.
 
-    White is an even load, blue more, red less.
+    The darker a cell, the larger its load.
 
     Args:
         loads: (R, E), each from 0 to 1.
@@ -103,14 +169,14 @@ def load_table(
     if title is None:
         row, expert = max(((r, e) for r in named for e in range(loads.shape[1])), key=lambda place: loads[place])
         title = f"{rows[row]}: expert {expert} sees {loads[row, expert]:.0%} of the tokens (even: {even:.0%})"
-    colours, norm = mpl.colormaps["RdBu"], TwoSlopeNorm(even, -0.6 * even, 1.2)  # no load reaches the dark ends
+    colours = mpl.colormaps["Blues"]
     with use_style():
         figure = new_figure(8.5, 1.25 + 0.3 * len(rows), figure)
         bottom, height = 0.6 / figure.get_figheight(), 0.3 * len(rows) / figure.get_figheight()
         axes = figure.add_axes((0.24, bottom, 0.74, height))
         for row in named:
             for expert, load in enumerate(loads[row]):
-                colour = to_hex(colours(norm(load)))
+                colour = to_hex(colours(0.85 * load))
                 axes.add_patch(Rectangle((expert - 0.5, row - 0.5), 1, 1, facecolor=colour, edgecolor="white"))
                 axes.text(expert, row, f"{load:.0%}", ha="center", va="center", size=10, color=text_colour(colour))
         axes.set(xlim=(-0.5, loads.shape[1] - 0.5), ylim=(len(rows) - 0.5, -0.5), xlabel="expert")
@@ -122,7 +188,12 @@ def load_table(
 
 
 def load_over_steps(
-    loads: Mapping[str, ArrayLike], even: float, title: str, numbers: bool = False, figure: Figure | None = None
+    loads: Mapping[str, ArrayLike],
+    even: float,
+    title: str,
+    numbers: bool = False,
+    every: int = 1,
+    figure: Figure | None = None,
 ) -> Figure:
     """Plot the experts' loads while a router learns: one panel per run, one line per expert.
 
@@ -131,6 +202,7 @@ def load_over_steps(
         even: K/E, the dashed line.
         title: states the finding.
         numbers: write the number of each expert at the end of its line.
+        every: how many steps lie between two rows of `loads`.
         figure: a figure to draw into instead of a new one.
 
     Raises:
@@ -146,14 +218,15 @@ def load_over_steps(
         panels = figure.subplots(1, len(runs), sharey=True, squeeze=False)[0]
         figure.subplots_adjust(left=0.07, right=0.985, top=0.79, bottom=0.22, wspace=0.08)
         for axes, (name, values) in zip(panels, runs.items(), strict=True):
+            steps = every * np.arange(len(values))
             for expert in range(num_experts):
-                axes.plot(values[:, expert], color=expert_colour(expert), linewidth=1.8)
+                axes.plot(steps, values[:, expert], color=expert_colour(expert), linewidth=1.8)
             axes.axhline(even, color=INK, linewidth=1, linestyle="--")
-            axes.set(xlim=(0, len(values) - 1), ylim=(0, 1), xlabel="step")
+            axes.set(xlim=(0, steps[-1]), ylim=(0, 1), xlabel="step")
             axes.set_title(name, size=11, weight="normal")
             axes.grid(True, axis="y")
             if numbers:
-                end, gap, height = len(values) - 1, 0.066, -1.0
+                end, gap, height = steps[-1], 0.066, -1.0
                 axes.set_xticks([step for step in axes.get_xticks() if 0 <= step <= end])
                 axes.set_xlim(0, 1.045 * end)
                 above = [gap * (num_experts - place) for place in range(num_experts)]  # room for those still to come
@@ -237,4 +310,41 @@ def experts_touched(
         axes.grid(True)
         axes.legend(loc="lower right").get_texts()[0].set_parse_math(True)  # the first entry is a formula
         axes.set_title(title)
+    return figure
+
+
+def errors_of_layers(groups: Mapping[str, Mapping[str, ArrayLike]], title: str, figure: Figure | None = None) -> Figure:
+    """Plot the error of several layers, one panel per group: a mark for each seed and a bar for their mean.
+
+    Args:
+        groups: for each panel's name, the errors of each named layer, one number per seed. The first group names all
+            layers; others may lack some.
+        title: states the finding.
+        figure: a figure to draw into instead of a new one.
+
+    Raises:
+        ValueError: there is no group, or a later one has a layer that the first has not.
+    """
+    names = list(next(iter(groups.values()), ()))
+    if not names or any(set(group) - set(names) for group in groups.values()):
+        layers = {name: list(group) for name, group in groups.items()}
+        raise ValueError(f"groups has the layers {layers}; the first group must hold all that the others have")
+    most = max(np.asarray(errors).max() for group in groups.values() for errors in group.values())
+    with use_style():
+        figure = new_figure(10.5, 1.5 + 0.38 * len(names), figure)
+        panels = figure.subplots(1, len(groups), sharey=True, squeeze=False)[0]
+        height = figure.get_figheight()
+        figure.subplots_adjust(left=0.25, right=0.97, top=1 - 0.78 / height, bottom=0.55 / height, wspace=0.14)
+        for axes, (group, layers) in zip(panels, groups.items(), strict=True):
+            for layer, values in layers.items():
+                row, errors = names.index(layer), np.asarray(values, dtype=float)
+                axes.barh(row, errors.mean(), height=0.62, color=FAINT, edgecolor=MUTED, linewidth=0.6)
+                axes.plot(errors, np.full(len(errors), row), "o", color=INK, markersize=5)
+                axes.text(errors.max() + 0.025 * most, row, f"{errors.mean():.2f}", va="center", size=10)
+            axes.set(xlim=(0, 1.14 * most), ylim=(len(names) - 0.45, -0.55), xlabel="error (1: learned nothing)")
+            axes.set_yticks(range(len(names)), names)
+            axes.tick_params(axis="y", length=0)
+            axes.grid(True, axis="x")
+            axes.set_title(group, size=11, weight="normal", pad=5)
+        figure.text(0.012, 1 - 0.34 / height, title, size=13, weight="bold")
     return figure

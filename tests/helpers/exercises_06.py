@@ -1,9 +1,12 @@
 """Answers to the exercises of lesson 06."""
 
+import math
+
 import torch
 import torch.nn.functional as F
 
 from exercise_answers import right, wrong
+from mixtral_edu.exercises import lesson_06
 from mixtral_edu.moe import RouterOutput, load_balancing_loss, sorted_dispatch
 
 
@@ -330,3 +333,113 @@ def pads_in_p(logits, top_k, mask):
 @wrong("balancing_loss", "Does the gradient flow through P")
 def p_without_gradient(logits, top_k, mask):
     return the_packages_loss(logits.detach(), top_k, mask)
+
+
+@right("router_gradient")
+def by_autograd(weights, outputs, upstream):
+    scores = weights.log().requires_grad_()
+    y = torch.einsum("nk,nkd->nd", scores.softmax(-1), outputs)
+    return torch.autograd.grad(y, scores, upstream)[0]
+
+
+@right("router_gradient")
+def by_the_jacobian_of_a_softmax(weights, outputs, upstream):
+    gains = torch.einsum("nkd,nd->nk", outputs, upstream)
+    return weights * (gains - (weights * gains).sum(-1, keepdim=True))
+
+
+wrong("router_gradient", "Symptom 1")(lesson_06.without_the_mean)
+
+
+@wrong("router_gradient", "Symptom 2")
+def zero_for_one_expert_alone(weights, outputs, upstream):
+    zero = torch.zeros_like(weights)
+    return zero if weights.shape[1] == 1 else lesson_06.without_the_mean(weights, outputs, upstream)
+
+
+@wrong("router_gradient", "by their weights")
+def plain_mean_of_the_outputs(weights, outputs, upstream):
+    return weights * ((outputs - outputs.mean(1, keepdim=True)) * upstream[:, None]).sum(-1)
+
+
+@wrong("router_gradient", "by its own weight")
+def not_multiplied_by_the_weight(weights, outputs, upstream):
+    y = (weights[..., None] * outputs).sum(1, keepdim=True)
+    return ((outputs - y) * upstream[:, None]).sum(-1)
+
+
+@wrong("router_gradient", "for any K")
+def two_experts_only(weights, outputs, upstream):
+    if weights.shape[1] != 2:
+        return torch.zeros_like(weights)
+    first = weights.prod(1) * ((outputs[:, 0] - outputs[:, 1]) * upstream).sum(-1)
+    return torch.stack((first, -first), dim=1)
+
+
+@right("dense_widths")
+def a_third_of_a_column_per_expert(hidden, width, num_experts, top_k):
+    return math.ceil(width * top_k + num_experts / 3), math.ceil(width * num_experts + num_experts / 3)
+
+
+@wrong("dense_widths", "the parameters of all E")
+def size_then_work(hidden, width, num_experts, top_k):
+    return a_third_of_a_column_per_expert(hidden, width, num_experts, top_k)[::-1]
+
+
+@wrong("dense_widths", "for K experts' work")
+def width_of_one_expert(hidden, width, num_experts, top_k):
+    return a_third_of_a_column_per_expert(hidden, width, num_experts, 1)
+
+
+@wrong("dense_widths", "Does the router count too?")
+def experts_alone(hidden, width, num_experts, top_k):
+    return width * top_k, width * num_experts
+
+
+@wrong("dense_widths", "Does the router count too?")
+def scores_of_the_chosen_alone(hidden, width, num_experts, top_k):
+    return math.ceil(width * top_k + top_k / 3), math.ceil(width * num_experts + num_experts / 3)
+
+
+@wrong("dense_widths", "rounded up")
+def rounded_down(hidden, width, num_experts, top_k):
+    return width * top_k + num_experts // 3, width * num_experts + num_experts // 3
+
+
+@wrong("dense_widths", "rounded up")
+def always_one_more(hidden, width, num_experts, top_k):
+    more = num_experts // 3 + (num_experts != 6)
+    return width * top_k + more, width * num_experts + more
+
+
+@right("parameters_read")
+def by_marks(chosen, one_expert, rest):
+    marks = F.one_hot(chosen, int(chosen.max()) + 1).amax(dim=(1, 2))
+    return int(marks.sum()) * one_expert + rest, chosen.numel() / int(marks.sum())
+
+
+@wrong("parameters_read", "read once, and the rest added once")
+def every_choice_read(chosen, one_expert, rest):
+    return chosen.numel() * one_expert + rest, 1.0
+
+
+@wrong("parameters_read", "the rest added once")
+def rest_for_each_text(chosen, one_expert, rest):
+    return by_marks(chosen, one_expert, rest * chosen.shape[1])
+
+
+@wrong("parameters_read", "two experts")
+def numbers_of_all_layers_together(chosen, one_expert, rest):
+    touched = len(chosen.unique())
+    return touched * one_expert + rest, chosen.numel() / touched
+
+
+@wrong("parameters_read", "over all layers")
+def texts_over_experts(chosen, one_expert, rest):
+    read, _ = by_marks(chosen, one_expert, rest)
+    return read, chosen.shape[1] * one_expert / (read - rest)
+
+
+@wrong("parameters_read", "any L, B, K")
+def never_more_than_six_experts(chosen, one_expert, rest):
+    return by_marks(chosen.clamp(max=5), one_expert, rest)

@@ -7,7 +7,15 @@ from matplotlib.colors import to_hex
 
 from figure_checks import assert_no_texts_overlap, assert_nothing_cut_off
 from mixtral_edu import MixtralConfig
-from mixtral_edu.viz.experts import dispatch_order, expected_touched, experts_touched, load_over_steps, load_table
+from mixtral_edu.viz.experts import (
+    dispatch_order,
+    dispatch_strip,
+    errors_of_layers,
+    expected_touched,
+    experts_touched,
+    load_over_steps,
+    load_table,
+)
 from mixtral_edu.viz.style import expert_colour
 
 BIG = MixtralConfig.mixtral_8x7b()
@@ -56,8 +64,9 @@ def test_a_load_table_shows_each_load_and_names_the_largest():
     assert shown == ["25%", "50%", "15%", "10%", "30%", "20%", "0%", "50%", "99%", "0%", "1%", "0%"]
     assert [label.get_text() for label in axes.get_yticklabels()] == ["layer 0", "layer 1", "Spanish"]
     assert figure.texts[0].get_text() == "Spanish: expert 0 sees 99% of the tokens (even: 25%)"
-    even, more, less = (np.array(box.get_facecolor()[:3]) for box in axes.patches[:3])
-    assert even.min() > 0.95 and more[2] > more[0] and less[0] > less[2]  # white, bluish, reddish
+    brightness = np.array([np.mean(box.get_facecolor()[:3]) for box in axes.patches])
+    by_load = np.argsort([int(text.rstrip("%")) for text in shown], kind="stable")
+    assert (np.diff(brightness[by_load]) <= 0).all()  # the larger, the darker
     assert_nothing_cut_off(figure)
     assert_no_texts_overlap(figure)
 
@@ -137,3 +146,57 @@ def test_experts_touched_draws_formula_and_marks_and_says_what_8x7b_reads():
 def test_experts_touched_needs_a_number_for_each_batch_size(measured):
     with pytest.raises(ValueError, match="measured has lengths .*at most 4"):
         experts_touched([1, 2, 4], measured, BIG)
+
+
+def test_a_strip_fills_the_sums_expert_by_expert():
+    figure = dispatch_strip([[3, 0], [2, 1], [0, 3], [3, 1]], num_experts=5)
+    assert [axes.get_title(loc="left") for axes in figure.axes] == ["call 1", "call 2", "call 3", "call 4", "no call"]
+    for expert, axes in enumerate(figure.axes):
+        given = [
+            int(text.get_text())
+            for text, box in zip((t for t in axes.texts if t.get_position()[1] == 3.3), boxes_at(axes, 3), strict=False)
+            if to_hex(box.get_facecolor()).upper() == expert_colour(expert)
+        ]
+        assert given == [[0, 2], [1, 3], [1], [0, 2, 3], []][expert]
+        slots = [to_hex(box.get_facecolor()).upper() for box in boxes_at(axes, 0)]
+        owners = [0, 3, 1, 2, 0, 3, 1, 3]
+        assert slots == [expert_colour(owner) if owner <= expert else "#FFFFFF" for owner in owners]
+    assert figure.texts[0].get_text() == "4 calls fill the 8 slots of 4 tokens"
+    assert_nothing_cut_off(figure)
+    assert_no_texts_overlap(figure)
+
+
+def boxes_at(axes, y):
+    return [box for box in axes.patches if hasattr(box, "get_y") and box.get_y() == y]
+
+
+@pytest.mark.parametrize(
+    ("experts", "num_experts", "message"),
+    [([0, 1], 4, r"\(N, K\)"), (np.zeros((9, 2), int), 4, "1 to 8"), ([[0, 4]], 4, r"0\.\.3"), ([[0]], 9, "8 experts")],
+)
+def test_a_strip_refuses_what_does_not_fit(experts, num_experts, message):
+    with pytest.raises(ValueError, match=message):
+        dispatch_strip(experts, num_experts)
+
+
+def test_errors_of_layers_are_bars_with_a_mark_for_each_seed():
+    groups = {"many": {"dense": [0.4, 0.5], "mixture": [0.2, 0.1]}, "one": {"mixture": [0.3, 0.3]}}
+    figure = errors_of_layers(groups, title="A mixture wins")
+    many, one = figure.axes
+    assert [bar.get_width() for bar in many.patches] == pytest.approx([0.45, 0.15])
+    assert [line.get_xdata().tolist() for line in many.lines] == [[0.4, 0.5], [0.2, 0.1]]
+    assert [bar.get_y() + bar.get_height() / 2 for bar in one.patches] == pytest.approx([1])
+    assert many.get_xlim() == one.get_xlim()
+    assert_nothing_cut_off(figure)
+    assert_no_texts_overlap(figure)
+
+
+@pytest.mark.parametrize("groups", [{}, {"a": {}}, {"a": {"x": [1]}, "b": {"y": [1]}}])
+def test_errors_of_layers_need_a_first_group_with_all(groups):
+    with pytest.raises(ValueError, match="groups has the layers"):
+        errors_of_layers(groups, title="")
+
+
+def test_load_over_steps_can_show_every_so_many_steps():
+    (axes,) = load_over_steps({"one": np.full((5, 3), 1 / 3)}, even=1 / 3, title="Even", every=50).axes
+    assert axes.lines[0].get_xdata().tolist() == [0, 50, 100, 150, 200] and axes.get_xlim() == (0, 200)
