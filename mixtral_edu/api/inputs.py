@@ -224,7 +224,8 @@ def check_cache(cache: RollingCache, config: MixtralConfig, B: int, dtype: torch
     """Raise a TypeError or ValueError unless a cache fits a model, B rows, and their dtype and device."""
     if not isinstance(cache, RollingCache):
         raise TypeError(f"past_key_values (cache) must be a RollingKVCache, not {type(cache).__name__}")
-    if cache.keys[0].is_inference() and not torch.is_inference_mode_enabled():
+    eager = not torch.compiler.is_compiling()  # what is compiled cannot ask
+    if eager and cache.keys[0].is_inference() and not torch.is_inference_mode_enabled():
         raise ValueError(
             "past_key_values (cache) was made in torch.inference_mode(), and can be continued there only: use "
             "torch.no_grad() instead"

@@ -30,7 +30,7 @@ class Stops:
     ):
         self.stop_ids = torch.tensor(stop_ids, dtype=torch.long, device=ids.device)
         self.strings, self._longest = strings, max(map(len, strings), default=0)
-        self._known = 0 if tokenizer is None else tokenizer.vocab_size
+        self._known = tokenizer.vocab_size if strings else 0
         self._rows = [IncrementalDecoder(tokenizer, skip_special_tokens=False) for _ in ids] if strings else []
         read = ids < self._known if mask is None else (ids < self._known) & (mask != 0)  # (B, T)
         self._tails = [

@@ -130,7 +130,7 @@ def measure(setting: str, seed: int, tokenizer: MixtralTokenizer, **changes) -> 
 
     losses = [entry["loss"] for entry in history]
     tens = [losses[start : start + 10] for start in range(0, len(losses), 10)]
-    last_loads = torch.tensor(loads).view(len(losses), len(hooks), -1)[-10:].mean(dim=0)
+    last_loads = torch.tensor(loads, device="cpu").view(len(losses), len(hooks), -1)[-10:].mean(dim=0)
     return {
         "setting": setting,
         "seed": seed,
