@@ -168,7 +168,7 @@ def test_view_redraws_for_each_control(model, tokenizer):
 
 def test_view_has_a_static_face_with_the_weights_in_words(model, tokenizer):
     view = AttentionView(model, tokenizer, {"story": TEXT}, telling=[(0, 7, 10), (2, 1, 99)])
-    bundle = view._repr_mimebundle_()
+    bundle, _ = view._repr_mimebundle_()
     strip = PIL.Image.open(BytesIO(base64.b64decode(bundle["image/png"])))
     assert strip.height == 2 * PIL.Image.open(BytesIO(view.picture.value)).height
     _, own, last = bundle["text/plain"].splitlines()

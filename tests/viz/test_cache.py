@@ -279,7 +279,7 @@ def test_ring_view_can_be_played():
 
 def test_ring_view_has_a_static_face():
     view = RingView(window=8)
-    bundle = view._repr_mimebundle_()
+    bundle, _ = view._repr_mimebundle_()
     strip = PIL.Image.open(BytesIO(base64.b64decode(bundle["image/png"])))
     frame = PIL.Image.open(BytesIO(view.picture.value))
     assert strip.width >= frame.width and strip.height == 4 * frame.height

@@ -119,7 +119,7 @@ def test_the_view_draws_the_models_scores(view, model):
 
 
 def test_the_static_face_shows_one_token_for_three_k(view):
-    bundle = view._repr_mimebundle_()
+    bundle, _ = view._repr_mimebundle_()
     strip = PIL.Image.open(BytesIO(base64.b64decode(bundle["image/png"])))
     frame = PIL.Image.open(BytesIO(view.picture.value))
     assert strip.size == (frame.width, 3 * frame.height)

@@ -2,6 +2,7 @@
 
 import base64
 import itertools
+import re
 import subprocess
 import sys
 from io import BytesIO
@@ -259,8 +260,10 @@ def test_router_view_shows_the_models_choices(view, model):
 
 
 def test_router_view_has_a_static_face(view):
-    bundle = view._repr_mimebundle_()
+    bundle, metadata = view._repr_mimebundle_()
     assert "application/vnd.jupyter.widget-view+json" in bundle
+    titles = re.findall(r"Layer \d: [^.]+ of 20 tokens", metadata["image/png"]["alt"])
+    assert [title[:7] for title in titles] == ["Layer 0", "Layer 1", "Layer 2"]
     strip = PIL.Image.open(BytesIO(base64.b64decode(bundle["image/png"])))
     frame = PIL.Image.open(BytesIO(view.picture.value))
     assert strip.size == (frame.width, 3 * frame.height)  # one frame a layer

@@ -151,7 +151,7 @@ def test_the_lens_view_says_what_the_model_would_say(view, model):
 
 
 def test_the_lens_view_has_a_static_face(view):
-    bundle = view._repr_mimebundle_()
+    bundle, _ = view._repr_mimebundle_()
     strip = PIL.Image.open(BytesIO(base64.b64decode(bundle["image/png"])))
     frame = PIL.Image.open(BytesIO(view.picture.value))
     assert strip.size == (frame.width, 2 * frame.height)  # one frame for each telling token

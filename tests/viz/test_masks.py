@@ -158,7 +158,7 @@ def test_the_largest_picture_fits(pads):
 
 def test_the_view_has_a_static_face_with_its_numbers():
     view = MaskView()
-    bundle = view._repr_mimebundle_()
+    bundle, _ = view._repr_mimebundle_()
     strip = PIL.Image.open(BytesIO(base64.b64decode(bundle["image/png"])))
     frame = PIL.Image.open(BytesIO(view.picture.value))
     assert strip.size == (frame.width, 2 * frame.height)

@@ -147,7 +147,7 @@ def test_the_widget_ends_at_all_merges(view, tokenizer):
 
 
 def test_the_widget_has_a_static_face(view, tokenizer):
-    bundle = view._repr_mimebundle_()
+    bundle, _ = view._repr_mimebundle_()
     assert PIL.Image.open(BytesIO(base64.b64decode(bundle["image/png"]))).width == 1008
     title, *lines = bundle["text/plain"].splitlines()
     assert title == "the first 26 bytes of 'hens'"

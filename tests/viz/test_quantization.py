@@ -126,7 +126,7 @@ def test_the_view_redraws_and_names_error_and_size():
 
 def test_the_view_has_a_static_face_with_numbers():
     view = QuantizationView(row(), group_sizes=(16, 64))
-    bundle = view._repr_mimebundle_()
+    bundle, _ = view._repr_mimebundle_()
     assert bundle["image/png"] and bundle["text/plain"] == view.summary()
     assert "groups of 16" in view.summary() and "26.6 GB" in view.summary()
     error = 100 * view.rounded(4, 64)[1]

@@ -184,7 +184,7 @@ def test_pair_scores_refuse_a_place_that_is_not_there(wrong):
 
 
 def test_the_widgets_static_face_shows_equal_scores_at_equal_distance(view):
-    bundle = view._repr_mimebundle_()
+    bundle, _ = view._repr_mimebundle_()
     strip = PIL.Image.open(BytesIO(base64.b64decode(bundle["image/png"])))
     frame = PIL.Image.open(BytesIO(view.picture.value))
     assert strip.size == (frame.width, 4 * frame.height)

@@ -58,7 +58,7 @@ def test_controls_that_are_off_change_nothing(view):
 
 
 def test_it_has_a_static_face_and_a_summary_in_numbers(view):
-    bundle = view._repr_mimebundle_()
+    bundle, _ = view._repr_mimebundle_()
     strip = PIL.Image.open(BytesIO(base64.b64decode(bundle["image/png"])))
     frame = PIL.Image.open(BytesIO(view.picture.value))
     assert strip.size == (frame.width, len(view.telling_settings()) * frame.height)

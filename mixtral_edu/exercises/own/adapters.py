@@ -33,6 +33,8 @@ def put_in(model: MixtralForCausalLM, functions: dict[str, Callable]) -> Mixtral
 
 
 class OwnNorm(RMSNorm):
+    """Calls the reader's `rms_norm`, if there is one."""
+
     def forward(self, x: Tensor) -> Tensor:
         if "rms_norm" not in self.own:
             return super().forward(x)
@@ -40,6 +42,12 @@ class OwnNorm(RMSNorm):
 
 
 class OwnRouter(Router):
+    """Calls the reader's `route_tokens` on its logits (N, E), if there is one.
+
+    Raises:
+        PartFailed: an expert was chosen that does not exist.
+    """
+
     def forward(self, x: Tensor) -> RouterOutput:
         if "route_tokens" not in self.own:
             return super().forward(x)
@@ -53,6 +61,8 @@ class OwnRouter(Router):
 
 
 class OwnExpert(Expert):
+    """Calls the reader's `gated_expert` on rows (N, D), if there is one."""
+
     def forward(self, x: Tensor) -> Tensor:
         if "gated_expert" not in self.own:
             return super().forward(x)
@@ -62,6 +72,8 @@ class OwnExpert(Expert):
 
 
 class OwnMoE(SparseMoE):
+    """Calls the reader's `dispatch_tokens` on all tokens (N, D), if there is one."""
+
     def dispatch(self, x: Tensor, routing: RouterOutput) -> Tensor:
         if "dispatch_tokens" not in self.own:
             return super().dispatch(x, routing)
@@ -69,6 +81,12 @@ class OwnMoE(SparseMoE):
 
 
 class OwnLayer(DecoderLayer):
+    """Calls the reader's `decoder_layer` on the stream (B, T, D), if there is one.
+
+    Raises:
+        PartFailed: it did not call attention or the experts.
+    """
+
     def forward(self, x: Tensor, *arguments: Any) -> tuple[Tensor, Tensor | None, RouterOutput]:
         if "decoder_layer" not in self.own:
             return super().forward(x, *arguments)
@@ -99,7 +117,7 @@ class _OwnDecoder(Decoder):
 
 
 class OwnModel(MixtralModel, _OwnDecoder):
-    pass
+    """A decoder whose caches hold what the reader's functions write."""
 
 
 class _OwnHead(CausalLM):

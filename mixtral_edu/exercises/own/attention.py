@@ -130,6 +130,8 @@ class OwnStep(CacheStep):
 
 
 class OwnCache(RollingKVCache):
+    """A cache whose steps write and read with the reader's functions, where there are some."""
+
     def step(self, num_tokens: int, real: Tensor | None = None) -> CacheStep:
         super().step(num_tokens, real)  # checks, and makes room
         return OwnStep(self, num_tokens, real)

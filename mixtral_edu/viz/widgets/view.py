@@ -11,6 +11,9 @@ import PIL.Image
 from ipywidgets import HBox, Image, Layout, VBox, Widget
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.text import Text
+
+from mixtral_edu.viz.style import STYLE
 
 
 class FigureView(VBox):
@@ -53,10 +56,17 @@ class FigureView(VBox):
 
     def filmstrip(self) -> bytes:
         """Return the static picture: the telling states as one PNG, each below the one before."""
-        frames = [self._pixels(state) for state in self.telling_states()]
+        return self._strip()[0]
+
+    def _strip(self) -> tuple[bytes, list[str]]:
+        """Return the static picture and the titles of its states, which say what each shows."""
+        frames, titles = [], []
+        for state in self.telling_states():
+            frames.append(self._pixels(state))
+            titles.append(_title_of(self.figure))
         width = max(frame.shape[1] for frame in frames)
         padded = [np.pad(f, ((0, 0), (0, width - f.shape[1]), (0, 0)), constant_values=255) for f in frames]
-        return _png(np.concatenate(padded))
+        return _png(np.concatenate(padded)), titles
 
     def _pixels(self, state: dict[str, Any]) -> np.ndarray:
         self.draw(self.figure, **state)
@@ -64,9 +74,18 @@ class FigureView(VBox):
         canvas.draw()
         return np.array(canvas.buffer_rgba())[:, :, :3]
 
-    def _repr_mimebundle_(self, **kwargs) -> dict[str, Any]:
+    def _repr_mimebundle_(self, **kwargs) -> tuple[dict[str, Any], dict[str, Any]]:
         bundle = super()._repr_mimebundle_(**kwargs) or {}
-        return bundle | {"image/png": b64encode(self.filmstrip()).decode("ascii"), "text/plain": self.summary()}
+        picture, titles = self._strip()
+        bundle |= {"image/png": b64encode(picture).decode("ascii"), "text/plain": self.summary()}
+        return bundle, {"image/png": {"alt": f"Settings of the controls, one below the other. {'. '.join(titles)}."}}
+
+
+def _title_of(figure: Figure) -> str:
+    """Return the title of a figure as it is drawn: its first bold text of a title's size."""
+    size = STYLE["axes.titlesize"]
+    texts = (text for text in figure.findobj(Text) if text.get_weight() == "bold" and text.get_size() >= size)
+    return next(text.get_text() for text in texts if text.get_text())
 
 
 def _png(pixels: np.ndarray) -> bytes:
